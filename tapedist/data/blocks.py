@@ -1,0 +1,246 @@
+"""Which row goes where: pure integers, the same on any hardware.
+
+Legend: `n` rows of a split, `d` features, `S` rows a block, `V` virtual shards, `R` replicas, `B` rows a global
+batch. All row and step numbers are Python ints or int64 arrays. Nothing here knows TensorFlow or holds state, so
+any position can be computed from scratch; that is what makes resume arithmetic.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, Protocol
+
+import numpy as np
+
+# A tile is what one compiled loop trip sums, sized to stay in a core's private cache; a block holds up to
+# `_MAX_TILES` tiles so that one kernel launch (about 10 us) is small against its work.
+_TILE_BYTES = 256 * 1024
+_WIDE_TILE_BYTES = 2 * 1024 * 1024  # From 8 features on, sums are matrix products, which gain from longer tiles.
+_MAX_TILES = 16
+_ROW_QUANTUM = 64
+_RESIDENT_BYTES = 4 * 1024 * 1024
+WINDOW_ROWS = 2**18
+
+
+class Source(Protocol):
+    """Where rows come from: any row of a split by its number, in any order, any number of times."""
+
+    num_features: int
+    feature_names: tuple[str, ...]
+    target_name: str
+    weighted: bool
+
+    def num_rows(self, split: str) -> int:
+        """Rows in `split`, which is "train" or "test"."""
+
+    def fingerprint(self) -> str:
+        """Names the rows: equal for two sources exactly when their rows are."""
+
+    def take(self, split: str, indices: Any) -> tuple[Any, ...]:
+        """Rows of `split` by number, as TensorFlow operations that can be traced into a `tf.data` map.
+
+        Args:
+            split: "train" or "test".
+            indices: int64 tensor `[k]`, each in `[0, num_rows(split))`, `k` known statically.
+
+        Returns:
+            `(x, y)` of shapes `[k, d]` and `[k]` in a float type, or `(x, y, w)` if the source is `weighted`.
+        """
+
+
+def split_sizes(n_samples: int, test_fraction: float) -> tuple[int, int]:
+    """`(train, test)` row counts; the test split is the last `floor(n * test_fraction)` rows."""
+    test = math.floor(n_samples * test_fraction)
+    return n_samples - test, test
+
+
+def replica_shards(replica: int, num_replicas: int, num_shards: int) -> range:
+    """The contiguous shards of one replica: `ceil(V / R)` of them, fewer (or none) at the end."""
+    per_replica = -(-num_shards // num_replicas)
+    return range(min(replica * per_replica, num_shards), min((replica + 1) * per_replica, num_shards))
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockPlan:
+    """How the `n` rows of a split are cut into blocks, and the blocks dealt to `V` shards.
+
+    The block size depends on `(n, d, itemsize, V)` only, never on the machine. Small splits get one block a shard;
+    large ones get blocks of `tiles` tiles.
+
+    Attributes:
+        num_rows: `n`, at least 0.
+        num_features: `d`.
+        itemsize: bytes of one number.
+        num_shards: `V`.
+    """
+
+    num_rows: int
+    num_features: int
+    itemsize: int
+    num_shards: int
+
+    @property
+    def _row_bytes(self) -> int:
+        return (self.num_features + 1) * self.itemsize
+
+    @property
+    def _max_tile_rows(self) -> int:
+        tile_bytes = _TILE_BYTES if self.num_features < 8 else _WIDE_TILE_BYTES
+        return max(_ROW_QUANTUM, tile_bytes // self._row_bytes // _ROW_QUANTUM * _ROW_QUANTUM)
+
+    @property
+    def tile_rows(self) -> int:
+        """Rows summed by one trip of the compiled loop."""
+        shard_rows = -(-max(1, self.num_rows) // self.num_shards)
+        return min(self._max_tile_rows, -(-shard_rows // _ROW_QUANTUM) * _ROW_QUANTUM)
+
+    @property
+    def tiles(self) -> int:
+        """Tiles in a block."""
+        shard_rows = -(-max(1, self.num_rows) // self.num_shards)
+        most = _MAX_TILES if self.num_features < 8 else 1
+        return min(most, -(-shard_rows // self.tile_rows))
+
+    @property
+    def block_rows(self) -> int:
+        """`S`."""
+        return self.tile_rows * self.tiles
+
+    @property
+    def num_blocks(self) -> int:
+        return -(-self.num_rows // self.block_rows)
+
+    @property
+    def resident(self) -> bool:
+        """Whether the split is so small that one compiled loop over whole shards is the fastest form."""
+        return self.num_blocks <= self.num_shards and self.num_rows * self._row_bytes <= _RESIDENT_BYTES
+
+    def shard_blocks(self, shard: int) -> range:
+        """The contiguous blocks of one shard; shards differ by at most one block."""
+        return range(
+            self.num_blocks * shard // self.num_shards,
+            self.num_blocks * (shard + 1) // self.num_shards,
+        )
+
+    @property
+    def rounds(self) -> int:
+        """Blocks of the fullest shard: an epoch is this many rounds of one block per shard."""
+        return -(-self.num_blocks // self.num_shards)
+
+    def block_row_range(self, block: int) -> range:
+        """Row numbers of one block, without its padding."""
+        first = block * self.block_rows
+        return range(min(first, self.num_rows), min(first + self.block_rows, self.num_rows))
+
+    def round_block(self, shard: int, round_: int) -> range:
+        """Row numbers that `shard` sums in `round_`: one block's, or none where the shard has no more."""
+        blocks = self.shard_blocks(shard)
+        return self.block_row_range(blocks[round_]) if round_ < len(blocks) else range(0)
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchPlan:
+    """How one epoch of `n` rows is cut into global batches, and a batch into shards.
+
+    Attributes:
+        num_rows: `n`, at least 1.
+        batch_size: `B` as asked for; a batch never exceeds `n`.
+        num_shards: `V`.
+    """
+
+    num_rows: int
+    batch_size: int
+    num_shards: int
+
+    @property
+    def batch_rows(self) -> int:
+        """Rows of a full batch."""
+        return min(self.batch_size, self.num_rows)
+
+    @property
+    def shard_rows(self) -> int:
+        """Rows of one shard of one batch, padding included."""
+        return -(-self.batch_rows // self.num_shards)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-self.num_rows // self.batch_rows)
+
+    def batch_range(self, batch: int) -> range:
+        """Positions in the epoch's order that batch `batch` of the order holds."""
+        first = batch * self.batch_rows
+        return range(first, min(first + self.batch_rows, self.num_rows))
+
+
+def _mix(values: np.ndarray, key: int) -> np.ndarray:
+    """A 64-bit finaliser (splitmix64, Steele et al. 2014) of `values + key`."""
+    z = values + np.uint64(key)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def permuted(indices: np.ndarray, size: int, *key: int) -> np.ndarray:
+    """Images of `indices` under a pseudo-random permutation of `range(size)`, without a table.
+
+    A balanced Feistel network of 6 rounds on the smallest even number of bits that holds `size`, walked in cycles until
+    the value falls inside (Black and Rogaway, "Ciphers with arbitrary finite domains", 2002).
+
+    Args:
+        indices: int64 array, each in `[0, size)`.
+        size: from 1 to 2**62.
+        *key: non-negative ints that choose the permutation.
+
+    Returns:
+        An int64 array of the shape of `indices`.
+    """
+    half = np.uint64(max(1, -(-max(1, (size - 1).bit_length()) // 2)))
+    mask = (np.uint64(1) << half) - np.uint64(1)
+    round_keys = np.random.SeedSequence(key).generate_state(6, np.uint64)
+
+    def walk(values: np.ndarray) -> np.ndarray:
+        left, right = values >> half, values & mask
+        for round_key in round_keys:
+            left, right = right, left ^ (_mix(right, int(round_key)) & mask)
+        return (left << half) | right
+
+    with np.errstate(over="ignore"):
+        result = walk(np.asarray(indices, np.uint64))
+        while (outside := result >= np.uint64(size)).any():
+            result[outside] = walk(result[outside])
+    return result.astype(np.int64)
+
+
+def epoch_rows(positions: np.ndarray, *, num_rows: int, seed: int, epoch: int, window: int = WINDOW_ROWS) -> np.ndarray:
+    """Row numbers at `positions` of the epoch's order under `--shuffle=rows`.
+
+    Windows of `window` consecutive rows are visited in a random order, and the rows of each window in a random order.
+    A table larger than memory can so be shuffled while only a window or two is held.
+
+    Args:
+        positions: int64 array of positions in `[0, num_rows)`.
+        num_rows: `n`.
+        seed: the run's seed.
+        epoch: the epoch's number.
+        window: rows per window; fixed, because the order must not depend on the machine.
+    """
+    windows = -(-num_rows // window)
+    order = permuted(np.arange(windows), windows, seed, epoch, 0) if windows <= 2**20 else None
+    if order is None:
+        raise ValueError(f"num_rows={num_rows}: more than {2**20} windows of {window} rows; use --shuffle=batches")
+    sizes = np.where(order == windows - 1, num_rows - (windows - 1) * window, window)
+    ends = np.cumsum(sizes)
+    slots = np.searchsorted(ends, positions, side="right")
+    inside = positions - (ends[slots] - sizes[slots])
+    rows = np.empty_like(positions)
+    for slot in np.unique(slots):
+        chosen = slots == slot
+        number = int(order[slot])
+        rows[chosen] = number * window + permuted(inside[chosen], int(sizes[slot]), seed, epoch, 1, number)
+    return rows
+
+
+def epoch_batches(batches: np.ndarray, *, num_batches: int, seed: int, epoch: int) -> np.ndarray:
+    """Batch numbers at `batches` of the epoch's order under `--shuffle=batches`."""
+    return permuted(batches, num_batches, seed, epoch, 2)

@@ -1,0 +1,71 @@
+"""One exception class per exit code of the command line.
+
+As a library, tapedist raises these and never exits. `cli.py` turns each into one line on stderr and the
+exit code of its class.
+"""
+
+from __future__ import annotations
+
+
+class TapedistError(Exception):
+    """Base of every error that tapedist raises on purpose.
+
+    Attributes:
+        exit_code: what the command line exits with when this error ends it.
+    """
+
+    exit_code = 1
+
+
+class InputError(TapedistError, ValueError):
+    """Bad flags, config, table or environment; nothing was touched.
+
+    Attributes:
+        problems: one sentence per problem: the argument, the value received, the rule and the fix.
+    """
+
+    exit_code = 2
+
+    def __init__(self, *problems: str):
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class StateError(TapedistError):
+    """Stored state cannot be trusted, or resuming from it is refused."""
+
+    exit_code = 3
+
+
+class DivergedError(TapedistError):
+    """The loss, a gradient or a parameter left the finite numbers, or the loss grew a million times."""
+
+    exit_code = 4
+
+
+class StorageError(TapedistError, OSError):
+    """The run directory cannot be written: disk full, quota, permission."""
+
+    exit_code = 6
+
+    def __init__(self, message: str):
+        super().__init__(message)
+
+
+class PeerLostError(TapedistError):
+    """A peer died, hung or never came; trying again may help."""
+
+    exit_code = 75
+
+
+class Interrupted(TapedistError):
+    """A signal stopped the run after its state was saved.
+
+    Attributes:
+        signum: the signal's number; the exit code is `128 + signum`.
+    """
+
+    def __init__(self, signum: int, message: str):
+        super().__init__(message)
+        self.signum = signum
+        self.exit_code = 128 + signum

@@ -1,0 +1,20 @@
+"""What must be set before TensorFlow is imported: XLA's flags and quiet logs.
+
+Every module that imports TensorFlow imports this one first. Values that the user already set are respected; XLA reads
+its flags once, when it first compiles, so a program that imported TensorFlow earlier is usually still in time.
+
+* `tree_reduction_rewriter` turns a long sum on the CPU into a tree of windows that is several times slower than the
+  plain vectorised loop.
+* Multi-threaded Eigen products split their inner dimension by the number of threads, so their bits would depend on it.
+  tapedist runs several blocks side by side instead.
+"""
+
+from __future__ import annotations
+
+import os
+
+XLA_FLAGS = "--xla_disable_hlo_passes=tree_reduction_rewriter --xla_cpu_multi_thread_eigen=false"
+
+os.environ.setdefault("XLA_FLAGS", XLA_FLAGS)
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")

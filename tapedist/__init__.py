@@ -1,0 +1,17 @@
+"""tapedist: linear models by gradient descent on TensorFlow's GradientTape, with the same bits on any number of devices.
+
+The public names below are imported on first use, so that `import tapedist` costs milliseconds and no TensorFlow.
+"""
+
+from __future__ import annotations
+
+from etils import epy
+
+__version__ = "0.1.0"
+
+with epy.lazy_api_imports(globals()):
+    from tapedist import errors
+    from tapedist.config import TrainConfig
+    from tapedist.run import TrainResult, train
+
+__all__ = ["TrainConfig", "TrainResult", "__version__", "errors", "train"]

@@ -1,0 +1,202 @@
+"""What a run says on standard output: a progress bar on a terminal, plain lines elsewhere.
+
+Nothing that happens to the output may reach the run: when a reader goes away (`| head`), the console falls silent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TextIO
+
+from tapedist.training.observer import Row
+
+_REFRESH_SECONDS = 0.1
+_SI = ((1e12, "T "), (1e9, "G "), (1e6, "M "), (1e3, "k "), (1.0, ""))
+
+
+def format_loss(loss: float) -> str:
+    """Three decimals, as in `51.641`; four significant digits where those would say nothing."""
+    if math.isfinite(loss) and loss != 0 and not 0.1 <= abs(loss) < 1e9:
+        return f"{loss:.4g}"
+    return f"{loss:.3f}"
+
+
+def format_rate(rows_per_sec: float) -> str:
+    """Three digits and a decimal unit prefix, as in `1.65 G rows/s`."""
+    if not math.isfinite(rows_per_sec) or rows_per_sec <= 0:
+        return "- rows/s"
+    # The half digit keeps 999.6 from reading "1e+03".
+    scale, prefix = next(((s, p) for s, p in _SI if rows_per_sec >= s * 0.9995), _SI[-1])
+    value = rows_per_sec / scale
+    digits = max(0, 2 - max(0, math.floor(math.log10(value * 1.0005))))
+    return f"{value:.{digits}f} {prefix}rows/s"
+
+
+def format_duration(seconds: float) -> str:
+    """`0:42`, `12:05`, `3:07:20` or `2 d 4 h`."""
+    if not math.isfinite(seconds) or seconds < 0:
+        return "-:--"
+    whole = math.ceil(seconds)
+    if whole >= 86400:
+        return f"{whole // 86400} d {whole % 86400 // 3600} h"
+    hours, minutes = divmod(whole // 60, 60)
+    return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
+
+
+class Console:
+    """Shows a run on a text stream.
+
+    Args:
+        log_every_epochs: epochs between loss lines.
+        stream: where to write; standard output by default, nowhere if that is closed.
+        terminal: whether to draw a progress bar; by default, whether `stream` is a capable terminal.
+        clock: seconds, for the pace of redraws.
+    """
+
+    def __init__(
+        self,
+        *,
+        log_every_epochs: int,
+        stream: TextIO | None = None,
+        terminal: bool | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self._log_every = log_every_epochs
+        self._stream = sys.stdout if stream is None else stream
+        self._clock = clock
+        if terminal is None:
+            terminal = _is_terminal(self._stream)
+        self._terminal = terminal
+        self._bar: Any = None
+        self._drawn = -math.inf
+        self._last_line: tuple[str, int] | None = None
+        self._epochs = self._steps_per_epoch = self._train_rows = 0
+        self._loss = math.nan
+
+    @contextlib.contextmanager
+    def _output(self) -> Iterator[TextIO | None]:
+        """The stream, if it still listens; the body's output errors silence the console for good."""
+        if self._stream is None:
+            yield None
+            return
+        try:
+            yield self._stream
+        except (OSError, ValueError) as error:  # ValueError: the stream was closed.
+            stream, self._stream = self._stream, None
+            bar, self._bar = self._bar, None
+            if bar is not None:
+                with contextlib.suppress(OSError, ValueError):
+                    bar.stop()  # It replaced `sys.stdout` and `sys.stderr`, which must come back.
+            if not isinstance(error, BrokenPipeError):
+                logging.warning("standard output cannot be written (%s); the run goes on without it", error)
+            _discard(stream)
+
+    def say(self, line: str) -> None:
+        """Prints one line, above the progress bar if there is one."""
+        with self._output() as stream:
+            if self._bar is not None:
+                self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            elif stream is not None:
+                stream.write(line + "\n")
+
+    def begin(self, *, epochs: int, first_epoch: int, train_rows: int, test_rows: int, steps_per_epoch: int) -> None:
+        """Says how many rows there are and, on a terminal, draws the bar."""
+        self._epochs, self._train_rows, self._steps_per_epoch = epochs, train_rows, steps_per_epoch
+        self.say(f"Training samples: {train_rows}")
+        self.say(f"Test samples: {test_rows}")
+        with self._output() as stream:
+            if self._terminal and stream is not None:
+                self._bar = _progress_bar(stream, self._clock)
+                per_epoch = max(1, steps_per_epoch)
+                self._bar.add_task(
+                    "", total=epochs * per_epoch, completed=first_epoch * per_epoch, **self._facts(first_epoch, 0, 0.0)
+                )
+                self._bar.start()
+
+    def record(self, row: Row) -> None:
+        """Prints the loss line that is due at this row, if one is."""
+        if row.split == "train":
+            self._loss = row.loss
+        due = row.epoch % self._log_every == 0 and self._last_line != (row.split, row.epoch)
+        if self._terminal or not due:
+            return
+        if row.split == "train":
+            self.say(f"Epoch: {row.epoch}, loss {format_loss(row.loss)}")
+        elif row.epoch < self._epochs:  # The last one belongs to the final summary.
+            self.say(f"Epoch: {row.epoch}, test loss {format_loss(row.loss)}")
+        self._last_line = (row.split, row.epoch)
+
+    def advance(self, *, epoch: int, step: int, loss: float | None, examples_per_sec: float) -> None:
+        """Moves the bar, or hands the lines printed so far to the reader."""
+        if loss is not None:
+            self._loss = loss
+        with self._output() as stream:
+            if self._bar is None:
+                if stream is not None:
+                    stream.flush()
+                return
+            facts = self._facts(epoch, step, examples_per_sec)
+            done = step if self._steps_per_epoch else epoch
+            self._bar.update(self._bar.task_ids[0], completed=done, **facts)
+            now = self._clock()
+            if now - self._drawn >= _REFRESH_SECONDS:
+                self._drawn = now
+                self._bar.refresh()
+
+    def _facts(self, epoch: int, step: int, rate: float) -> dict[str, str]:
+        epochs_done = step / self._steps_per_epoch if self._steps_per_epoch and step else epoch
+        left = max(0.0, self._epochs - epochs_done) * self._train_rows
+        return {
+            "epochs": f"{epoch}/{self._epochs}",
+            "loss": "" if math.isnan(self._loss) else f"loss {format_loss(self._loss)}",
+            "rate": format_rate(rate),
+            "left": f"{format_duration(left / rate if rate > 0 else math.nan)} left",
+        }
+
+    def close(self) -> None:
+        """Leaves the bar where it is and gives the terminal back; lines can still be printed."""
+        with self._output() as stream:
+            bar, self._bar = self._bar, None
+            if bar is not None:
+                bar.stop()
+            elif stream is not None:
+                stream.flush()
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    try:
+        return stream is not None and stream.isatty() and os.environ.get("TERM") != "dumb"
+    except ValueError:
+        return False
+
+
+def _discard(stream: TextIO) -> None:
+    """Sends what `stream` still buffers to nowhere, or the interpreter complains about it when it exits."""
+    with contextlib.suppress(OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
+
+
+def _progress_bar(stream: TextIO, clock: Callable[[], float]) -> Any:
+    from rich.console import Console as RichConsole
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    return Progress(
+        TextColumn("epoch {task.fields[epochs]}"),
+        BarColumn(bar_width=None, complete_style="cyan", finished_style="green"),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TextColumn("{task.fields[loss]}"),
+        TextColumn("{task.fields[rate]}"),
+        TextColumn("{task.fields[left]}"),
+        console=RichConsole(file=stream, force_terminal=True),
+        auto_refresh=False,  # A drawing thread could meet a closed terminal where nothing can catch it.
+        expand=True,
+        get_time=clock,
+    )

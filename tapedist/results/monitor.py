@@ -1,0 +1,97 @@
+"""The observer of a real run: console, `metrics.jsonl` and TensorBoard events as one object."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tapedist.results.console import Console
+from tapedist.results.events import EventFiles
+from tapedist.results.metrics import MetricsFile
+from tapedist.training.observer import Row
+
+METRICS_NAME = "metrics.jsonl"
+EVENTS_NAME = "events"
+
+
+class Monitor:
+    """Hands what the trainer tells to the console and to the run folder's files.
+
+    Args:
+        console: shows the run; None for silence, as in library calls.
+        metrics: keeps the rows; None where there is no run folder.
+        events: keeps the scalars; None where there is no run folder.
+
+    Raises:
+        StorageError: from every method but `advance`'s and `record`'s console part, if a file cannot be written.
+    """
+
+    def __init__(
+        self, *, console: Console | None = None, metrics: MetricsFile | None = None, events: EventFiles | None = None
+    ):
+        self._console = console
+        self._metrics = metrics
+        self._events = events
+
+    @classmethod
+    def of_run(cls, run_dir: Path | None, *, log_every_epochs: int, quiet: bool = False) -> Monitor:
+        """The usual monitor: console unless `quiet`, files if there is a run folder."""
+        return cls(
+            console=None if quiet else Console(log_every_epochs=log_every_epochs),
+            metrics=MetricsFile(run_dir / METRICS_NAME) if run_dir else None,
+            events=EventFiles(run_dir / EVENTS_NAME) if run_dir else None,
+        )
+
+    def begin(
+        self, *, epochs: int, first_epoch: int, train_rows: int, test_rows: int, steps_per_epoch: int = 0
+    ) -> None:
+        if self._metrics:
+            self._metrics.start()
+        if self._console:
+            self._console.begin(
+                epochs=epochs,
+                first_epoch=first_epoch,
+                train_rows=train_rows,
+                test_rows=test_rows,
+                steps_per_epoch=steps_per_epoch,
+            )
+
+    def record(self, row: Row) -> None:
+        if self._console:
+            self._console.record(row)
+        if self._metrics:
+            self._metrics.record(row)
+        if self._events:
+            self._events.record(row)
+
+    def advance(self, *, epoch: int, step: int, loss: float | None, examples_per_sec: float) -> None:
+        if self._console:
+            self._console.advance(epoch=epoch, step=step, loss=loss, examples_per_sec=examples_per_sec)
+        if self._metrics:
+            self._metrics.tick()
+        if self._events:
+            self._events.tick()
+
+    def position(self) -> int:
+        return self._metrics.position() if self._metrics else 0
+
+    def rewind(self, position: int) -> None:
+        if self._metrics:
+            self._metrics.rewind(position)
+
+    def say(self, line: str) -> None:
+        """Prints one line where the run's other lines go; a closed output is no error."""
+        if self._console:
+            self._console.say(line)
+
+    def close(self) -> None:
+        """Gives the terminal back, then closes the files; all are closed even if one of them fails."""
+        try:
+            if self._console:
+                self._console.close()
+        finally:
+            try:
+                if self._metrics:
+                    self._metrics.close()
+            finally:
+                if self._events:
+                    self._events.close()

@@ -1,0 +1,211 @@
+"""Who computes with whom: environment and flags in, one `ClusterSpec` out. Pure and TensorFlow-free.
+
+The first of these that says something decides: `TF_CONFIG`, the variables of a SLURM step of several tasks, `--workers`
+with `--worker_index`. If none does, the run is one process.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from tapedist.cluster import slurm
+from tapedist.errors import InputError
+
+_TASK_TYPES = ("chief", "worker")
+_TF_CONFIG_EXAMPLE = '{"cluster": {"worker": ["host0:2222", "host1:2222"]}, "task": {"type": "worker", "index": 0}}'
+
+
+@dataclasses.dataclass(frozen=True)
+class ClusterSpec:
+    """The processes of a run, in rank order, and which of them this one is.
+
+    Attributes:
+        workers: `host:port` of each; empty for one process that talks to nobody.
+        index: this process's rank; rank 0 is the chief.
+        source: what said so, in words for a log line.
+        ignored: settings that also name a cluster but lost against `source`.
+    """
+
+    workers: tuple[str, ...]
+    index: int
+    source: str
+    ignored: tuple[str, ...] = ()
+
+    @property
+    def num_workers(self) -> int:
+        return max(1, len(self.workers))
+
+    @property
+    def is_chief(self) -> bool:
+        return self.index == 0
+
+    @property
+    def address(self) -> str:
+        """This process's own `host:port`; empty for a lone process."""
+        return self.workers[self.index] if self.workers else ""
+
+    def to_tf_config(self) -> str:
+        """The value of `TF_CONFIG` that tells TensorFlow the same; ranks are worker indices, without a chief job."""
+        if not self.workers:
+            return "{}"
+        task = {"type": "worker", "index": self.index}
+        return json.dumps({"cluster": {"worker": list(self.workers)}, "task": task})
+
+
+def resolve(environ: Mapping[str, str], *, workers: Sequence[str] = (), worker_index: int | None = None) -> ClusterSpec:
+    """Finds the cluster that this process belongs to.
+
+    Args:
+        environ: environment variables, such as `os.environ`.
+        workers: `--workers`, one `host:port` per process in rank order.
+        worker_index: `--worker_index`, this process's rank; None where the flag is not given.
+
+    Raises:
+        InputError: if the deciding setting is malformed; `problems` lists what is wrong with it.
+    """
+    flags = ("--workers",) if workers else ("--worker_index",) if worker_index is not None else ()
+    if environ.get("TF_CONFIG", "").strip() not in ("", "{}"):
+        addresses, index = _from_tf_config(environ["TF_CONFIG"])
+        also = ("the SLURM step's variables",) if "SLURM_STEP_NODELIST" in environ else ()
+        return ClusterSpec(addresses, index, "TF_CONFIG", also + flags)
+    step = slurm.step_workers(environ)
+    if step is not None:
+        _refuse(*_wrong_addresses("SLURM_STEP_NODELIST", step[0]))
+        return ClusterSpec(*step, "the SLURM step's variables", flags)
+    if flags:
+        _refuse(*_wrong_flags(workers, worker_index))
+        return ClusterSpec(tuple(workers), worker_index or 0, "--workers")
+    return ClusterSpec((), 0, "no cluster setting")
+
+
+def check_strategy(spec: ClusterSpec, strategy: str) -> None:
+    """Refuses a strategy that would leave the other workers of `spec` waiting.
+
+    Raises:
+        InputError: if a cluster is set and `strategy` is neither "auto" nor "multiworker".
+    """
+    if spec.workers and strategy not in ("auto", "multiworker"):
+        raise InputError(
+            f"--strategy={strategy}: cannot use the {len(spec.workers)} worker(s) that {spec.source} names; "
+            "use --strategy=auto or multiworker, or start without that setting"
+        )
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """`(host, port)` of `host:port` or `[IPv6]:port`.
+
+    Raises:
+        InputError: if `address` is anything else.
+    """
+    problem = _wrong_address(address)
+    if problem:
+        raise InputError(f"address {address!r} {problem}")
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def _refuse(*problems: str) -> None:
+    if problems:
+        raise InputError(*problems)
+
+
+def _wrong_addresses(setting: str, addresses: Sequence[Any]) -> Iterator[str]:
+    """One sentence per address that is no `host:port` or names a process a second time."""
+    seen: dict[str, int] = {}
+    for rank, address in enumerate(addresses):
+        problem = _wrong_address(address)
+        if problem:
+            yield f"{setting}: address {address!r} of rank {rank} {problem}"
+        elif (key := address.lower()) in seen:
+            yield (
+                f"{setting}: address {address!r} is given to rank {seen[key]} and to rank {rank}; "
+                "give every process its own host:port"
+            )
+        else:
+            seen[key] = rank
+
+
+def _wrong_address(address: Any) -> str:
+    """What is wrong with `address`; empty if it is `host:port`."""
+    if not isinstance(address, str):
+        return "must be a string host:port"
+    if "://" in address:
+        return f"must be host:port without a scheme; drop {address.split('://')[0] + '://'!r}"
+    host, colon, port = address.rpartition(":")
+    bracketed = re.fullmatch(r"\[[0-9A-Fa-f:.]+\]", host)
+    if not colon or address.endswith("]"):
+        return "has no port; write host:port, for example host0:2222"
+    if colon and not bracketed and ":" in host:
+        return "must be host:port; put an IPv6 host in brackets, as in [::1]:2222"
+    if not bracketed and not re.fullmatch(r"[\w.-]+", host, re.ASCII):
+        return "must be host:port with letters, digits, '.', '-' and '_' in the host"
+    if not re.fullmatch(r"\d{1,9}", port, re.ASCII) or not 1 <= int(port) <= 65535:
+        return "must have a port from 1 to 65535"
+    return ""
+
+
+def _wrong_flags(workers: Sequence[str], worker_index: int | None) -> Iterator[str]:
+    yield from _wrong_addresses("--workers", workers)
+    if not workers:
+        yield f"--worker_index={worker_index}: needs --workers=host:port,..., the addresses of all processes"
+    elif worker_index is None and len(workers) > 1:
+        yield f"--workers: names {len(workers)} processes, so --worker_index must say which of them this one is"
+    elif worker_index is not None and not 0 <= worker_index < len(workers):
+        yield f"--worker_index={worker_index}: must be from 0 to {len(workers) - 1}, one for each of --workers"
+
+
+def _from_tf_config(text: str) -> tuple[tuple[str, ...], int]:
+    """Addresses in rank order (a chief is rank 0) and this process's rank."""
+    try:
+        config = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _tf_config(f"is not JSON ({error})") from None
+    if not isinstance(config, dict):
+        raise _tf_config(f"must be a JSON object, not {_json_kind(config)}")
+    for key in ("cluster", "task"):
+        if not isinstance(config.get(key), dict):
+            found = f"is {_json_kind(config[key])}, not an object" if key in config else "is missing"
+            raise _tf_config(f"key {key!r} {found}")
+    chief, worker = _jobs(config["cluster"])
+    _refuse(*_wrong_addresses("TF_CONFIG", chief + worker))
+    return tuple(chief + worker), _rank(config["task"], len(chief), len(worker))
+
+
+def _tf_config(problem: str) -> InputError:
+    return InputError(f"TF_CONFIG: {problem}; write {_TF_CONFIG_EXAMPLE}")
+
+
+def _json_kind(value: Any) -> str:
+    kinds = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
+    return kinds.get(type(value), "a number")
+
+
+def _jobs(cluster: dict[str, Any]) -> tuple[list[Any], list[Any]]:
+    """Address lists of the chief job and of the worker job."""
+    for name, addresses in cluster.items():
+        if name not in _TASK_TYPES:
+            raise _tf_config(f"cluster holds job {name!r}, but all processes must be 'chief' or 'worker'")
+        if not isinstance(addresses, list):
+            raise _tf_config(f"job {name!r} must be a list of host:port, not {_json_kind(addresses)}")
+    chief, worker = cluster.get("chief", []), cluster.get("worker", [])
+    if len(chief) > 1:
+        raise _tf_config(f"job 'chief' holds {len(chief)} addresses, but there must be one chief")
+    if not chief and not worker:
+        raise _tf_config("cluster names no process")
+    return chief, worker
+
+
+def _rank(task: dict[str, Any], num_chiefs: int, num_workers: int) -> int:
+    kind, index = task.get("type"), task.get("index")
+    if kind not in _TASK_TYPES:
+        raise _tf_config(f"task type {kind!r} must be 'chief' or 'worker'")
+    size = num_chiefs if kind == "chief" else num_workers
+    if type(index) is not int:
+        raise _tf_config(f"task index {index!r} must be an integer")
+    if not 0 <= index < size:
+        raise _tf_config(f"task index {index} is out of range: the cluster has {size} of type {kind!r}")
+    return index if kind == "chief" else num_chiefs + index

@@ -1,0 +1,127 @@
+"""The bytes of a checkpoint's two files: pure functions between content and bytes.
+
+`state.npz` is an uncompressed NumPy archive without pickles. `manifest.json` is JSON in exactly one spelling that ends
+with its own SHA-256, so that decoding notices every changed byte, even one that would not change its meaning.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+SCHEMA = 1
+STATE = "state.npz"
+MANIFEST = "manifest.json"
+
+
+class Rejected(Exception):
+    """What was read is not to be believed, and why."""
+
+
+class NewerSchema(Rejected):
+    """A sound manifest of a later version."""
+
+
+def pack_arrays(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """An `.npz` of little-endian arrays whose bytes depend on the arrays only, not on their order or the clock.
+
+    Raises:
+        ValueError: if an array holds Python objects.
+    """
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for name in sorted(arrays):
+            array = np.asarray(arrays[name], order="C")
+            member = io.BytesIO()
+            np.lib.format.write_array(member, array.astype(array.dtype.newbyteorder("<")), allow_pickle=False)
+            entry = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
+            entry.create_system = 3  # The same on every platform.
+            archive.writestr(entry, member.getvalue())
+    return buffer.getvalue()
+
+
+def unpack_arrays(state: bytes) -> dict[str, np.ndarray]:
+    """The arrays of `pack_arrays`.
+
+    Raises:
+        Rejected: if `state` is no archive of plain arrays.
+    """
+    try:
+        with np.load(io.BytesIO(state), allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except Exception as error:  # Bytes that someone else made; numpy and zipfile raise many kinds.
+        raise Rejected(f"{STATE} does not hold plain arrays ({type(error).__name__})") from None
+
+
+def encode_manifest(*, serial: int, step: int, state: bytes, meta: Mapping[str, Any], schema: int = SCHEMA) -> bytes:
+    """The manifest of one checkpoint.
+
+    Args:
+        serial: the save's number.
+        step: updates done.
+        state: the bytes of `state.npz`.
+        meta: the caller's content, anything that JSON holds.
+        schema: the version of this format.
+
+    Raises:
+        ValueError, TypeError: if `meta` holds what JSON does not (NaN is not JSON).
+    """
+    stored = {"size": len(state), "sha256": hashlib.sha256(state).hexdigest()}
+    return _sealed({"schema": schema, "serial": serial, "step": step, "files": {STATE: stored}, "meta": dict(meta)})
+
+
+def decode_manifest(data: bytes) -> dict[str, Any]:
+    """The manifest's content.
+
+    Raises:
+        NewerSchema: if it is sound, of a schema above `SCHEMA`.
+        Rejected: if a single byte is not as `encode_manifest` writes it, or a field is not what it must be.
+    """
+    try:
+        body = json.loads(data)
+        body.pop("sha256")
+        intact = _sealed(body) == data
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
+        intact = False
+    if not intact:
+        raise Rejected(f"{MANIFEST} is damaged")
+    match body:
+        case {"schema": int(schema)} if schema > SCHEMA:
+            raise NewerSchema(f"{MANIFEST} has schema {schema}, this version knows up to {SCHEMA}")
+        case {
+            "schema": 1,
+            "serial": int(),
+            "step": int(),
+            "meta": dict(),
+            "files": {"state.npz": {"size": int(), "sha256": str()}},
+        }:
+            return dict(body)
+    raise Rejected(f"{MANIFEST} lacks a field")
+
+
+def check_state(state: bytes, manifest: Mapping[str, Any]) -> None:
+    """Holds the bytes of `state.npz` against a decoded manifest.
+
+    Raises:
+        Rejected: if they are not the ones it was written for.
+    """
+    stored = manifest["files"][STATE]
+    if len(state) != stored["size"]:
+        raise Rejected(f"{STATE} has {len(state)} bytes instead of {stored['size']}")
+    if hashlib.sha256(state).hexdigest() != stored["sha256"]:
+        raise Rejected(f"the SHA-256 of {STATE} is not the one in {MANIFEST}")
+
+
+def _sealed(body: Mapping[str, Any]) -> bytes:
+    """The one spelling of `body`, with the SHA-256 of its spelling without it as the last key."""
+
+    def spelled(content: Mapping[str, Any]) -> bytes:
+        return json.dumps(content, indent=1, allow_nan=False).encode() + b"\n"
+
+    return spelled({**body, "sha256": hashlib.sha256(spelled(body)).hexdigest()})

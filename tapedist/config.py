@@ -11,10 +11,13 @@ import dataclasses
 import hashlib
 import json
 import math
+import operator
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tapedist.errors import InputError
+from tapedist.text_values import shown
 
 MODES = ("full_batch", "mini_batch")
 ENGINES = ("auto", "stream", "moments")
@@ -30,6 +33,16 @@ RESUMES = ("auto", "must", "never")
 BAD_ROWS = ("error", "drop", "mean")
 
 _INT64_MAX = 2**63 - 1
+
+
+# The first field of each group of flags in the help, with the group's heading.
+GROUPS = {
+    "data": "What the rows are",
+    "fit_intercept": "What is fitted",
+    "mode": "How it is fitted",
+    "strategy": "Where it runs; none of these can change the answer",
+    "run_dir": "What is kept and shown",
+}
 
 
 def option(
@@ -161,33 +174,43 @@ def _problems(config: TrainConfig) -> Iterator[str]:
 def _wrong_types(config: TrainConfig) -> Iterator[str]:
     for field in dataclasses.fields(config):
         value, kind = getattr(config, field.name), type(field.default)
-        if kind is float and type(value) is int:
-            object.__setattr__(config, field.name, float(value))
-        elif kind is tuple:
-            values = value if isinstance(value, (tuple, list)) else (value,)
-            if not all(type(v) in (int, float) for v in values):
-                yield f"--{field.name}={value!r}: must be a list of numbers"
-                continue
-            object.__setattr__(config, field.name, tuple(map(float, values)))
-        elif type(value) is not kind:
-            yield f"--{field.name}={value!r}: must be of type {kind.__name__}, not {type(value).__name__}"
+        try:
+            object.__setattr__(config, field.name, _coerced(value, kind))
+        except (TypeError, ValueError, OverflowError):
+            wanted = "a list of numbers" if kind is tuple else f"of type {kind.__name__}"
+            yield f"--{field.name}={value!r}: must be {wanted}, not {type(value).__name__}"
+
+
+def _coerced(value: Any, kind: type) -> Any:
+    """`value` as exactly `kind`, where that loses nothing: NumPy scalars, paths and lists come from library users.
+
+    Raises:
+        TypeError: if `value` is something else.
+        OverflowError: if it is too large for a float.
+    """
+    if kind is tuple:
+        return tuple(_coerced(item, float) for item in (value if isinstance(value, (tuple, list)) else (value,)))
+    if kind is str and not isinstance(value, bytes):
+        return os.fspath(value)
+    if (kind is bool) != isinstance(value, bool) or isinstance(value, (str, bytes)):
+        raise TypeError
+    return operator.index(value) if kind is int else kind(value)
 
 
 def _wrong_words(config: TrainConfig) -> Iterator[str]:
     for field in dataclasses.fields(config):
         choices, value = field.metadata["choices"], getattr(config, field.name)
         if choices and value not in choices:
-            yield f"--{field.name}={value!r}: must be one of {', '.join(choices)}"
+            yield f"--{field.name}={shown(value)}: must be one of {', '.join(choices)}"
+        elif isinstance(value, str) and (not value.isprintable() or value != value.strip()):
+            yield f"--{field.name}={value!r}: must not hold control characters, nor blanks at its ends; rename it"
     if not config.data:
-        yield "--data='': must name a source; use 'synthetic' or a table's path"
+        yield "--data=: must name a source; use 'synthetic' or a table's path"
     if config.run_dir.startswith("gs://"):
         yield (
-            f"--run_dir={config.run_dir!r}: must be a local path, because saving needs rename and fsync; "
+            f"--run_dir={shown(config.run_dir)}: must be a local path, because saving needs rename and fsync; "
             "train into a local folder and copy it out"
         )
-    for name in ("data", "run_dir", "tpu"):
-        if not getattr(config, name).isprintable():
-            yield f"--{name}={getattr(config, name)!r}: must not hold control characters; rename the path"
 
 
 # name -> (test, rule): each numeric field's own range.
@@ -224,14 +247,13 @@ def _wrong_numbers(config: TrainConfig) -> Iterator[str]:
     for name, (test, rule) in _RANGES.items():
         value = getattr(config, name)
         if not test(value):
-            shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
-            yield f"--{name}={shown}: {rule}"
+            yield f"--{name}={shown(value)}: {rule}"
 
 
 def _wrong_combinations(config: TrainConfig) -> Iterator[str]:
     if len(config.m) not in (1, config.num_features):
         yield (
-            f"--m={','.join(map(str, config.m))}: has {len(config.m)} values for "
+            f"--m={shown(config.m)}: has {len(config.m)} values for "
             f"--num_features={config.num_features}; give one value, or one per feature"
         )
     if config.full_batch_engine == "moments" and config.loss != "squared":

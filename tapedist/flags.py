@@ -1,0 +1,240 @@
+"""Command-line flags and flagfiles to frozen dataclasses, and back; the only file that touches absl.flags.
+
+Flags are derived from a dataclass whose fields were made by `config.option`: a field is a flag of the same name.
+Parsing collects problems instead of stopping at the first, so that a user sees all of them at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import re
+import stat
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar
+
+from absl import flags
+
+from tapedist.errors import InputError
+from tapedist.text_values import READERS, shown, written
+
+HELP_FLAGS = ("help", "helpfull", "h")
+_MAX_FLAGFILE_BYTES = 2**20
+_MAX_FLAGFILES = 100
+
+Options = TypeVar("Options")
+
+
+class _Parser(flags.ArgumentParser):
+    """Hands a reader's rule on as it is, where absl would put its own words around it."""
+
+    def __init__(self, read: Callable[[str], Any]):
+        super().__init__()
+        self._read = read
+
+    def parse(self, argument: str) -> Any:
+        try:
+            return self._read(argument)
+        except ValueError as error:
+            raise flags.IllegalFlagValueError(str(error)) from None
+
+
+def _verbosity(text: str) -> int:
+    if text not in ("-1", "0", "1"):
+        raise ValueError("must be 0, or 1 to see the traceback of an error")
+    return int(text)
+
+
+def _absl_flags(options: type, rest: str) -> flags.FlagValues:
+    """A private set of flags, one per field; one that is not given stays None, so that its field keeps the default."""
+    values = flags.FlagValues()
+    for field in dataclasses.fields(options):
+        if field.name != rest:
+            kind = field.type if isinstance(field.type, str) else field.type.__name__
+            parser, help_text = _Parser(READERS[kind]), field.metadata["help"]
+            values[field.name] = flags.Flag(parser, None, field.name, None, help_text, boolean=kind == "bool")
+    values["verbosity"] = flags.Flag(_Parser(_verbosity), None, "verbosity", None, "1 shows the traceback of an error.")
+    return values
+
+
+class CommandLine(Generic[Options]):
+    """The flags of one command, parsed. Construction never fails; `options` raises what was wrong.
+
+    `--flagfile=FILE` is replaced by the file's lines where it stands, as absl does: the last word on a flag wins. Files
+    may include others; lines that are blank or begin with `#` or `//` are skipped.
+
+    Attributes:
+        help_wanted: whether a help flag was given.
+        verbosity: the value of `--verbosity`.
+    """
+
+    def __init__(self, options: type[Options], words: Sequence[str], *, rest: str = ""):
+        """Parses `words`.
+
+        Args:
+            options: the dataclass whose fields are the flags.
+            words: the command's arguments, without the command.
+            rest: the field that receives the words after `--`; if empty, there must be none.
+        """
+        self.help_wanted = False
+        self._options = options
+        self._rest = rest
+        self._rest_words: list[str] = []
+        self._flags = _absl_flags(options, rest)
+        self._places: dict[str, str] = {}  # Where each flag was last set: "" or "FILE:LINE: ".
+        self._doubtful: set[str] = set()  # Flags whose value is not known, so rules about them say nothing.
+        self._problems: list[str] = []
+        self._files_read = 0
+        self._parse(list(words), place="", including=())
+
+    @property
+    def verbosity(self) -> int:
+        return self._flags["verbosity"].value or 0
+
+    def options(self) -> Options:
+        """The options that the flags say.
+
+        Raises:
+            InputError: with every problem of every flag, and of the options they make.
+        """
+        names = [field.name for field in dataclasses.fields(self._options) if field.name != self._rest]  # type: ignore[arg-type]
+        given = {name: self._flags[name].value for name in names if self._flags[name].value is not None}
+        if self._rest:
+            given[self._rest] = tuple(self._rest_words)
+        problems = list(self._problems)
+        try:
+            result = self._options(**given)
+        except InputError as error:
+            problems += [self._located(p) for p in error.problems if not self._doubtful & set(_flags_named(p))]
+        if problems:
+            raise InputError(*dict.fromkeys(problems))
+        return result
+
+    def _located(self, problem: str) -> str:
+        name = next(iter(_flags_named(problem)), "")
+        return self._places.get(name, "") + problem
+
+    def _parse(self, words: list[str], *, place: str, including: tuple[tuple[int, int], ...]) -> None:
+        words.reverse()
+        while words:
+            word = words.pop()
+            if word == "--" and not place:
+                self._end_of_flags(words[::-1])
+                return
+            name, equals, value = word[2 if word.startswith("--") else 1 :].partition("=")
+            if not word.startswith("-") or not name:
+                self._problems.append(place + _not_a_flag(word))
+            elif name in HELP_FLAGS:
+                self.help_wanted = True
+            elif name.startswith("no") and name[2:] in self._flags and self._flags[name[2:]].boolean:
+                if equals:
+                    self._refuse(name[2:], f"--{name}={shown(value)}: takes no value; write --{name[2:]}=false", place)
+                else:
+                    self._set(name[2:], "false", place)
+            elif name != "flagfile" and name not in self._flags:
+                self._unknown(name, place)
+            elif equals or (name in self._flags and self._flags[name].boolean):
+                self._set(name, value if equals else "true", place, including)
+            elif words and not words[-1].startswith("--"):
+                self._set(name, words.pop(), place, including)
+            else:
+                self._refuse(name, f"--{name}: needs a value; write --{name}=VALUE", place)
+
+    def _end_of_flags(self, words: list[str]) -> None:
+        if self._rest:
+            self._rest_words = words
+        else:
+            self._problems += map(_not_a_flag, words)
+
+    def _set(self, name: str, text: str, place: str, including: tuple[tuple[int, int], ...] = ()) -> None:
+        try:
+            if name == "flagfile":
+                self._include(text, including)
+                return
+            self._flags[name].parse(text)
+        except flags.IllegalFlagValueError as error:
+            self._refuse(name, f"--{name}={shown(text)}: {error}", place)
+        else:
+            self._doubtful.discard(name)
+            self._places[name] = place
+
+    def _refuse(self, name: str, problem: str, place: str) -> None:
+        self._problems.append(place + problem)
+        self._doubtful.add(name)
+
+    def _unknown(self, name: str, place: str) -> None:
+        problem = f"--{shown(name)}: is not a flag"
+        if name.partition(" ")[0] in self._flags:
+            problem += "; write --NAME=VALUE, with '=' in place of the space"
+        elif near := difflib.get_close_matches(name, [*self._flags, "flagfile"], n=1):
+            problem += f"; did you mean --{near[0]}?"
+            self._doubtful.add(near[0])
+        else:
+            problem += "; --help lists the flags"
+        self._problems.append(place + problem)
+
+    def _include(self, name: str, including: tuple[tuple[int, int], ...]) -> None:
+        """Parses a flagfile's lines, each by itself.
+
+        Raises:
+            IllegalFlagValueError: with the rule that the file breaks.
+        """
+        identity, lines = _read_flagfile(os.path.expanduser(name))
+        if identity in including:
+            raise flags.IllegalFlagValueError("includes itself; remove the line that includes it")
+        self._files_read += 1
+        if self._files_read > _MAX_FLAGFILES:
+            raise flags.IllegalFlagValueError(
+                f"is one of more than {_MAX_FLAGFILES} flagfiles; write fewer, larger ones"
+            )
+        for number, line in enumerate(lines, start=1):
+            line = line.strip()
+            if line and not line.startswith(("#", "//")):
+                self._parse([line], place=f"{shown(name)}:{number}: ", including=(*including, identity))
+
+
+def _flags_named(problem: str) -> list[str]:
+    return re.findall(r"--(\w+)", problem)
+
+
+def _not_a_flag(word: str) -> str:
+    fix = f"did you mean --flagfile={shown(word)}?" if word.endswith(".flags") else "write --NAME=VALUE"
+    return f"'{shown(word)}': is not a flag; {fix}"
+
+
+def _read_flagfile(path: str) -> tuple[tuple[int, int], list[str]]:
+    """Reads a flagfile.
+
+    Returns:
+        What identifies the file under any of its names, and its lines.
+
+    Raises:
+        IllegalFlagValueError: with the rule that the file breaks.
+    """
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):  # Reading a pipe or a device may never end.
+            raise flags.IllegalFlagValueError("must be a regular file")
+        with open(path, "rb") as file:
+            content = file.read(_MAX_FLAGFILE_BYTES + 1)
+    except OSError as error:
+        raise flags.IllegalFlagValueError(f"cannot be read: {error.strerror}; give the path of a flagfile") from None
+    except ValueError:
+        raise flags.IllegalFlagValueError("must not hold NUL; give the path of a flagfile") from None
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = "\0"
+    if len(content) > _MAX_FLAGFILE_BYTES or not text.translate({9: 32, 10: 32, 13: 32}).isprintable():
+        raise flags.IllegalFlagValueError("must be a text file of at most 1 MiB, one --NAME=VALUE per line")
+    return (status.st_dev, status.st_ino), text.split("\n")
+
+
+def config_to_flagfile(config: Any) -> str:
+    """The text of a flagfile that says `config`: every field, one per line, so that later defaults do not change it.
+
+    Args:
+        config: an instance of a dataclass made of `config.option` fields.
+    """
+    return "".join(f"--{field.name}={written(getattr(config, field.name))}\n" for field in dataclasses.fields(config))

@@ -1,0 +1,96 @@
+"""How values are written as text, and read back: in flags, in flagfiles and in error messages."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+_MAX_SHOWN = 60
+
+
+def shown(value: Any) -> str:
+    """`value` as an error message may show it: short, on one line, without control characters."""
+    try:
+        text = written(value)
+    except ValueError:  # An int of thousands of digits.
+        text = hex(value)
+    if len(text) > _MAX_SHOWN:
+        text = f"{text[:_MAX_SHOWN]}... ({len(text)} characters)"
+    return text if text.isprintable() else repr(text)
+
+
+def written(value: Any) -> str:
+    """`value` as a flag says it; the functions of `READERS` read it back.
+
+    Args:
+        value: a bool, int, float, str, or a tuple of them.
+    """
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, tuple):
+        words, line = [written(item) for item in value], io.StringIO()
+        bare = all(word == word.strip() for word in words)  # The blanks at a line's ends are nobody's.
+        csv.writer(line, lineterminator="", quoting=csv.QUOTE_MINIMAL if bare else csv.QUOTE_ALL).writerow(words)
+        return line.getvalue()
+    return value if isinstance(value, str) else repr(value)
+
+
+def _truth(text: str) -> bool:
+    words = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
+    if text.lower() not in words:
+        raise ValueError("must be true or false")
+    return words[text.lower()]
+
+
+def _whole(text: str) -> int:
+    """Reads 12, -3, 1_000_000 and, because rows come in billions, 1e9."""
+    if match := re.fullmatch(r"([+-]?\d{1,20})[eE]\+?(\d{1,2})", text):
+        return int(match[1]) * 10 ** int(match[2])
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError("must be a whole number") from None
+
+
+def _real(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise ValueError("must be a number") from None
+    if math.isinf(value) and "inf" not in text.lower():
+        raise ValueError("must be a number of at most 1.7e308 in size")
+    return value
+
+
+def _real_or_word(text: str) -> float | str:
+    return text if text.isalpha() and text.lower() not in ("nan", "inf", "infinity") else _real(text)
+
+
+def _reals(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(_real(item) for item in text.split(","))
+    except ValueError:
+        raise ValueError("must be numbers separated by commas, like 9 or 9,-2.5") from None
+
+
+def _names(text: str) -> tuple[str, ...]:
+    try:
+        return tuple(next(csv.reader([text], strict=True), []))
+    except csv.Error:
+        raise ValueError('must be names separated by commas, like x or x,"y, z"') from None
+
+
+# How a field is read, by its annotation as written. A reader raises ValueError with the rule that the text breaks.
+READERS: dict[str, Callable[[str], Any]] = {
+    "bool": _truth,
+    "int": _whole,
+    "float": _real,
+    "float | str": _real_or_word,
+    "str": str,
+    "tuple[float, ...]": _reals,
+    "tuple[str, ...]": _names,
+}

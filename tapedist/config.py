@@ -123,9 +123,7 @@ class TrainConfig:
     cache: str = option(
         "auto", "Keep the training rows in device memory, or stream them.", choices=CACHES, changes_answer=False
     )
-    steps_per_call: int = option(
-        0, "Updates per compiled call; 0 aims at half a second a call.", changes_answer=False
-    )
+    steps_per_call: int = option(0, "Updates per compiled call; 0 aims at half a second a call.", changes_answer=False)
 
     # What is kept and shown.
     run_dir: str = option("", "Folder for metrics, checkpoints and plots; empty keeps nothing.", changes_answer=False)
@@ -136,9 +134,7 @@ class TrainConfig:
     checkpoint_every_secs: float = option(60.0, "Seconds between saves; 0 saves only at the end.", changes_answer=False)
     checkpoint_every_steps: int = option(0, "Updates between saves; 0 leaves it to the clock.", changes_answer=False)
     log_every_epochs: int = option(10, "Epochs between loss lines.", changes_answer=False)
-    eval_every_epochs: int = option(
-        0, "Epochs between test losses; 0 evaluates at the end only.", changes_answer=False
-    )
+    eval_every_epochs: int = option(0, "Epochs between test losses; 0 evaluates at the end only.", changes_answer=False)
     plots: bool = option(True, "Draw the figures at the end.", changes_answer=False)
 
     def __post_init__(self) -> None:

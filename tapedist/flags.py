@@ -133,7 +133,7 @@ class CommandLine(Generic[Options]):
                 else:
                     self._set(name[2:], "false", place)
             elif name != "flagfile" and name not in self._flags:
-                self._unknown(name, place)
+                self._unknown(name, equals + value, place)
             elif equals or (name in self._flags and self._flags[name].boolean):
                 self._set(name, value if equals else "true", place, including)
             elif words and not words[-1].startswith("--"):
@@ -163,8 +163,8 @@ class CommandLine(Generic[Options]):
         self._problems.append(place + problem)
         self._doubtful.add(name)
 
-    def _unknown(self, name: str, place: str) -> None:
-        problem = f"--{shown(name)}: is not a flag"
+    def _unknown(self, name: str, value: str, place: str) -> None:
+        problem = f"--{shown(name + value)}: is not a flag"
         if name.partition(" ")[0] in self._flags:
             problem += "; write --NAME=VALUE, with '=' in place of the space"
         elif near := difflib.get_close_matches(name, [*self._flags, "flagfile"], n=1):

@@ -1,0 +1,147 @@
+"""Commands to exit codes.
+
+To add a command, write a function that takes its options and imports what it needs inside, and one row of `COMMANDS`.
+The options are a dataclass of `config.option` fields in a module that imports no TensorFlow, because flags, and
+whatever else can be checked in milliseconds, are checked before TensorFlow's seconds are paid.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
+
+import tapedist
+from tapedist import flags, process
+from tapedist.config import GROUPS, TrainConfig
+from tapedist.errors import InputError, TapedistError
+from tapedist.help_text import command_help, commands_help
+from tapedist.text_values import shown
+
+_MAX_LINES = 20
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Command:
+    """One command.
+
+    Attributes:
+        summary: one sentence for the help.
+        options: the dataclass whose fields are the command's flags.
+        run: takes the options; returns an exit code, or None for 0.
+        examples: command lines for the help, without `tapedist`.
+        groups: the first field of each group of flags -> the group's heading in the help.
+        rest: the field that receives the words after `--`, if the command takes any.
+    """
+
+    summary: str
+    options: type
+    run: Callable[[Any], int | None]
+    examples: tuple[str, ...] = ()
+    groups: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    rest: str = ""
+
+
+def _train(config: TrainConfig) -> None:
+    from tapedist import run
+
+    run.train(config)
+
+
+COMMANDS: dict[str, Command] = {
+    "train": Command(
+        summary="Fit a model by gradient descent.",
+        options=TrainConfig,
+        run=_train,
+        groups=GROUPS,
+        examples=(
+            "train --flagfile=configs/tutorial.flags",
+            "train --n_samples=1e9 --run_dir=runs/billion",
+            "train --mode=mini_batch --batch_size=4096 --optimizer=adam --learning_rate=0.01",
+            "train --num_virtual_devices=4 --run_dir=runs/four",
+        ),
+    ),
+}
+
+
+def main(argv: Sequence[str] | None = None, *, commands: Mapping[str, Command] = COMMANDS) -> int:
+    """Runs one command line.
+
+    Args:
+        argv: the words after `tapedist`; by default those of this process.
+        commands: name -> command.
+
+    Returns:
+        The exit code: 0, or that of the error that ended the command, which is on stderr, a line per problem.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    line: flags.CommandLine[Any] | None = None
+    try:
+        with process.sigterm_raises():
+            name = words[0] if words else ""
+            if name.lstrip("-") in flags.HELP_FLAGS:
+                print(commands_help({name: command.summary for name, command in commands.items()}), end="")
+                return 0
+            if name == "--version":
+                print(f"tapedist {tapedist.__version__}")
+                return 0
+            if name not in commands:
+                raise InputError(_no_command(name, commands))
+            command = commands[name]
+            line = flags.CommandLine(command.options, words[1:], rest=command.rest)
+            if line.help_wanted:
+                print(command_help(name, command), end="")
+                return 0
+            return command.run(line.options()) or 0
+    except (Exception, KeyboardInterrupt, process.Terminated) as error:
+        return _report(error, with_traceback=line is not None and line.verbosity > 0)
+
+
+def entry_point() -> NoReturn:
+    """The `tapedist` command: `main` on this process's words, streams and signals."""
+    process.harden_streams()
+    sys.exit(main())
+
+
+def _no_command(name: str, commands: Mapping[str, Command]) -> str:
+    rule = f"must be one of {', '.join(commands)}"
+    if not name or name.startswith("-"):
+        return f"the first word {rule}; tapedist --help shows how" + (f" (got '{shown(name)}')" if name else "")
+    near = difflib.get_close_matches(name, commands, n=1)
+    return f"'{shown(name)}': {rule}" + (f"; did you mean {near[0]}?" if near else "; tapedist --help shows how")
+
+
+def _report(error: BaseException, *, with_traceback: bool) -> int:
+    """Says `error` on stderr, a line per problem, and returns its exit code."""
+    code, problems = _explained(error)
+    if with_traceback:
+        traceback.print_exception(error)
+    if len(problems) > _MAX_LINES:
+        problems = [*problems[:_MAX_LINES], f"and {len(problems) - _MAX_LINES} more problems like these"]
+    for problem in problems:
+        # The last line of defence: one line per problem, and no control character reaches the terminal.
+        clean = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in problem)
+        print(f"tapedist: error: {clean}", file=sys.stderr)
+    return code
+
+
+def _explained(error: BaseException) -> tuple[int, Sequence[str]]:
+    """The exit code and the problems that stand for `error`."""
+    if isinstance(error, InputError):
+        return error.exit_code, error.problems
+    if isinstance(error, TapedistError):
+        return error.exit_code, [str(error)]
+    if isinstance(error, process.Terminated):
+        return 143, ["stopped by SIGTERM"]
+    if isinstance(error, KeyboardInterrupt):
+        return 130, ["stopped by SIGINT"]
+    if isinstance(error, MemoryError):
+        return 2, ["out of memory; free some, or lower --batch_size, or use --cache=none"]
+    if isinstance(error, OSError) and error.errno in process.STORAGE_ERRNOS:
+        where = f" {shown(str(error.filename))}" if error.filename else ""
+        return 6, [f"cannot write{where}: {error.strerror}; make room or choose another --run_dir"]
+    what = f"{type(error).__name__}: {error}".strip().rstrip(":")
+    return 1, [f"bug in tapedist: {what}; --verbosity=1 shows the traceback, please report it"]

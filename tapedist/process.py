@@ -1,0 +1,83 @@
+"""What the command does with its process: the standard streams, and SIGTERM before anything else handles it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from types import FrameType
+from typing import Any, TextIO
+
+# Errors of the storage, not of the program.
+STORAGE_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO})
+
+
+class Terminated(BaseException):
+    """SIGTERM, as KeyboardInterrupt is SIGINT: no `except Exception` on the way up may swallow it."""
+
+
+@contextlib.contextmanager
+def sigterm_raises() -> Iterator[None]:
+    """Lets SIGTERM raise `Terminated`, where this thread may say so and nobody else has said what it does."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+
+    def raise_terminated(signum: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, raise_terminated)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+class _Stream:
+    """A text stream whose reader may go away: what is written after that is dropped, and the run goes on."""
+
+    def __init__(self, inner: TextIO):
+        self._inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def write(self, text: str) -> int:
+        try:
+            return self._inner.write(text)
+        except OSError:
+            self._drop()
+            return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        self.write("".join(lines))
+
+    def flush(self) -> None:
+        try:
+            self._inner.flush()
+        except OSError:
+            self._drop()
+
+    def _drop(self) -> None:
+        """Points the stream's descriptor, and with it whatever is still buffered, at nothing."""
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, self._inner.fileno())
+        os.close(nothing)
+
+
+def harden_streams() -> None:
+    """Makes stdout and stderr safe to print to: closed, with the reader gone, on a full disk, in any locale."""
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            # A closed descriptor's number would be given to the next file, into which libraries would then print.
+            os.open(os.devnull, os.O_RDONLY if descriptor == 0 else os.O_WRONLY)
+        if descriptor:
+            stream = getattr(sys, name) or open(descriptor, "w", closefd=False)  # noqa: SIM115 (for good)
+            stream.reconfigure(errors="backslashreplace")
+            setattr(sys, name, _Stream(stream))

@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Format, lint, types, and the scripts themselves where shellcheck is installed. Changes nothing.
+set -euo pipefail
+# shellcheck source=scripts/_venv.sh
+source "$(dirname "${BASH_SOURCE[0]}")/_venv.sh"
+
+ensure_venv dev
+cd "$repo"
+"$venv/bin/python" -m ruff format --check .
+"$venv/bin/python" -m ruff check .
+"$venv/bin/python" -m mypy
+if command -v shellcheck >/dev/null; then
+  git ls-files -z '*.sh' .ci/run | xargs -0 shellcheck --external-sources
+else
+  echo "check.sh: shellcheck is not installed; the scripts were not checked" >&2
+fi

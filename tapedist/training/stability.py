@@ -1,0 +1,103 @@
+"""Which learning rates are stable: the curvature of the squared loss and the bounds that follow from it.
+
+The loss is quadratic, so its Hessian is a constant and each optimiser a linear recurrence in every eigendirection.
+
+Legend: `d` features, `P` parameters (`d`, and one more with an intercept), in the order weights, bias.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Curvature:
+    """Extreme eigenvalues of the Hessian.
+
+    Attributes:
+        lambda_max: the largest.
+        lambda_min: the smallest; 0.0 if some direction is flat, so that the optimum is not unique.
+        lambda_min_curved: the smallest above 0; `lambda_max` is 0 if there is none.
+    """
+
+    lambda_max: float
+    lambda_min: float
+    lambda_min_curved: float
+
+    @property
+    def auto_rate(self) -> float | None:
+        """`2 / (lambda_min + lambda_max)`, the rate at which plain gradient descent converges fastest.
+
+        Polyak, "Introduction to Optimization" (1987), 1.4; flat directions, which no rate moves, are left out. None
+        if all are flat.
+        """
+        return 2 / (self.lambda_min_curved + self.lambda_max) if self.lambda_max > 0 else None
+
+    def stable_bound(self, optimizer: str, momentum: float = 0.0) -> float | None:
+        """The learning rate below which `optimizer` converges on this loss in full batch; None where none is known.
+
+        Per eigenvalue `h`, with rate `a` and momentum `m`, the characteristic roots lie inside the unit circle when
+        `a h < 2` (sgd), `a h < 2 (1 + m)` (momentum: Polyak, "Some methods of speeding up the convergence of iteration
+        methods", 1964) and `a h < 2 (1 + m) / (1 + 2 m)` (nesterov: Jury's criterion on
+        `z**2 - (1 - a h)(1 + m) z + (1 - a h) m`).
+
+        Args:
+            optimizer: its name; "sgd", "momentum" and "nesterov" have bounds.
+            momentum: `m`, in [0, 1).
+        """
+        if self.lambda_max <= 0:
+            return None
+        factors = {"sgd": 2.0, "momentum": 2 * (1 + momentum), "nesterov": 2 * (1 + momentum) / (1 + 2 * momentum)}
+        return factors[optimizer] / self.lambda_max if optimizer in factors else None
+
+
+def hessian(
+    *, sum_weights: float, means: np.ndarray, centred: np.ndarray, fit_intercept: bool = True, l2: float = 0.0
+) -> np.ndarray:
+    """The Hessian `[P, P]` of `sum w (x . weights + bias - y)**2 / sum w + l2 * sum weights**2`.
+
+    Args:
+        sum_weights: sum of the weights.
+        means: float64 `[d + 1]`, weighted means of the features and, last, the target (which is not looked at).
+        centred: float64 `[d + 1, d + 1]`, weighted sums of products of the centred columns.
+        fit_intercept: whether there is a bias.
+        l2: of the penalty, which leaves the bias alone.
+    """
+    root = _root(sum_weights, means, centred, fit_intercept, l2)
+    return 2 * root.T @ root
+
+
+def curvature(
+    *, sum_weights: float, means: np.ndarray, centred: np.ndarray, fit_intercept: bool = True, l2: float = 0.0
+) -> Curvature:
+    """Extreme eigenvalues of the Hessian; arguments as for `hessian`.
+
+    They are squared singular values of a root of it, which keeps the small ones when features have large means.
+    """
+    root = _root(sum_weights, means, centred, fit_intercept, l2)
+    singular = np.linalg.svd(root, compute_uv=False)
+    kept = singular[singular > singular[0] * max(root.shape) * np.finfo(np.float64).eps]
+    lowest = 2 * float(kept[-1]) ** 2 if len(kept) else 0.0
+    flat = len(kept) < root.shape[1]
+    return Curvature(2 * float(singular[0]) ** 2, 0.0 if flat else lowest, lowest)
+
+
+def _root(sum_weights: float, means: np.ndarray, centred: np.ndarray, fit_intercept: bool, l2: float) -> np.ndarray:
+    """`[rows, P]` with `root' root` half the Hessian: centred products, the rank-one part of the means, the penalty."""
+    count = len(means) - 1
+    covariance = centred[:count, :count] / sum_weights
+    lengths = np.sqrt(np.where(np.diag(covariance) > 0, np.diag(covariance), 1.0))
+    # Correlations first: features of very different units would drown each other's eigenvalues.
+    values, vectors = np.linalg.eigh(covariance / np.outer(lengths, lengths))
+    values[values < count * np.finfo(np.float64).eps] = 0.0
+    parts = [np.sqrt(values)[:, None] * vectors.T * lengths, means[None, :count]]
+    if l2 > 0:
+        parts.append(np.sqrt(l2) * np.eye(count))
+    weights = np.concatenate(parts)
+    if not fit_intercept:
+        return weights
+    bias = np.zeros((len(weights), 1))
+    bias[count] = 1.0
+    return np.concatenate([weights, bias], axis=1)

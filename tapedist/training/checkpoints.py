@@ -78,7 +78,7 @@ class CheckpointStore:
             directory: where the checkpoints lie; made by the first save, its parent must exist.
             keep: how many sound checkpoints a save leaves behind, itself included.
             fs: file operations.
-            warn: receives one line per rejected checkpoint, and per leftover that cannot be removed.
+            warn: receives each rejected checkpoint and each leftover that cannot be removed, one line once.
 
         Raises:
             InputError: if `keep` is below 2.
@@ -88,7 +88,7 @@ class CheckpointStore:
         self._directory, self._keep, self._fs, self._warn = directory, keep, fs, warn
         self._anchored = False
         self._sound: set[str] = set()
-        self._stuck: set[str] = set()
+        self._said: set[str] = set()
 
     def save(self, arrays: Mapping[str, np.ndarray], *, step: int, meta: Mapping[str, Any]) -> Path:
         """Saves a state; on return it is on the disk, verified, and what `load` gives.
@@ -143,7 +143,7 @@ class CheckpointStore:
             except NewerSchema as reason:
                 raise StateError(f"{shown}: {reason}; continue with the version that wrote it") from None
             except Rejected as reason:
-                self._warn(f"{shown} is not used: {reason}")
+                self._say(f"{shown} is not used: {reason}")
         if any(not name.startswith("tmp-") for name in names):
             raise StateError(
                 f"checkpoints in {str(self._directory)!r}: there are some, and none can be trusted; "
@@ -189,6 +189,7 @@ class CheckpointStore:
             with contextlib.suppress(OSError):
                 # Back to "tmp-", not to "removed-": no checkpoint ever was there.
                 self._fs.rename(self._directory / name, self._directory / f"tmp-{name}")
+                self._fs.sync_directory(self._directory)
                 self._remove(f"tmp-{name}")
             raise StorageError(
                 f"checkpoint {str(self._directory / name)!r}: is not on the disk as it was written ({reason}); "
@@ -204,7 +205,7 @@ class CheckpointStore:
         try:
             names = list(filter(_is_committed, self._names()))
         except OSError as error:
-            self._warn(f"old checkpoints in {str(self._directory)!r} cannot be listed: {error.strerror or error}")
+            self._say(f"old checkpoints in {str(self._directory)!r} cannot be listed: {error.strerror or error}")
             return
         sound = 0
         for position in reversed(range(len(names))):
@@ -215,19 +216,19 @@ class CheckpointStore:
 
     def _is_sound(self, name: str) -> bool:
         if name not in self._sound:
-            with contextlib.suppress(Rejected):
+            try:
                 self._read(name)
+            except Rejected as reason:
+                self._say(f"checkpoint {str(self._directory / name)!r} is not used: {reason}")
         return name in self._sound
 
     def _discard(self, names: Iterable[str]) -> None:
-        """Removes what it can; the rest is never read, is reported once, and tried again by the next save."""
+        """Removes what it can; the rest is reported, and tried again by the next save."""
         for name in names:
             try:
                 self._remove(name)
             except OSError as error:
-                if name not in self._stuck:
-                    self._warn(f"{str(self._directory / name)!r} cannot be removed: {error.strerror or error}")
-                self._stuck.add(name)
+                self._say(f"{str(self._directory / name)!r} cannot be removed: {error.strerror or error}")
 
     def _remove(self, name: str) -> None:
         path = self._directory / name
@@ -252,6 +253,11 @@ class CheckpointStore:
         checkpoint = Checkpoint(unpack_arrays(state), manifest["step"], manifest["meta"], path)
         self._sound.add(name)
         return checkpoint
+
+    def _say(self, message: str) -> None:
+        if message not in self._said:
+            self._said.add(message)
+            self._warn(message)
 
     def _content(self, path: Path) -> bytes:
         try:

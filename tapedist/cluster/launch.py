@@ -1,0 +1,186 @@
+"""`tapedist launch`: a cluster of processes on this machine, restarted together from the last checkpoint.
+
+The launcher starts processes, tells each by `TF_CONFIG` who the others are, watches and restarts them. The training
+itself, and noticing that a peer is lost, is the workers' affair.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tapedist.cluster.peers import PortReservation
+from tapedist.cluster.policy import Action, Verdict
+from tapedist.cluster.resolve import ClusterSpec
+from tapedist.cluster.supervisor import SignalInbox, Supervisor
+from tapedist.cluster.workers import Command, Console, Worker
+from tapedist.config import option
+from tapedist.errors import InputError
+
+_PROGRAM = (sys.executable, "-m", "tapedist")
+_HOST = "127.0.0.1"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LaunchConfig:
+    """Settings of `tapedist launch`.
+
+    Raises:
+        InputError: if any field is invalid; `problems` lists every one of them.
+    """
+
+    num_workers: int = option(1, "Worker processes to start on this machine.")
+    max_restarts: int = option(0, "How often all workers are restarted after one is lost.")
+    virtual_devices_per_worker: int = option(0, "Split each worker's CPU into this many devices; 0 leaves it whole.")
+    log_dir: str = option("", "Folder for one log file per worker; empty makes a new one in the temporary folder.")
+    stop_timeout_secs: float = option(60.0, "Seconds the workers may take to save after SIGTERM or SIGINT.")
+
+    def __post_init__(self) -> None:
+        problems = list(_problems(self))
+        if problems:
+            raise InputError(*problems)
+
+
+# name -> (type, test, rule): each numeric field's own range.
+_RANGES: dict[str, tuple[Any, Any, str]] = {
+    "num_workers": (int, lambda v: 1 <= v <= 256, "must be from 1 to 256"),
+    "max_restarts": (int, lambda v: 0 <= v <= 1_000_000, "must be from 0 to 1000000"),
+    "virtual_devices_per_worker": (int, lambda v: 0 <= v <= 256, "must be from 0 to 256"),
+    "stop_timeout_secs": ((int, float), lambda v: 0 < v < math.inf, "must be finite and above 0"),
+}
+
+
+def _problems(config: LaunchConfig) -> Iterator[str]:
+    for name, (kind, test, rule) in _RANGES.items():
+        value = getattr(config, name)
+        if isinstance(value, bool) or not isinstance(value, kind) or not test(value):
+            yield f"--{name}={value!r}: {rule}"
+    if not isinstance(config.log_dir, str) or not config.log_dir.isprintable():
+        yield f"--log_dir={config.log_dir!r}: must be a path without control characters"
+    elif "://" in config.log_dir:
+        yield f"--log_dir={config.log_dir!r}: must be a local path"
+
+
+def main(
+    config: LaunchConfig,
+    worker_argv: Sequence[str],
+    *,
+    program: Sequence[str] = _PROGRAM,
+    environ: Mapping[str, str] = os.environ,
+) -> int:
+    """Runs `worker_argv` in `config.num_workers` processes until they are done, or cannot be.
+
+    Must be called in the main thread.
+
+    Args:
+        config: the launcher's own settings.
+        worker_argv: what follows `--`: "train" and its flags.
+        program: what `worker_argv` is passed to.
+        environ: what the workers inherit.
+
+    Returns:
+        The exit code: 0, the code of a worker with a real error, 75 if a worker was lost once too often, 130 or 143
+        if a signal stopped the cluster.
+
+    Raises:
+        InputError: if `worker_argv` or the environment cannot be launched; nothing was started.
+    """
+    _check_worker_argv(worker_argv, config, environ)
+    log_dir = _make_log_dir(config.log_dir)
+    console = Console(sys.stdout, sys.stderr)
+    restarts = 0
+    with SignalInbox() as inbox:
+        supervisor = Supervisor(inbox, console, stop_timeout_secs=config.stop_timeout_secs)
+        while True:
+            reservation = PortReservation(config.num_workers if config.num_workers > 1 else 0)
+            addresses = tuple(f"{_HOST}:{port}" for port in reservation.ports)
+            console.say(f"starting {_workers_at(config.num_workers, addresses)}; logs in {log_dir}")
+            commands = [
+                _command(rank, addresses, restarts, config, log_dir, [*program, *worker_argv], environ)
+                for rank in range(config.num_workers)
+            ]
+            try:
+                verdict, workers = supervisor.run(commands, restarts_left=config.max_restarts - restarts)
+            finally:
+                reservation.close()
+            if verdict.action is not Action.RESTART:
+                _report_failure(verdict, workers, console)
+                return verdict.code
+            restarts += 1
+            console.say(f"restarting all workers from the last checkpoint ({restarts} of {config.max_restarts})")
+
+
+def _check_worker_argv(worker_argv: Sequence[str], config: LaunchConfig, environ: Mapping[str, str]) -> None:
+    if list(worker_argv[:1]) != ["train"]:
+        found = repr(worker_argv[0]) if worker_argv else "nothing"
+        raise InputError(f"launch: found {found} after '--': must be train; write: tapedist launch ... -- train ...")
+    if config.num_workers == 1:
+        return  # Its cluster may be set from outside, one launcher per host.
+    problems = [
+        f"{argument.split('=')[0]}: has no meaning under --num_workers={config.num_workers}, which starts a cluster of "
+        "its own; drop it, or use --num_workers=1"
+        for argument in worker_argv
+        if argument.lstrip("-").split("=")[0] in ("workers", "worker_index")
+    ]
+    if environ.get("TF_CONFIG", "").strip() not in ("", "{}"):
+        problems.append(
+            f"TF_CONFIG: is set, but --num_workers={config.num_workers} starts a cluster of its own; "
+            "unset TF_CONFIG, or use --num_workers=1"
+        )
+    if problems:
+        raise InputError(*problems)
+
+
+def _make_log_dir(log_dir: str) -> Path:
+    if not log_dir:
+        return Path(tempfile.mkdtemp(prefix="tapedist-launch-"))
+    path = Path(log_dir)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        raise InputError(
+            f"--log_dir={log_dir!r}: cannot be written ({error.strerror}); name a folder that can"
+        ) from None
+    return path
+
+
+def _workers_at(num_workers: int, addresses: Sequence[str]) -> str:
+    return f"{num_workers} workers at {', '.join(addresses)}" if addresses else "1 worker"
+
+
+def _command(
+    rank: int,
+    addresses: tuple[str, ...],
+    restarts: int,
+    config: LaunchConfig,
+    log_dir: Path,
+    argv: Sequence[str],
+    environ: Mapping[str, str],
+) -> Command:
+    """What worker `rank` runs; of a flag given twice, the last counts."""
+    flags = []
+    if config.virtual_devices_per_worker:
+        flags.append(f"--num_virtual_devices={config.virtual_devices_per_worker}")
+    if restarts:  # "never" and "must" were about what the first start found.
+        flags.append("--resume=auto")
+    own = {"PYTHONUNBUFFERED": "1"}
+    if addresses:
+        own["TF_CONFIG"] = ClusterSpec(addresses, rank, "tapedist launch").to_tf_config()
+    return Command([*argv, *flags], dict(environ) | own, log_dir / f"worker-{rank}.log")
+
+
+def _report_failure(verdict: Verdict, workers: Sequence[Worker], console: Console) -> None:
+    """Repeats the last lines of the worker that ended the run; a lone worker's are the last on the screen anyway."""
+    if not verdict.code or verdict.rank is None or len(workers) == 1:
+        return
+    worker = workers[verdict.rank]
+    console.say(f"worker {worker.rank} ended the run; the end of {worker.log}:")
+    for line in worker.tail:
+        console.write(console.err, f"[{worker.rank}] {line}\n")

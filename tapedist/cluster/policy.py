@@ -1,0 +1,98 @@
+"""What the launcher does about workers that have left: a pure function of their exit codes.
+
+Exit codes are `subprocess`'s: negative means death by that signal.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import signal
+from collections.abc import Mapping
+
+_PEER_LOST = 75
+_STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
+
+# A worker that lost a peer leaves by itself within a moment; one that does not is the one that hangs.
+_SETTLE_SECS = 5.0
+# After a real error the others have nothing to wait for, but may be writing a checkpoint.
+_ABANDON_SECS = 10.0
+
+
+class Action(enum.Enum):
+    """What happens to the attempt."""
+
+    CONTINUE = "continue"
+    RESTART = "restart"
+    FINISH = "finish"
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What to do with the workers that still run, and how the attempt ends.
+
+    Attributes:
+        action: what happens to the attempt.
+        code: the launcher's exit code if it finishes.
+        rank: the worker that decided it; None where all agree.
+        terminate: whether the others are asked to leave by SIGTERM.
+        grace_secs: how long they may take; then they are killed.
+    """
+
+    action: Action
+    code: int = 0
+    rank: int | None = None
+    terminate: bool = False
+    grace_secs: float = 0.0
+
+
+def judge(
+    exits: Mapping[int, int],
+    num_workers: int,
+    *,
+    restarts_left: int,
+    stop_signal: int | None = None,
+    stop_timeout_secs: float = 0.0,
+) -> Verdict:
+    """Decides what the exits seen so far mean.
+
+    A real error beats everything, because repeating it would not help; a stop that the user asked for beats a lost
+    peer, because whoever leaves first is lost to the others.
+
+    Args:
+        exits: exit code by rank of the workers that left by themselves, in the order in which they left.
+        num_workers: how many were started.
+        restarts_left: how often the cluster may still be restarted.
+        stop_signal: the signal that the launcher received and forwarded, if any.
+        stop_timeout_secs: how long the workers may take to save after `stop_signal`.
+    """
+    for rank, code in exits.items():
+        if code > 0 and code != _PEER_LOST and code not in _STOPPED:
+            return Verdict(Action.FINISH, code, rank, terminate=True, grace_secs=_ABANDON_SECS)
+    if len(exits) == num_workers and not any(exits.values()):
+        return Verdict(Action.FINISH)
+    if stop_signal is not None:
+        return Verdict(Action.FINISH, 128 + stop_signal, grace_secs=stop_timeout_secs)
+    for rank, code in exits.items():
+        if code in _STOPPED:  # Somebody stopped one worker; the cluster stops with it.
+            return Verdict(Action.FINISH, code, rank, terminate=True, grace_secs=_ABANDON_SECS)
+    for rank, code in exits.items():
+        if code == _PEER_LOST or code < 0:
+            action = Action.RESTART if restarts_left > 0 else Action.FINISH
+            return Verdict(action, _PEER_LOST, rank, grace_secs=_SETTLE_SECS)
+    return Verdict(Action.CONTINUE)
+
+
+def describe(code: int) -> str:
+    """What an exit code says, as the end of a sentence about a worker."""
+    if code < 0:
+        return f"was killed by {signal.Signals(-code).name}"
+    meaning = {
+        1: "a bug",
+        2: "bad input",
+        3: "stored state not trustworthy",
+        4: "diverged",
+        6: "cannot write",
+        _PEER_LOST: "lost a peer",
+    }.get(code, "")
+    return f"exited with {code}" + (f" ({meaning})" if meaning else "")

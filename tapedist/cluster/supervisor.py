@@ -1,0 +1,196 @@
+"""Attends to one attempt of a local cluster: output, exits and signals as events of one loop; no polling, no thread."""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import time
+from collections.abc import Callable, Sequence
+from types import FrameType, TracebackType
+from typing import Any
+
+from tapedist.cluster.policy import Action, Verdict, describe, judge
+from tapedist.cluster.workers import Command, Console, Worker
+
+
+class SignalInbox:
+    """Signals as numbers to read from a file descriptor; must be used in the main thread."""
+
+    def __enter__(self) -> SignalInbox:
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._read, False)
+        os.set_blocking(self._write, False)
+        self._old_descriptor = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        watched = [signal.SIGCHLD, signal.SIGTERM, signal.SIGINT]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # As under nohup.
+            watched.append(signal.SIGHUP)
+        self._old_handlers: dict[int, Any] = {number: signal.signal(number, _wake_only) for number in watched}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._old_handlers.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        signal.set_wakeup_fd(self._old_descriptor)
+        os.close(self._read)
+        os.close(self._write)
+
+    def fileno(self) -> int:
+        return self._read
+
+    def take(self) -> list[int]:
+        """The signals that have arrived since the last call, in order."""
+        try:
+            return list(os.read(self._read, 4096))
+        except BlockingIOError:
+            return []
+
+
+def _wake_only(signum: int, frame: FrameType | None) -> None:
+    """The wake-up descriptor carries the news."""
+
+
+class Supervisor:
+    """Runs workers until all have left and says what that means.
+
+    Attributes:
+        stop_signal: the signal that asked the whole cluster to stop, once one has.
+    """
+
+    def __init__(self, inbox: SignalInbox, console: Console, *, stop_timeout_secs: float):
+        self.stop_signal: int | None = None
+        self._inbox = inbox
+        self._console = console
+        self._stop_timeout_secs = stop_timeout_secs
+
+    def run(self, commands: Sequence[Command], *, restarts_left: int) -> tuple[Verdict, list[Worker]]:
+        """Starts one worker per command and returns when none is left.
+
+        Args:
+            commands: what each rank runs.
+            restarts_left: how often the caller is willing to restart.
+
+        Returns:
+            The verdict, and the workers, for their tails.
+        """
+        workers: list[Worker] = []
+        attempt = _Attempt(workers, self._console)
+        try:
+            for rank, command in enumerate(commands):
+                prefix = f"[{rank}] " if len(commands) > 1 else ""
+                workers.append(Worker(rank, command, self._console, prefix=prefix))
+
+            def verdict() -> Verdict:
+                return judge(
+                    attempt.exits,
+                    len(commands),
+                    restarts_left=restarts_left,
+                    stop_signal=self.stop_signal,
+                    stop_timeout_secs=self._stop_timeout_secs,
+                )
+
+            return self._attend(attempt, verdict), workers
+        finally:
+            attempt.kill()
+
+    def _attend(self, attempt: _Attempt, verdict: Callable[[], Verdict]) -> Verdict:
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._inbox, selectors.EVENT_READ)
+            for worker in attempt.alive():
+                for name, pipe in worker.pipes().items():
+                    selector.register(pipe, selectors.EVENT_READ, (worker, name))
+            while attempt.alive():
+                attempt.enforce(verdict())
+                for key, _ in selector.select(attempt.seconds_left()):
+                    if key.data and not key.data[0].pump(key.data[1]):
+                        selector.unregister(key.fileobj)
+                for signum in self._inbox.take():
+                    self._receive(signum, attempt)
+                for worker in attempt.reap():
+                    for pipe in worker.pipes().values():
+                        _forget(selector, pipe)
+        return verdict()
+
+    def _receive(self, signum: int, attempt: _Attempt) -> None:
+        if signum == signal.SIGCHLD:
+            return
+        name = signal.Signals(signum).name
+        if self.stop_signal is None:
+            # The terminal went away: save, as on SIGTERM.
+            self.stop_signal = signal.SIGTERM if signum == signal.SIGHUP else signum
+            self._console.say(f"{name}: asking the workers to save and leave")
+            attempt.send(self.stop_signal)
+        elif signum == signal.SIGINT:
+            self._console.say(f"{name} again: killing the workers")
+            attempt.kill_soon()
+
+
+def _forget(selector: selectors.BaseSelector, pipe: Any) -> None:
+    if pipe in {key.fileobj for key in selector.get_map().values()}:
+        selector.unregister(pipe)
+
+
+class _Attempt:
+    """The workers of one attempt: who has left and how, and by when the others must."""
+
+    def __init__(self, workers: list[Worker], console: Console):
+        self.exits: dict[int, int] = {}
+        self._workers = workers
+        self._console = console
+        self._gone: set[int] = set()
+        self._deadline: float | None = None
+        self._asked = False
+        self._killed = False
+
+    def alive(self) -> list[Worker]:
+        return [worker for worker in self._workers if worker.rank not in self._gone]
+
+    def send(self, signum: int) -> None:
+        for worker in self.alive():
+            worker.signal(signum)
+
+    def enforce(self, verdict: Verdict) -> None:
+        """Asks the others to leave, sets their deadline, and kills them once it has passed."""
+        if verdict.action is Action.CONTINUE or self._killed:
+            return
+        if verdict.terminate and not self._asked:
+            self._asked = True
+            self._deadline = None
+            self.send(signal.SIGTERM)
+        if self._deadline is None:
+            self._deadline = time.monotonic() + verdict.grace_secs
+        elif time.monotonic() >= self._deadline:
+            stuck = ", ".join(str(worker.rank) for worker in self.alive())
+            self._console.say(f"worker {stuck} did not leave within {verdict.grace_secs:g} s; killed")
+            self.kill_soon()
+
+    def kill_soon(self) -> None:
+        self._killed = True
+        self._deadline = None
+        self.send(signal.SIGKILL)
+
+    def seconds_left(self) -> float | None:
+        return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+
+    def reap(self) -> list[Worker]:
+        """Workers that have left since the last call."""
+        left = []
+        for worker in self.alive():
+            code = worker.poll()
+            if code is None:
+                continue
+            self._gone.add(worker.rank)
+            left.append(worker)
+            if not self._killed:  # A death that we caused says nothing about the worker.
+                self.exits[worker.rank] = code
+                if code:
+                    self._console.say(f"worker {worker.rank} {describe(code)}")
+        return left
+
+    def kill(self) -> None:
+        """Kills and reaps whatever still runs."""
+        for worker in self.alive():
+            worker.kill()
+            self._gone.add(worker.rank)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tapedist.results.metrics import storage_error
+from tapedist.results.files import storage_error
 from tapedist.training.observer import Row
 
 _FLUSH_SECONDS = 5.0

@@ -14,18 +14,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tapedist.errors import StorageError
+from tapedist.results.files import storage_error
 from tapedist.training.observer import Row
 
 _BUFFER_BYTES = 1 << 20
 _FLUSH_SECONDS = 1.0
-
-
-def storage_error(path: Path, error: Exception) -> StorageError:
-    """The one-line error for a file that the system would not write."""
-    reason = (isinstance(error, OSError) and error.strerror) or str(error).splitlines()[0]
-    shown = str(path) if str(path).isprintable() else repr(str(path))
-    return StorageError(f"{shown}: cannot be written ({reason}); free space or fix the permission, then resume")
 
 
 def _finite(value: float | None) -> float | None:

@@ -1,0 +1,149 @@
+"""How every figure looks: one quiet style, set on each object so that no global matplotlib state is touched.
+
+Colours are from the palette of Okabe and Ito ("Color Universal Design", 2008), which the colour-blind can tell apart.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+from tapedist.results.files import write_whole
+
+TRAIN, TEST, TRUTH = "#0072B2", "#D55E00", "#009E73"
+INK, QUIET, GRID = "#1F2328", "#6A737D", "#E4E7EB"
+SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
+
+_WIDTH, _HEIGHT, _DPI = 8.0, 5.0, 144
+_LEFT, _RIGHT, _BOTTOM, _TOP = 0.85, 0.25, 0.62, 0.98  # Margins in inches.
+_LONGEST_NAME = 32
+
+
+def plain(name: str, longest: int = _LONGEST_NAME) -> str:
+    """A user's name as matplotlib text: no math, no control characters, not too long."""
+    text = name if name.isprintable() else repr(name)[1:-1]
+    text = text if len(text) <= longest else text[: longest - 1] + "…"
+    text = text.replace("$", r"\$")
+    return " " + text if text.startswith("_") else text  # Legends leave out what starts with an underscore.
+
+
+def number(value: float, digits: int = 4) -> str:
+    """A number with a true minus sign."""
+    return f"{value:.{digits}g}".replace("-", "\N{MINUS SIGN}")
+
+
+def new_figure(
+    title: str,
+    subtitle: str = "",
+    *,
+    columns: int = 1,
+    row_heights: Sequence[float] = (1,),
+    right_margin: float = _RIGHT,
+) -> tuple[Figure, list[Axes]]:
+    """A figure with a title at its top left and a grid of axes, row by row.
+
+    Args:
+        title: says what is shown.
+        subtitle: what a reader must know beside it, such as how many rows are drawn.
+        columns: columns of axes; they share their y axis.
+        row_heights: relative heights of the rows of axes; they share their x axis.
+        right_margin: inches kept free at the right, for a legend.
+    """
+    figure = Figure(figsize=(_WIDTH, _HEIGHT), dpi=_DPI, facecolor="white")
+    FigureCanvasAgg(figure)
+    grid = {
+        "left": _LEFT / _WIDTH,
+        "right": 1 - right_margin / _WIDTH,
+        "bottom": _BOTTOM / _HEIGHT,
+        "top": 1 - _TOP / _HEIGHT,
+        "wspace": 0.08,
+        "hspace": 0.14,
+        "height_ratios": list(row_heights),
+    }
+    rows = len(row_heights)
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=rows > 1, sharey=columns > 1, gridspec_kw=grid)
+    left = _LEFT / _WIDTH
+    figure.text(left, 1 - 0.3 / _HEIGHT, title, fontsize=15, fontweight="bold", color=INK, va="center")
+    figure.text(left, 1 - 0.62 / _HEIGHT, subtitle, fontsize=10.5, color=QUIET, va="center")
+    for one in axes.flat:
+        _quiet(one)
+    return figure, list(axes.flat)
+
+
+def _quiet(axes: Axes) -> None:
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(QUIET)
+    axes.grid(color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=INK, labelsize=10, length=0, pad=6)
+    axes.margins(0.03)
+
+
+def label(axes: Axes, x: str = "", y: str = "") -> None:
+    """Names the axes, where given."""
+    if x:
+        axes.set_xlabel(x, fontsize=11, color=INK, labelpad=6)
+    if y:
+        axes.set_ylabel(y, fontsize=11, color=INK, labelpad=8)
+
+
+def count_axis(axes: Axes) -> None:
+    """Whole numbers on the x axis, with thousands separators."""
+    axes.xaxis.set_major_locator(MaxNLocator(7, integer=True, min_n_ticks=1))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+
+
+def legend(axes: Axes, where: str = "best", beside: bool = False) -> None:
+    """A legend on a light ground, so that points behind it do not disturb; or one `beside` the axes."""
+    place = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.04), "handlelength": 1.6} if beside else {"loc": where}
+    shown = axes.legend(fontsize=10 if beside else 10.5, framealpha=0.92, edgecolor="none", labelcolor=INK, **place)
+    for handle in shown.legend_handles:
+        if isinstance(handle, Line2D) and handle.get_marker() == "o":
+            handle.set_alpha(1)
+
+
+def dots(axes: Axes, x: np.ndarray, y: np.ndarray, color: str, name: str = "") -> None:
+    """Points, fainter and smaller the more there are."""
+    crowd = min(1.0, (len(x) / 5000) ** 0.5)
+    style = {"markersize": 5.5 - 2.7 * crowd, "alpha": 0.75 - 0.4 * crowd, "markeredgewidth": 0}
+    axes.plot(x, y, "o", color=color, label=name or "_", **style)
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Draws `figure` into a PNG file.
+
+    Raises:
+        StorageError: if the file cannot be written.
+    """
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        # A user's column may be named in a script that the built-in font lacks; boxes are all that can be drawn.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(buffer, format="png", pil_kwargs={"compress_level": 2})
+    write_whole(path, buffer.getvalue())
+    return path
+
+
+def thinned(count: int, most: int) -> np.ndarray:
+    """Up to `most` indices of a series of `count`, evenly spaced, with both ends."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.int64)) if count else np.arange(0)
+
+
+def plain_log_ticks(axes: Axes) -> None:
+    """A logarithmic y axis labelled `1, 2, 5, 10, ...` when it spans few decades, else by powers of ten."""
+    low, high = axes.get_ylim()
+    if high / low < 1e4:
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 300 else (1,)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.tick_params(which="minor", length=0)

@@ -20,7 +20,7 @@ from tapedist.errors import InputError
 from tapedist.text_values import READERS, shown, written
 
 HELP_FLAGS = ("help", "helpfull", "h")
-_MAX_FLAGFILE_BYTES = 2**20
+_MAX_FLAGFILE_BYTES = 2**25  # Room for a million true weights.
 _MAX_FLAGFILES = 100
 
 Options = TypeVar("Options")
@@ -169,7 +169,8 @@ class CommandLine(Generic[Options]):
             problem += "; write --NAME=VALUE, with '=' in place of the space"
         elif near := difflib.get_close_matches(name, [*self._flags, "flagfile"], n=1):
             problem += f"; did you mean --{near[0]}?"
-            self._doubtful.add(near[0])
+            if near[0] not in self._places:
+                self._doubtful.add(near[0])
         else:
             problem += "; --help lists the flags"
         self._problems.append(place + problem)
@@ -227,7 +228,7 @@ def _read_flagfile(path: str) -> tuple[tuple[int, int], list[str]]:
     except UnicodeDecodeError:
         text = "\0"
     if len(content) > _MAX_FLAGFILE_BYTES or not text.translate({9: 32, 10: 32, 13: 32}).isprintable():
-        raise flags.IllegalFlagValueError("must be a text file of at most 1 MiB, one --NAME=VALUE per line")
+        raise flags.IllegalFlagValueError("must be a text file of at most 32 MiB, one --NAME=VALUE per line")
     return (status.st_dev, status.st_ino), text.split("\n")
 
 

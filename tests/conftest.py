@@ -1,0 +1,92 @@
+"""What every test may use. Nothing here imports TensorFlow: a test that needs it pays for it itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parent.parent
+# What a developer's shell may hold that would change what a run does.
+_HOSTILE = ("TF_CONFIG", "XLA_FLAGS", "CUDA_VISIBLE_DEVICES", "TPU_NAME", "SLURM_JOB_ID", "SLURM_STEP_NODELIST")
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """A finished command: exit code, what it wrote, and its wall-clock time in seconds."""
+
+    code: int
+    out: str
+    err: str
+    seconds: float
+
+    @property
+    def errors(self) -> list[str]:
+        """The lines of stderr that are tapedist's own errors."""
+        return [line for line in self.err.splitlines() if line.startswith("tapedist: error: ")]
+
+
+@pytest.fixture(autouse=True)
+def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in _HOSTILE:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def child_env() -> dict[str, str]:
+    """The environment of a child process that is to import tapedist from this checkout, from any folder, quietly."""
+    path = os.pathsep.join(filter(None, [str(REPO), os.environ.get("PYTHONPATH", "")]))
+    return {**os.environ, "PYTHONPATH": path, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONWARNINGS": "default"}
+
+
+@pytest.fixture
+def run_python(child_env: dict[str, str], tmp_path: Path) -> Callable[..., Finished]:
+    """Runs this interpreter on some words, in an empty folder."""
+
+    def run(
+        *words: str,
+        env: Mapping[str, str] | None = None,
+        cwd: Path = tmp_path,
+        stdin: str = "",
+        timeout: float = 300,
+    ) -> Finished:
+        started = time.perf_counter()
+        process = subprocess.run(
+            [sys.executable, *words],
+            env={**child_env, **(env or {})},
+            cwd=cwd,
+            input=stdin,
+            timeout=timeout,
+            capture_output=True,
+            encoding="utf-8",
+            errors="surrogateescape",
+            check=False,
+        )
+        return Finished(process.returncode, process.stdout, process.stderr, time.perf_counter() - started)
+
+    return run
+
+
+@pytest.fixture
+def tapedist_command(run_python: Callable[..., Finished]) -> Callable[..., Finished]:
+    """Runs `tapedist WORDS` in a process of its own; takes `env`, `cwd`, `stdin` and `timeout` (seconds) as well."""
+
+    def run(*words: str, **kwargs: object) -> Finished:
+        return run_python("-m", "tapedist", *words, **kwargs)
+
+    return run
+
+
+@pytest.fixture
+def parse_flags() -> Callable[[Sequence[str]], object]:
+    """`tapedist train WORDS` up to its config."""
+    from tapedist.config import TrainConfig
+    from tapedist.flags import CommandLine
+
+    return lambda words: CommandLine(TrainConfig, words).options()

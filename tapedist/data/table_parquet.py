@@ -1,0 +1,147 @@
+"""Parquet tables: row groups are decoded when their rows are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tapedist.data.table_columns import Column, check_names
+from tapedist.data.table_files import TableFile, shown
+from tapedist.data.table_rows import INEXACT, Cell, RowBatch, inexact_integers
+from tapedist.errors import InputError, StateError
+
+_BATCH_ROWS = 65_536
+
+
+class ParquetReader:
+    """Reads a list of Parquet files with equal columns.
+
+    Args:
+        files: the table, in order.
+
+    Raises:
+        InputError: if a file is no Parquet file, or its columns differ from the first one's.
+    """
+
+    default_target = default_weight = ""
+    default_features: tuple[str, ...] = ()
+
+    def __init__(self, files: Sequence[TableFile]):
+        self._files = files
+        self._metadata = []
+        schema = None
+        for file in files:
+            found, metadata = _footer(file)
+            schema = schema or found
+            if set(found.names) != set(schema.names):
+                odd = ", ".join(map(shown, sorted(set(found.names) ^ set(schema.names))))
+                raise InputError(
+                    f"{file.name}: its columns differ from those of {files[0].name} in {odd}; "
+                    "give all files the same columns"
+                )
+            self._metadata.append(metadata)
+        assert schema is not None
+        self.columns = tuple(Column(field.name, _numeric(field.type), str(field.type)) for field in schema)
+
+    def check_unchanged(self) -> None:
+        """Raises StateError if a file changed since it was opened."""
+        for file in self._files:
+            file.check_unchanged()
+
+    def batches(self, names: Sequence[str]) -> Iterator[RowBatch]:
+        """All rows, decoded a part of a row group at a time."""
+        for file, metadata in zip(self._files, self._metadata, strict=True):
+            first = 0
+            try:
+                with pq.ParquetFile(file.path, metadata=metadata, pre_buffer=False) as parquet:
+                    for arrow in parquet.iter_batches(_BATCH_ROWS, columns=list(names)):
+                        yield _batch(file, first, arrow, names)
+                        first += arrow.num_rows
+            except (pa.ArrowException, OSError) as error:
+                file.check_unchanged()
+                raise InputError(f"{file.name}:row {first + 1}: cannot be decoded: {error}; write it again") from None
+            file.check_unchanged()
+
+    def segments(self, names: Sequence[str]) -> RowGroups:
+        """The row groups, in place."""
+        return RowGroups(self._files, self._metadata, names)
+
+
+class RowGroups:
+    """Row groups of several files as segments; a `SegmentStore`.
+
+    Args:
+        files: the table, in order.
+        metadata: their footers.
+        names: columns to decode.
+    """
+
+    def __init__(self, files: Sequence[TableFile], metadata: Sequence[pq.FileMetaData], names: Sequence[str]):
+        self._files, self._metadata, self._names = files, metadata, list(names)
+        self._groups = [(f, g) for f, footer in enumerate(metadata) for g in range(footer.num_row_groups)]
+        sizes = [metadata[f].row_group(g).num_rows for f, g in self._groups]
+        self.starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+        self.row_bytes = 8 * len(names)
+
+    def load(self, segment: int) -> list[np.ndarray]:
+        """One array a column, sharing memory with Arrow's where nothing had to be converted.
+
+        Raises:
+            StateError: if the file changed since it was opened.
+        """
+        number, group = self._groups[segment]
+        file = self._files[number]
+        file.check_unchanged()
+        try:
+            with pq.ParquetFile(file.path, metadata=self._metadata[number], pre_buffer=False) as parquet:
+                table = parquet.read_row_group(group, columns=self._names)
+        except (pa.ArrowException, OSError) as error:
+            raise StateError(f"{file.name}: row group {group} can no longer be read: {error}") from None
+        file.check_unchanged()
+        return [_numbers(table[name]) for name in self._names]
+
+
+def _footer(file: TableFile) -> tuple[pa.Schema, pq.FileMetaData]:
+    try:
+        with pq.ParquetFile(file.path) as parquet:
+            schema, metadata = parquet.schema_arrow, parquet.metadata
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{file.name}: not a readable Parquet file ({shown(reason)}); write it again") from None
+    check_names(schema.names, file.name)
+    return schema, metadata
+
+
+def _numeric(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+
+
+def _numbers(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
+    """A column as a NumPy float array; NaN where a cell is null or an integer that float64 cannot hold."""
+    if isinstance(column, pa.ChunkedArray):
+        column = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+    if pa.types.is_decimal(column.type):
+        column = column.cast(pa.float64(), safe=False)
+    if pa.types.is_floating(column.type):
+        return column.to_numpy(zero_copy_only=False)
+    nulls = column.null_count
+    integers = (column.fill_null(0) if nulls else column).to_numpy(zero_copy_only=False)
+    numbers = integers.astype(np.float64)
+    inexact = inexact_integers(integers)
+    if inexact.any():
+        numbers[inexact] = np.nan
+    if nulls:
+        numbers[column.is_null().to_numpy(zero_copy_only=False)] = np.nan
+    return numbers
+
+
+def _batch(file: TableFile, first: int, arrow: pa.RecordBatch, names: Sequence[str]) -> RowBatch:
+    def explain(row: int, column: int) -> Cell:
+        value = arrow.column(names[column])[row].as_py()
+        where = f"{file.name}:row {first + row + 1}:{shown(names[column])}"
+        return Cell(where, str(value), INEXACT if isinstance(value, int) and abs(value) > 2**53 else "")
+
+    return RowBatch([_numbers(arrow.column(name)) for name in names], explain)

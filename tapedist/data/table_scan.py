@@ -1,0 +1,177 @@
+"""The one pass over a table when it is opened: every cell is checked, hashed and, if need be, kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from tapedist.data.table_columns import Roles
+from tapedist.data.table_rows import Cell, RowBatch, TableReader
+from tapedist.data.table_split import CHUNK_ROWS
+from tapedist.data.table_store import MemoryStore, ScratchStore
+from tapedist.errors import InputError
+
+# The smallest magnitude that float32 rounds to infinity: half a unit above its largest number.
+_FLOAT32_LIMIT = (2 - 2.0**-24) * 2.0**127
+
+
+@dataclasses.dataclass
+class Scanned:
+    """What the scan found.
+
+    Attributes:
+        num_rows: rows in the file.
+        dropped: chunk number -> packed bits of the rows that are not used.
+        num_dropped: how many those are.
+        num_imputed: feature cells that await their column's mean.
+        digest: SHA-256 of the column names and of each column's little-endian float64 bytes in row order, bad cells
+            as NaN: the same for the same table in any format.
+        store: the rows, if they were kept.
+    """
+
+    num_rows: int = 0
+    dropped: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
+    num_dropped: int = 0
+    num_imputed: int = 0
+    digest: str = ""
+    store: MemoryStore | ScratchStore | None = None
+
+
+class CellRule:
+    """Which numbers a column may hold.
+
+    Args:
+        roles: the columns.
+        dtype: the compute type; float32 refuses what would round to infinity.
+    """
+
+    def __init__(self, roles: Roles, dtype: str):
+        self._limit = _FLOAT32_LIMIT if dtype == "float32" else np.inf
+        self._dtype = dtype
+        self._weight = roles.names.index(roles.weight) if roles.weight else -1
+
+    def bad(self, position: int, values: np.ndarray) -> np.ndarray | None:
+        """Which cells of a column are bad, or None if none is."""
+        if not values.size:
+            return None
+        lowest, highest = values.min(), values.max()  # NaN if any is NaN, and then no comparison holds.
+        least = 0 if position == self._weight else -self._limit
+        if (least < lowest or lowest == 0) and highest < self._limit:
+            return None
+        negative = (values < 0) if position == self._weight else False
+        return ~(np.abs(values) < self._limit) | negative
+
+    def broken(self, position: int, value: float) -> str:
+        """The rule that a number breaks."""
+        if not np.isfinite(value):
+            return "is not finite"
+        if position == self._weight and value < 0:
+            return "is a negative weight"
+        return f"is beyond {self._dtype} (3.4e38); use --dtype=float64"
+
+
+def scan(reader: TableReader, roles: Roles, *, dtype: str, on_bad_rows: str, in_memory: int, keep: bool) -> Scanned:
+    """Reads the whole table once.
+
+    Args:
+        reader: the table.
+        roles: its columns.
+        dtype: the compute type.
+        on_bad_rows: "error", "drop" or "mean".
+        in_memory: bytes up to which rows are kept in memory.
+        keep: whether to copy a larger table to a scratch file.
+
+    Raises:
+        InputError: at the first bad cell if `on_bad_rows` is "error".
+        StateError: if a file changes meanwhile.
+        StorageError: if the scratch file cannot grow.
+    """
+    names, found = roles.names, Scanned()
+    rule = CellRule(roles, dtype)
+    hashes = [hashlib.sha256() for _ in names]
+    found.store = MemoryStore(len(names))
+    for number, chunk in enumerate(_chunks(reader.batches(names), len(names))):
+        columns = _checked(chunk, number, rule, roles, on_bad_rows, found)
+        for column, digest in zip(columns, hashes, strict=True):
+            digest.update(np.ascontiguousarray(column, "<f8").data)
+        found.num_rows += len(columns[0])
+        if isinstance(found.store, MemoryStore) and found.num_rows * found.store.row_bytes > in_memory:
+            found.store = _moved(found.store) if keep else None
+        if found.store is not None:
+            found.store.append(columns)
+    parts = [hashlib.sha256(name.encode()).digest() + h.digest() for name, h in zip(names, hashes, strict=True)]
+    found.digest = hashlib.sha256(b"".join(parts)).hexdigest()
+    return found
+
+
+def _moved(memory: MemoryStore) -> ScratchStore:
+    scratch = ScratchStore(memory.row_bytes // 8)
+    for columns in memory.chunks:
+        scratch.append(columns)
+    return scratch
+
+
+def _checked(
+    chunk: RowBatch, number: int, rule: CellRule, roles: Roles, on_bad_rows: str, found: Scanned
+) -> Sequence[np.ndarray]:
+    """The chunk's columns with bad cells as NaN; their rows are noted in `found`."""
+    masks = {position: rule.bad(position, column) for position, column in enumerate(chunk.columns)}
+    bad = {position: mask for position, mask in masks.items() if mask is not None and mask.any()}
+    if not bad:
+        return chunk.columns
+    if on_bad_rows == "error":
+        _refuse(chunk, bad, rule)
+    columns = [np.where(bad[p], np.nan, column) if p in bad else column for p, column in enumerate(chunk.columns)]
+    imputable = range(len(roles.features)) if on_bad_rows == "mean" else range(0)
+    dropped = np.zeros(len(columns[0]), bool)
+    for position, mask in bad.items():
+        if position not in imputable:
+            dropped |= mask
+    found.num_imputed += sum(int((mask & ~dropped).sum()) for p, mask in bad.items() if p in imputable)
+    if dropped.any():
+        found.dropped[number] = np.packbits(dropped)
+        found.num_dropped += int(dropped.sum())
+    return columns
+
+
+def _refuse(chunk: RowBatch, bad: dict[int, np.ndarray], rule: CellRule) -> None:
+    row, position = min((int(mask.argmax()), position) for position, mask in bad.items())
+    cell = chunk.explain(row, position)
+    reason = cell.rule or rule.broken(position, float(chunk.columns[position][row]))
+    raise InputError(f"{cell.where}: {cell.value} {reason}; correct it, or use --on_bad_rows=drop or mean")
+
+
+def _chunks(batches: Iterator[RowBatch], num_columns: int) -> Iterator[RowBatch]:
+    """The same rows in chunks of `CHUNK_ROWS`, float64, so that nothing after depends on the format's batches."""
+    held: list[tuple[RowBatch, int, int]] = []
+    rows = 0
+    for batch in batches:
+        first, size = 0, len(batch.columns[0])
+        while size - first:
+            last = min(size, first + CHUNK_ROWS - rows)
+            held.append((batch, first, last))
+            rows, first = rows + last - first, last
+            if rows == CHUNK_ROWS:
+                yield _joined(held, num_columns)
+                held, rows = [], 0
+    if held:
+        yield _joined(held, num_columns)
+
+
+def _joined(held: list[tuple[RowBatch, int, int]], num_columns: int) -> RowBatch:
+    columns = [
+        np.concatenate([batch.columns[position][first:last] for batch, first, last in held], dtype=np.float64)
+        for position in range(num_columns)
+    ]
+
+    def explain(row: int, column: int) -> Cell:
+        for batch, first, last in held:
+            if row < last - first:
+                return batch.explain(first + row, column)
+            row -= last - first
+        raise IndexError(row)
+
+    return RowBatch(columns, explain)

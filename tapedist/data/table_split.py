@@ -1,0 +1,133 @@
+"""Which rows of a table train and which test, without a list of row numbers.
+
+A billion int64 row numbers would take 8 GB. Instead each chunk of `CHUNK_ROWS` rows keeps two counts; the rows of a
+chunk are found again from the hash when they are asked for.
+"""
+
+from __future__ import annotations
+
+import collections
+import math
+import threading
+from collections.abc import Mapping
+
+import numpy as np
+
+CHUNK_ROWS = 65_536
+_CHUNKS_HELD = 64
+_GOLDEN = 0x9E3779B97F4A7C15
+_MASK = 2**64 - 1
+
+
+def row_hash(rows: np.ndarray, seed: int) -> np.ndarray:
+    """A 64-bit hash of `(seed, row number)` that is the same on every machine and in every release.
+
+    The seed-th splitmix64 stream (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014), read
+    at each row number.
+
+    Args:
+        rows: int64 array of row numbers in the file.
+        seed: from 0 to 2**63 - 1.
+
+    Returns:
+        A uint64 array of the shape of `rows`.
+    """
+    start = _finalise(np.array([(seed + 1) * _GOLDEN & _MASK], np.uint64))
+    with np.errstate(over="ignore"):
+        return _finalise(start + (np.asarray(rows).astype(np.uint64) + np.uint64(1)) * np.uint64(_GOLDEN))
+
+
+def _finalise(z: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+class RowSplit:
+    """Rank and select over the kept rows of a table.
+
+    Args:
+        num_rows: rows in the file, dropped ones included: they keep their numbers.
+        dropped: chunk number -> `np.packbits` of its dropped rows; chunks without any are absent.
+        kind: "hash" or "index"; the latter's test split is the last `floor(kept rows * test_fraction)` kept rows.
+        test_fraction: in [0, 1).
+        seed: of the hash.
+    """
+
+    def __init__(self, num_rows: int, dropped: Mapping[int, np.ndarray], kind: str, test_fraction: float, seed: int):
+        self._num_rows, self._dropped = num_rows, dropped
+        self._hashed = kind == "hash" and test_fraction > 0
+        self._threshold, self._seed = np.uint64(int(test_fraction * 2.0**64)), seed
+        self._held: collections.OrderedDict[tuple[int, bool], np.ndarray] = collections.OrderedDict()
+        self._lock = threading.Lock()
+        chunks = -(-num_rows // CHUNK_ROWS)
+        counts = np.zeros((2, chunks + 1), np.int64)
+        for chunk in range(chunks):
+            kept, test = self._masks(chunk)
+            counts[:, chunk + 1] = kept.sum() - test.sum(), test.sum()
+        self._ends = counts.cumsum(axis=1)
+        num_train, num_test = map(int, self._ends[:, -1])
+        if not self._hashed:
+            num_test = math.floor(num_train * test_fraction)
+            num_train -= num_test
+        self._sizes = {"train": num_train, "test": num_test}
+
+    def count(self, split: str) -> int:
+        """Rows of "train" or "test"."""
+        return self._sizes[split]
+
+    def file_rows(self, split: str, indices: np.ndarray) -> np.ndarray:
+        """Numbers in the file of the rows of a split.
+
+        Args:
+            split: "train" or "test".
+            indices: int64 `[k]`, each in `[0, count(split))`.
+
+        Returns:
+            int64 `[k]`; ascending where `indices` is.
+
+        Raises:
+            IndexError: if an index is outside the split.
+        """
+        indices = np.asarray(indices, np.int64)
+        if indices.size and not (indices.min() >= 0 and indices.max() < self._sizes[split]):
+            raise IndexError(f"row {indices.min()} to {indices.max()} of {self._sizes[split]} in split {split!r}")
+        test = split == "test" and self._hashed
+        if split == "test" and not self._hashed:
+            indices = indices + self._sizes["train"]
+        if not self._hashed and not self._dropped:
+            return indices
+        ends = self._ends[int(test)]
+        chunks = np.searchsorted(ends, indices, side="right") - 1
+        rows = np.empty_like(indices)
+        for chunk in np.unique(chunks):
+            chosen = chunks == chunk
+            rows[chosen] = self._select(int(chunk), test)[indices[chosen] - ends[chunk]]
+            rows[chosen] += chunk * CHUNK_ROWS
+        return rows
+
+    def _masks(self, chunk: int) -> tuple[np.ndarray, np.ndarray]:
+        """Which rows of a chunk are kept, and which of those test by their hash."""
+        first = chunk * CHUNK_ROWS
+        rows = np.arange(first, min(first + CHUNK_ROWS, self._num_rows))
+        packed = self._dropped.get(chunk)
+        kept = np.ones(len(rows), bool) if packed is None else ~np.unpackbits(packed, count=len(rows)).view(bool)
+        if not self._hashed:
+            return kept, np.zeros(len(rows), bool)
+        return kept, kept & (row_hash(rows, self._seed) < self._threshold)
+
+    def _select(self, chunk: int, test: bool) -> np.ndarray:
+        """Places inside a chunk of the rows of a split, uint16 ascending."""
+        key = chunk, test
+        with self._lock:
+            if key in self._held:
+                self._held.move_to_end(key)
+                return self._held[key]
+        kept, tests = self._masks(chunk)
+        places = np.flatnonzero(tests if test else kept & ~tests).astype(np.uint16)
+        with self._lock:
+            self._held[key] = places
+            while len(self._held) > _CHUNKS_HELD:
+                self._held.popitem(last=False)
+        return places

@@ -1,0 +1,299 @@
+"""The user's own rows: CSV, TSV, Parquet, NumPy and TFDS tables as a `Source`.
+
+`check_table` looks at paths and headers only; `open_table` also reads every row once, and keeps a small table in
+memory, a large one in place (Parquet, uncompressed arrays) or in a scratch file. Neither imports TensorFlow, except
+for TFDS.
+
+Legend: `n` rows of a split, `d` features, `k` rows asked for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from tapedist.data.blocks import WINDOW_ROWS
+from tapedist.data.table_columns import Roles, choose
+from tapedist.data.table_files import find_files, shown
+from tapedist.data.table_rows import SegmentStore, TableReader
+from tapedist.data.table_scan import CellRule, Scanned, scan
+from tapedist.data.table_split import CHUNK_ROWS, RowSplit
+from tapedist.data.table_store import MemoryStore, SegmentCache
+from tapedist.errors import InputError, TapedistError
+
+MEMORY_BUDGET = 512 * 2**20
+TFDS_PREFIX = "tfds:"
+
+
+@dataclasses.dataclass(frozen=True)
+class TableHeader:
+    """A table whose paths and header are known to be good.
+
+    Attributes:
+        data: what the user called it.
+        reader: its files.
+        roles: its columns.
+    """
+
+    data: str
+    reader: TableReader
+    roles: Roles
+
+
+def check_table(
+    data: str, *, target: str = "", features: Sequence[str] = (), weight: str = "", need_target: bool = True
+) -> TableHeader:
+    """Checks paths, headers and the columns asked for, without TensorFlow and without reading the rows.
+
+    Args:
+        data: a file, a folder, a glob, or `tfds:NAME[/CONFIG]`.
+        target: the column to predict; empty takes `y` of an `.npz` with `x` and `y`, or what a TFDS dataset supervises.
+        features: the columns to predict from; empty takes all other numeric ones.
+        weight: the column of row weights; empty weighs all rows alike (but takes `w` beside `x` and `y`).
+        need_target: False for predicting, where a table needs no target.
+
+    Raises:
+        InputError: with every problem of the columns, or the first of the files.
+    """
+    reader = _reader(data)
+    if not target and reader.default_target:
+        target = reader.default_target
+        features = features or reader.default_features
+        weight = weight or (reader.default_weight if reader.default_weight not in features else "")
+    roles = choose(
+        reader.columns, where=shown(data), target=target, features=features, weight=weight, need_target=need_target
+    )
+    return TableHeader(data, reader, roles)
+
+
+def open_table(
+    data: str,
+    *,
+    target: str = "",
+    features: Sequence[str] = (),
+    weight: str = "",
+    on_bad_rows: str = "error",
+    split: str = "hash",
+    test_fraction: float = 0.2,
+    seed: int = 0,
+    dtype: str = "float32",
+    memory_budget: int = MEMORY_BUDGET,
+    need_target: bool = True,
+) -> TableSource:
+    """Opens a table and reads it once: checks every cell, hashes, splits, and keeps what cannot be read again cheaply.
+
+    Args:
+        data: see `check_table`, as for `target`, `features`, `weight` and `need_target`.
+        on_bad_rows: "error" stops at the first bad cell; "drop" drops its row; "mean" puts the column's mean over the
+            training rows there, and drops the row where the target or the weight is bad.
+        split: "hash" of the row number and seed, or "index": the last `floor(n * test_fraction)` rows test.
+        test_fraction: in [0, 1).
+        seed: of the hash.
+        dtype: the compute type; numbers beyond float32 are bad cells under "float32".
+        memory_budget: bytes of rows to hold; larger tables are read in place or copied to a scratch file in `$TMPDIR`.
+
+    Raises:
+        InputError: for anything wrong with the table.
+        StateError: if a file changes while it is read.
+        StorageError: if a scratch file is needed and cannot be written.
+    """
+    header = check_table(data, target=target, features=features, weight=weight, need_target=need_target)
+    segments = header.reader.segments(header.roles.names)
+    in_place = segments is not None and _window_fits(segments, test_fraction, memory_budget)
+    scanned = scan(
+        header.reader, header.roles, dtype=dtype, on_bad_rows=on_bad_rows, in_memory=memory_budget // 2,
+        keep=not in_place,
+    )  # fmt: skip
+    if scanned.num_rows == scanned.num_dropped:
+        what = "no rows" if not scanned.num_rows else f"no good row among {scanned.num_rows}"
+        raise InputError(f"--data={shown(data)}: holds {what} below its header; give a table with rows")
+    rows = RowSplit(scanned.num_rows, scanned.dropped, split, test_fraction, seed)
+    if not rows.count("train"):
+        raise InputError(f"--test_fraction={test_fraction}: leaves no row of {shown(data)} to train on; lower it")
+    store: SegmentStore | None = scanned.store if scanned.store is not None else segments
+    assert store is not None
+    settings = [split, test_fraction, seed if split == "hash" else 0] if test_fraction else []
+    settings += [on_bad_rows] if scanned.num_dropped or scanned.num_imputed else []
+    return TableSource(header, scanned, rows, store, CellRule(header.roles, dtype), settings, memory_budget)
+
+
+class TableSource:
+    """Rows of a table by number; implements `tapedist.data.blocks.Source`. Made by `open_table`.
+
+    Attributes:
+        num_features: `d`.
+        feature_names: their columns.
+        target_name: the target's column; empty if there is none.
+        weighted: whether rows have weights.
+        dtype: of the rows.
+        num_dropped: rows left out for bad cells.
+        num_imputed: cells that were replaced by their column's mean.
+        content_digest: names the table's numbers, whatever its format, split and settings.
+        notices: sentences that the user should see once.
+        failure: what went wrong inside a `tf.data` map, which loses the type of an error; None if nothing did.
+    """
+
+    dtype = np.dtype(np.float64)
+
+    def __init__(
+        self, header: TableHeader, scanned: Scanned, split: RowSplit, store: SegmentStore, rule: CellRule,
+        settings: list[Any], memory_budget: int,
+    ):  # fmt: skip
+        roles = header.roles
+        self.num_features, self.feature_names = len(roles.features), roles.features
+        self.target_name, self.weighted = roles.target, bool(roles.weight)
+        self.num_dropped, self.num_imputed = scanned.num_dropped, scanned.num_imputed
+        self.content_digest = scanned.digest
+        self.notices = tuple(_notices(header, scanned))
+        self.failure: TapedistError | None = None
+        self._split, self._rule, self._starts = split, rule, store.starts
+        self._get = store.load if isinstance(store, MemoryStore) else SegmentCache(store, memory_budget).get
+        names = json.dumps([self.content_digest, roles.features, roles.target, roles.weight, settings])
+        self._fingerprint = hashlib.sha256(names.encode()).hexdigest()
+        self._means: np.ndarray | None = None
+        if self.num_imputed:
+            self._means = self._train_means()
+        if self.weighted and not any((self._gather(rows)[2] > 0).any() for rows in self._train_blocks()):
+            raise InputError(f"--weight={shown(roles.weight)}: is 0 in every training row; give positive weights")
+
+    def num_rows(self, split: str) -> int:
+        """Rows in `split`, which is "train" or "test"."""
+        return self._split.count(split)
+
+    def fingerprint(self) -> str:
+        """Names the rows and their split: equal for the same table in any file format."""
+        return self._fingerprint
+
+    def rows(self, split: str, indices: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Rows of a split by number; may be called from several threads.
+
+        Args:
+            split: "train" or "test".
+            indices: int64 `[k]`, each in `[0, num_rows(split))`.
+
+        Returns:
+            `(x, y)` of shapes `[k, d]` and `[k]`, float64, or `(x, y, w)` if `weighted`. `y` is NaN without a target.
+
+        Raises:
+            IndexError: if an index is outside the split.
+            StateError: if a file changed since it was opened.
+        """
+        return self._gather(self._split.file_rows(split, indices))
+
+    def take(self, split: str, indices: Any) -> tuple[Any, ...]:
+        """`rows` as a TensorFlow operation.
+
+        Args:
+            split: "train" or "test".
+            indices: int64 tensor `[k]`, `k` known statically.
+
+        Returns:
+            Tensors as `rows` returns arrays, with static shapes.
+        """
+        import tapedist.numerics  # noqa: F401
+        import tensorflow as tf
+
+        def rows(indices: np.ndarray) -> tuple[np.ndarray, ...]:
+            try:
+                return self.rows(split, indices)
+            except TapedistError as error:
+                self.failure = error
+                raise
+
+        taken = tf.numpy_function(rows, [indices], [tf.float64] * (3 if self.weighted else 2), stateful=False)
+        for tensor, shape in zip(taken, ([self.num_features], [], []), strict=False):
+            tensor.set_shape(tf.TensorShape(indices.shape[:1]).concatenate(shape))
+        return tuple(taken)
+
+    def _gather(self, file_rows: np.ndarray) -> tuple[np.ndarray, ...]:
+        """`rows` by number in the file."""
+        k, d = len(file_rows), self.num_features
+        columns = [*(x := np.empty((k, d))).T, *(rest := [np.full(k, np.nan) for _ in range(1 + self.weighted)])]
+        if not self.target_name:
+            del columns[d]
+        segments = np.searchsorted(self._starts, file_rows, side="right") - 1
+        order = None if (segments[1:] >= segments[:-1]).all() else np.argsort(segments, kind="stable")
+        ordered = segments if order is None else segments[order]
+        cuts = [0, *(np.flatnonzero(ordered[1:] != ordered[:-1]) + 1), k] if k else [0]
+        for begin, end in itertools.pairwise(cuts):
+            into = slice(begin, end) if order is None else order[begin:end]
+            segment = int(ordered[begin])
+            places = _as_slice(file_rows[into] - self._starts[segment])
+            for column, values in zip(columns, self._get(segment), strict=True):
+                column[into] = values[places]
+        if self._means is not None:
+            self._impute(x, self._means)
+        return x, *rest
+
+    def _impute(self, x: np.ndarray, means: np.ndarray) -> None:
+        for position, mean in enumerate(means):
+            bad = self._rule.bad(position, x[:, position])
+            if bad is not None:
+                x[bad, position] = mean
+
+    def _train_blocks(self) -> Iterator[np.ndarray]:
+        n = self.num_rows("train")
+        for first in range(0, n, CHUNK_ROWS):
+            yield self._split.file_rows("train", np.arange(first, min(first + CHUNK_ROWS, n)))
+
+    def _train_means(self) -> np.ndarray:
+        """Mean of the good cells of each feature over the training rows, `[d]`; summed in blocks of fixed size."""
+        sums, counts = np.zeros(self.num_features), np.zeros(self.num_features)
+        for rows in self._train_blocks():
+            for position, values in enumerate(self._gather(rows)[0].T):
+                bad = self._rule.bad(position, values)
+                good = values if bad is None else values[~bad]
+                sums[position] += good.sum()
+                counts[position] += len(good)
+        if not counts.all():
+            name = shown(self.feature_names[int(counts.argmin())])
+            raise InputError(f"--features={name}: has no good cell among the training rows, so no mean; leave it out")
+        return sums / counts
+
+
+def _reader(data: str) -> TableReader:
+    if data.startswith(TFDS_PREFIX):
+        from tapedist.data.table_tfds import TfdsReader
+
+        return TfdsReader(data)
+    kind, files = find_files(data)
+    if kind == "csv":
+        from tapedist.data.table_csv import CsvReader
+
+        return CsvReader(files)
+    if kind == "parquet":
+        from tapedist.data.table_parquet import ParquetReader
+
+        return ParquetReader(files)
+    from tapedist.data.table_arrays import ArrayReader
+
+    return ArrayReader(files)
+
+
+def _window_fits(segments: SegmentStore, test_fraction: float, budget: int) -> bool:
+    """Whether a window of the shuffled order can be held, so that no segment is decoded twice for it."""
+    largest = int(np.diff(segments.starts).max(initial=0))
+    return (WINDOW_ROWS / (1 - test_fraction) + 2 * largest) * segments.row_bytes <= budget
+
+
+def _notices(header: TableHeader, scanned: Scanned) -> Iterator[str]:
+    name = shown(header.data)
+    if scanned.num_dropped:
+        yield f"{name}: {scanned.num_dropped} of {scanned.num_rows} rows have bad cells and are left out"
+    if scanned.num_imputed:
+        yield f"{name}: {scanned.num_imputed} bad cells are replaced by the mean of their column"
+    if header.roles.unused:
+        yield f"{name}: columns not used: {', '.join(map(shown, header.roles.unused))}"
+
+
+def _as_slice(places: np.ndarray) -> np.ndarray | slice:
+    """Ascending consecutive places as a slice, which NumPy copies several times faster."""
+    if len(places) > 1 and places[-1] - places[0] == len(places) - 1 and (places[1:] > places[:-1]).all():
+        return slice(int(places[0]), int(places[-1]) + 1)
+    return places

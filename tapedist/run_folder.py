@@ -1,0 +1,227 @@
+"""The folder of one run: whether it is ours, who may write to it, and what lies where.
+
+A folder is ours when it holds the marker `.tapedist`. Nothing is written into a folder that is neither empty nor ours,
+and nothing in it is ever cleaned but our own temporary files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import stat
+from pathlib import Path
+from types import TracebackType
+
+from tapedist.errors import InputError, StateError
+from tapedist.filesystem import OWN_PREFIX, POSIX, storage_error, write_atomic
+from tapedist.run_lock import RunLock, is_alive
+
+SCHEMA = 1
+_FORMAT = "tapedist run folder"
+_MARKER = OWN_PREFIX
+_LOCK = f"{OWN_PREFIX}.lock"
+_TEMPORARY = re.compile(re.escape(OWN_PREFIX) + r"-([0-9]{1,9})-.+")
+
+
+class RunFolder:
+    """A run folder, by `open` (locked, to train into) or `find` (of an earlier run, to read or add to).
+
+    Attributes:
+        root: its absolute path without links.
+        metrics: loss rows, one JSON object a line.
+        flags: a flagfile that repeats the run.
+        environment: versions and devices.
+        model: the fitted parameters and the training summary.
+        checkpoints: directory of `CheckpointStore`.
+        events: directory of TensorBoard event files.
+        plots: directory of figures.
+        report: the HTML page.
+        export: directory of numbered SavedModels.
+        done: written last by training; its presence means success.
+    """
+
+    def __init__(self, root: Path, lock: RunLock | None = None):
+        self.root = root
+        self.metrics = root / "metrics.jsonl"
+        self.flags = root / "config.flags"
+        self.environment = root / "env.json"
+        self.model = root / "model.json"
+        self.checkpoints = root / "checkpoints"
+        self.events = root / "events"
+        self.plots = root / "plots"
+        self.report = root / "report.html"
+        self.export = root / "export"
+        self.done = root / "done.json"
+        self._lock = lock
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunFolder:
+        """Makes the folder if it is missing, locks it until `close` or the end of the process, and marks it as ours.
+
+        Raises:
+            InputError: as `check`, or if a live process holds the lock.
+            StateError: if a later version of tapedist made it.
+            StorageError: if it cannot be written.
+        """
+        check(path)
+        root = Path(os.path.realpath(path))
+        _make_directories(root)
+        lock = RunLock(root / _LOCK)
+        try:
+            check(root)  # Again: it may have changed before the lock was ours.
+            if _read_marker(os.path.join(root, _MARKER)) is None:
+                write_atomic(root / _MARKER, json.dumps({"format": _FORMAT, "schema": SCHEMA}) + "\n")
+            _remove_leftovers(root)
+        except BaseException:
+            lock.release()
+            raise
+        return cls(root, lock)
+
+    @classmethod
+    def find(cls, path: str | Path) -> RunFolder:
+        """The folder of an earlier run, without a lock.
+
+        Raises:
+            InputError: if there is no such folder, or it is not ours.
+            StateError: if a later version of tapedist made it.
+        """
+        check(path, write=False)
+        if _read_marker(os.path.join(path, _MARKER)) is None:
+            raise InputError(f"--run_dir={str(path)!r}: is no run folder; give the --run_dir of a training run")
+        return cls(Path(os.path.realpath(path)))
+
+    def close(self) -> None:
+        """Lets the next run in; may be called again."""
+        if self._lock:
+            self._lock.release()
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def check(path: str | Path, *, write: bool = True) -> None:
+    """Whether `RunFolder.open` may use `path`; touches nothing.
+
+    A link is followed only to a folder beside it (`latest -> 2026-11-23`): one that leads elsewhere may have been
+    placed there by somebody else.
+
+    Args:
+        path: the folder, which may be missing.
+        write: whether it must be writable.
+
+    Raises:
+        InputError: if it may not; `problems` says why.
+        StateError: if a later version of tapedist made it.
+    """
+    text = os.fspath(path)
+    problem = _wrong_name(text)
+    try:
+        problem = problem or _wrong_link(text) or _wrong_place(text, write) or _wrong_content(text)
+    except OSError as error:
+        problem = f"cannot be looked at ({error.strerror}); use another path"
+    if problem:
+        raise InputError(f"--run_dir={text!r}: {problem}")
+
+
+def _wrong_name(text: str) -> str | None:
+    if not text:
+        return "must name a folder"
+    if not text.isprintable():
+        return "must not hold control characters; rename the path"
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
+        return "must be a local path, because saving needs rename and fsync; train into a local folder and copy it out"
+    return None
+
+
+def _wrong_link(text: str) -> str | None:
+    link = text.rstrip("/") or text
+    if not os.path.islink(link):
+        return None
+    target = os.path.realpath(link)
+    if not os.path.isdir(target):
+        return f"is a link to {target!r}, which is no folder; remove the link"
+    if os.path.dirname(target) != os.path.realpath(os.path.dirname(os.path.abspath(link))):
+        return f"is a link that leads outside its folder, to {target!r}; give that path itself"
+    return None
+
+
+def _wrong_place(text: str, write: bool) -> str | None:
+    """Judges the folder, or of a missing one the nearest parent that exists."""
+    place = os.path.realpath(text)
+    while True:
+        try:
+            mode = os.stat(place).st_mode
+            break
+        except (FileNotFoundError, NotADirectoryError):
+            place = os.path.dirname(place)
+    shown = "" if place == os.path.realpath(text) else f"its parent {place!r} "
+    if not stat.S_ISDIR(mode):
+        return f"{shown}is a file; give a folder"
+    if write and not os.access(place, os.W_OK | os.X_OK):
+        return f"{shown}is not writable; use another folder or change its permissions"
+    return None
+
+
+def _wrong_content(text: str) -> str | None:
+    try:
+        names = os.listdir(text)
+    except FileNotFoundError:
+        return None
+    # Listed before the marker is read: whatever a run beside us writes, it writes the marker first.
+    foreign = sorted(name for name in names if not name.startswith(OWN_PREFIX))
+    marker = _read_marker(os.path.join(text, _MARKER))
+    if marker is None and foreign:
+        return f"is not empty and not a run folder (it holds {foreign[0]!r}); give a new or an empty folder"
+    if marker is not None and marker > SCHEMA:
+        raise StateError(
+            f"--run_dir={text!r}: was made by a later version (schema {marker}, this one knows up to {SCHEMA}); "
+            "continue with that version"
+        )
+    members = [member.name for member in vars(RunFolder(Path(text))).values() if isinstance(member, Path)]
+    for name in (_MARKER, _LOCK, *members[1:]):
+        if os.path.islink(os.path.join(text, name)):
+            return f"holds a link in the place of {name}; remove it"
+    return None
+
+
+def _read_marker(path: str) -> int | None:
+    """The schema that the marker names; None if it is missing or not ours."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return None
+    with open(fd, "rb") as file:
+        try:
+            marker = json.loads(file.read(4096))
+            known = marker["format"] == _FORMAT and type(marker["schema"]) is int
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
+            return None
+        return int(marker["schema"]) if known else None
+
+
+def _make_directories(root: Path) -> None:
+    """Makes `root` and its missing parents, and makes their names durable."""
+    missing = [parent for parent in (root, *root.parents) if not parent.exists()]
+    try:
+        for directory in reversed(missing):
+            with contextlib.suppress(FileExistsError):
+                POSIX.mkdir(directory)
+            POSIX.sync_directory(directory.parent)
+    except OSError as error:
+        raise storage_error("make the run folder", root, error) from error
+
+
+def _remove_leftovers(root: Path) -> None:
+    """Removes temporary files of processes that died while they wrote one."""
+    for name in os.listdir(root):
+        match = _TEMPORARY.fullmatch(name)
+        if match and not is_alive(int(match[1])):
+            with contextlib.suppress(OSError):
+                (root / name).unlink()

@@ -34,7 +34,7 @@ def number(text: str) -> tuple[float, str]:
         value = float(text)
         if math.isinf(value):
             return math.nan, "is beyond float64 (1.8e308)"
-        if abs(value) > 2**53 and _INTEGER.fullmatch(text) and int(value) != int(text):
+        if abs(value) >= 2**53 and _INTEGER.fullmatch(text) and int(value) != int(text):
             return math.nan, INEXACT
         return value, ""
     if text.strip().lower() in _BLANKS:

@@ -133,9 +133,9 @@ class _Parser:
         return [table[name].to_numpy() for name in self._names]
 
     def _holds_huge_integers(self, block: Block, columns: list[np.ndarray]) -> bool:
-        """Whether a number beyond 2**53 is written as an integer, so that only its text tells if digits were lost."""
+        """Whether a number from 2**53 on is written as an integer, so that only its text tells if digits were lost."""
         huge = {
-            name: places for name, c in zip(self._names, columns, strict=True) if (places := np.abs(c) > 2**53).any()
+            name: places for name, c in zip(self._names, columns, strict=True) if (places := np.abs(c) >= 2**53).any()
         }
         if not huge:
             return False

@@ -56,7 +56,7 @@ class ParquetReader:
         for file, metadata in zip(self._files, self._metadata, strict=True):
             first = 0
             try:
-                with pq.ParquetFile(file.path, metadata=metadata, pre_buffer=False) as parquet:
+                with _opened(file, metadata) as parquet:
                     for arrow in parquet.iter_batches(_BATCH_ROWS, columns=list(names)):
                         yield _batch(file, first, arrow, names)
                         first += arrow.num_rows
@@ -96,12 +96,16 @@ class RowGroups:
         file = self._files[number]
         file.check_unchanged()
         try:
-            with pq.ParquetFile(file.path, metadata=self._metadata[number], pre_buffer=False) as parquet:
+            with _opened(file, self._metadata[number]) as parquet:
                 table = parquet.read_row_group(group, columns=self._names)
         except (pa.ArrowException, OSError) as error:
             raise StateError(f"{file.name}: row group {group} can no longer be read: {error}") from None
         file.check_unchanged()
         return [_numbers(table[name]) for name in self._names]
+
+
+def _opened(file: TableFile, metadata: pq.FileMetaData) -> pq.ParquetFile:
+    return pq.ParquetFile(file.path, metadata=metadata, pre_buffer=False, page_checksum_verification=True)
 
 
 def _footer(file: TableFile) -> tuple[pa.Schema, pq.FileMetaData]:

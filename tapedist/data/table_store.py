@@ -8,6 +8,7 @@ import mmap
 import os
 import tempfile
 import threading
+import weakref
 from collections.abc import Sequence
 from typing import IO
 
@@ -56,6 +57,7 @@ class ScratchStore:
         self.num_rows = 0
         self._columns = num_columns
         self._file: IO[bytes] = tempfile.TemporaryFile(prefix="tapedist-")  # noqa: SIM115
+        weakref.finalize(self, self._file.close)
 
     @property
     def starts(self) -> np.ndarray:

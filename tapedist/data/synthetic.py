@@ -1,0 +1,161 @@
+"""The synthetic linear dataset, made on the fly: any row from `(seed, row number)` alone.
+
+Legend: `k` rows of a call, `d` features, `P` pairs of columns, where a row's columns are its features and its noise.
+
+    x_j = mean + std * z_j          y = c + m_0 * x_0 + ... + m_(d-1) * x_(d-1) + noise_std * z_d
+
+in float32, summed from left to right, with standard normals `z` from `tapedist.data.generator`. Nothing is stored
+and no row needs another, so a billion rows take no memory and a run resumes anywhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+from typing import Any
+
+import numpy as np
+
+import tapedist.numerics  # noqa: F401
+import tensorflow as tf  # isort: skip
+from tapedist.data import generator
+from tapedist.data.blocks import split_sizes
+from tapedist.errors import InputError
+
+_ROW_QUANTUM = 64  # Rows a compiled loop handles at once, at most; whole groups leave no remainder loop.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SyntheticSource:
+    """`Source` of `n_samples` rows of `y = m . x + c + noise`; the test split is the last rows.
+
+    Attributes:
+        n_samples: rows of both splits together, up to 2**62 - 1.
+        test_fraction: share of the rows in the test split, in `[0, 1)`.
+        seed: from 0 to 2**63 - 1; chooses the normals.
+        m: true weights, one per feature.
+        c: true bias.
+        mean: mean of every feature.
+        std: standard deviation of every feature.
+        noise_std: standard deviation of the noise.
+
+    Raises:
+        InputError: if a number leaves the range of float32, the type of the rows.
+    """
+
+    n_samples: int
+    test_fraction: float
+    seed: int
+    m: tuple[float, ...]
+    c: float
+    mean: float
+    std: float
+    noise_std: float
+
+    weighted = False
+    target_name = "y"
+
+    def __post_init__(self) -> None:
+        largest = float(np.finfo(np.float32).max)
+        problems = [
+            f"--{name}={value}: must be within float32's range of +-{largest:.3g}, because synthetic rows are float32"
+            for name in ("m", "c", "mean", "std", "noise_std")
+            for value in np.atleast_1d(getattr(self, name)).tolist()
+            if not abs(value) <= largest
+        ]
+        if problems:
+            raise InputError(*problems)
+
+    @property
+    def num_features(self) -> int:
+        """`d`."""
+        return len(self.m)
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """`x`, or `x0`, `x1`, ... where there are several."""
+        return ("x",) if self.num_features == 1 else tuple(f"x{j}" for j in range(self.num_features))
+
+    @property
+    def truth(self) -> tuple[tuple[float, ...], float]:
+        """`(weights, bias)` that made the rows."""
+        return self.m, self.c
+
+    def num_rows(self, split: str) -> int:
+        """Rows in `split`, which is "train" or "test"."""
+        return split_sizes(self.n_samples, self.test_fraction)[("train", "test").index(split)]
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the settings and the generator's version, in hexadecimal."""
+        settings = {"source": "synthetic", "generator": generator.VERSION} | dataclasses.asdict(self)
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+    def take(self, split: str, indices: Any) -> tuple[Any, Any]:
+        """Rows of `split` by number; a row's bits do not depend on the others of the call.
+
+        Args:
+            split: "train" or "test".
+            indices: int64 tensor `[k]`, each in `[0, num_rows(split))`, `k` known statically.
+
+        Returns:
+            `(x, y)`, float32 of shapes `[k, d]` and `[k]`.
+        """
+        first = self.num_rows("train") if split == "test" else 0
+        with tf.device("CPU:0"):  # On another device the last bits would differ.
+            rows = tf.convert_to_tensor(indices, tf.int64) + first
+            count = rows.shape[0]
+            if padding := -count % _ROW_QUANTUM:
+                rows = tf.pad(rows, [[0, padding]])
+            columns = _columns(tf.bitcast(rows, tf.uint32), *self._column_tensors())
+            x, y = _assemble(columns, *self._target_tensors(), num_features=self.num_features)
+        return x[:count], y[:count]
+
+    def _column_tensors(self) -> tuple[Any, Any, Any]:
+        """Keys, scales and shifts of the columns, each `[P, 2]`."""
+        d = self.num_features
+        keys = _keys(self.seed, d)
+        scales = np.ones(2 * len(keys), np.float32)
+        shifts = np.zeros(2 * len(keys), np.float32)
+        scales[:d], shifts[:d] = self.std, self.mean
+        return tf.constant(keys), tf.constant(scales.reshape(-1, 2)), tf.constant(shifts.reshape(-1, 2))
+
+    def _target_tensors(self) -> tuple[Any, Any]:
+        """What each column weighs in `y`, `[P, 2]`, and the bias, `[]`."""
+        d = self.num_features
+        weights = np.zeros(2 * len(_keys(self.seed, d)), np.float32)
+        weights[:d], weights[d] = self.m, self.noise_std
+        return tf.constant(weights.reshape(-1, 2)), tf.constant(self.c, tf.float32)
+
+
+@functools.lru_cache(maxsize=8)
+def _keys(seed: int, num_features: int) -> np.ndarray:
+    return generator.pair_keys(seed, num_features + 1)
+
+
+@tf.function(jit_compile=True, autograph=False)
+def _columns(words: Any, keys: Any, scales: Any, shifts: Any) -> Any:
+    """Features and noise, two columns to a complex number: complex64 `[P, k]`.
+
+    The settings are tensors, not constants: one compilation serves every source, and a scale of 1 cannot be simplified
+    away, which would let the multiply-adds fall elsewhere.
+    """
+    even, odd = generator.normal_pairs(words, keys)
+    return tf.complex(even * scales[:, 0:1] + shifts[:, 0:1], odd * scales[:, 1:2] + shifts[:, 1:2])
+
+
+@tf.function(jit_compile=True, autograph=False)
+def _assemble(columns: Any, weights: Any, bias: Any, *, num_features: int) -> tuple[Any, Any]:
+    """`(x, y)`, `[k, d]` and `[k]`, from the columns. A function of its own: within `_columns`, XLA would compute the
+    normals once for each output."""
+    pairs, count = columns.shape
+
+    def add_pair(p: Any, y: Any) -> tuple[Any, Any]:
+        y += weights[p, 0] * tf.math.real(columns[p])
+        return p + 1, y + weights[p, 1] * tf.math.imag(columns[p])
+
+    _, y = tf.while_loop(lambda p, _: p < pairs, add_pair, [0, tf.fill([count], bias)])
+    by_row = tf.transpose(columns)
+    x = tf.reshape(tf.stack([tf.math.real(by_row), tf.math.imag(by_row)], axis=-1), [count, 2 * pairs])
+    return x[:, :num_features], y

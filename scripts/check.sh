@@ -10,7 +10,7 @@ cd "$repo"
 "$venv/bin/python" -m ruff check .
 "$venv/bin/python" -m mypy
 if command -v shellcheck >/dev/null; then
-  git ls-files -z '*.sh' .ci/run | xargs -0 shellcheck --external-sources
+  git ls-files -z '*.sh' '*.sbatch' .ci/run | xargs -0 shellcheck --external-sources
 else
   echo "check.sh: shellcheck is not installed; the scripts were not checked" >&2
 fi

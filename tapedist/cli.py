@@ -19,7 +19,7 @@ from tapedist import flags, process
 from tapedist.config import GROUPS, TrainConfig
 from tapedist.errors import InputError, TapedistError
 from tapedist.help_text import command_help, commands_help
-from tapedist.text_values import shown
+from tapedist.text_values import quoted, shown
 
 _MAX_LINES = 20
 
@@ -46,7 +46,12 @@ class Command:
 
 
 def _train(config: TrainConfig) -> None:
-    from tapedist import run
+    if config.run_dir:
+        from tapedist import run_folder
+
+        run_folder.check(config.run_dir)
+
+    from tapedist import run  # From here on there is TensorFlow.
 
     run.train(config)
 
@@ -109,9 +114,9 @@ def entry_point() -> NoReturn:
 def _no_command(name: str, commands: Mapping[str, Command]) -> str:
     rule = f"must be one of {', '.join(commands)}"
     if not name or name.startswith("-"):
-        return f"the first word {rule}; tapedist --help shows how" + (f" (got '{shown(name)}')" if name else "")
+        return f"the first word {rule}; tapedist --help shows how" + (f" (got {quoted(name)})" if name else "")
     near = difflib.get_close_matches(name, commands, n=1)
-    return f"'{shown(name)}': {rule}" + (f"; did you mean {near[0]}?" if near else "; tapedist --help shows how")
+    return f"{quoted(name)}: {rule}" + (f"; did you mean {near[0]}?" if near else "; tapedist --help shows how")
 
 
 def _report(error: BaseException, *, with_traceback: bool) -> int:

@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar
 from absl import flags
 
 from tapedist.errors import InputError
-from tapedist.text_values import READERS, shown, written
+from tapedist.text_values import READERS, quoted, shown, written
 
 HELP_FLAGS = ("help", "helpfull", "h")
 _MAX_FLAGFILE_BYTES = 2**25  # Room for a million true weights.
@@ -201,7 +201,7 @@ def _flags_named(problem: str) -> list[str]:
 
 def _not_a_flag(word: str) -> str:
     fix = f"did you mean --flagfile={shown(word)}?" if word.endswith(".flags") else "write --NAME=VALUE"
-    return f"'{shown(word)}': is not a flag; {fix}"
+    return f"{quoted(word)}: is not a flag; {fix}"
 
 
 def _read_flagfile(path: str) -> tuple[tuple[int, int], list[str]]:

@@ -18,9 +18,17 @@ def shown(value: Any) -> str:
         text = written(value)
     except ValueError:  # An int of thousands of digits.
         text = hex(value)
-    if len(text) > _MAX_SHOWN:
-        text = f"{text[:_MAX_SHOWN]}... ({len(text)} characters)"
+    text = _short(text)
     return text if text.isprintable() else repr(text)
+
+
+def quoted(text: str) -> str:
+    """A user's word that stands in a sentence of its own."""
+    return repr(_short(text))
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}... ({len(text)} characters)"
 
 
 def written(value: Any) -> str:

@@ -1,0 +1,149 @@
+"""TrainConfig: ranges, words, combinations, what it takes from library users, and its fingerprint."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tapedist.config import TrainConfig
+from tapedist.errors import InputError
+
+# field -> (values at the edge that are valid, values just beyond it)
+EDGES: dict[str, tuple[list[Any], list[Any]]] = {
+    "n_samples": ([1, 2**62 - 1], [0, -1, 2**62, 2**63, 10**5000]),
+    "num_features": ([1, 2**20], [0, 2**20 + 1]),
+    "m": ([0.0, -1e300], [math.nan, math.inf, ()]),
+    "c": ([-1e300], [math.nan, -math.inf]),
+    "mean": ([1e9], [math.inf]),
+    "std": ([0.0], [-1e-9, math.nan, math.inf]),
+    "noise_std": ([0.0], [-1.0, math.nan]),
+    "test_fraction": ([0.0, 0.999], [1.0, -0.1, math.nan]),
+    "seed": ([0, 2**63 - 1], [-1, 2**63]),
+    "huber_delta": ([1e-9], [0.0, math.inf]),
+    "l2": ([0.0], [-1.0, math.nan]),
+    "num_epochs": ([0, 2**53], [-1, 2**53 + 1]),
+    "batch_size": ([1, 2**40], [0, -1, 2**40 + 1]),
+    "learning_rate": ([1e-300, 1e300], [0.0, -1.0, math.nan, math.inf]),
+    "momentum": ([0.0, 0.999], [1.0, -0.1]),
+    "adam_beta_1": ([0.0], [1.0]),
+    "adam_beta_2": ([0.0], [1.0]),
+    "adam_epsilon": ([1e-300], [0.0]),
+    "virtual_shards": ([1, 4096], [0, 4097]),
+    "num_virtual_devices": ([0, 16], [-1, 257]),
+    "steps_per_call": ([0, 2**31], [-1, 2**31 + 1]),
+    "checkpoint_every_secs": ([0.0], [-1.0, math.nan, math.inf]),
+    "checkpoint_every_steps": ([0], [-1]),
+    "log_every_epochs": ([1], [0]),
+    "eval_every_epochs": ([0], [-1]),
+}
+
+
+def test_every_number_has_edges():
+    numbers = {f.name for f in dataclasses.fields(TrainConfig) if type(f.default) in (int, float, tuple)}
+    assert set(EDGES) == numbers
+
+
+@pytest.mark.parametrize("name", EDGES)
+def test_edges(name: str):
+    inside, outside = EDGES[name]
+    for value in inside:
+        TrainConfig(**{name: value})
+    for value in outside:
+        with pytest.raises(InputError) as caught:
+            TrainConfig(**{name: value})
+        assert any(problem.startswith(f"--{name}=") for problem in caught.value.problems), value
+        assert all(len(problem) < 250 for problem in caught.value.problems)
+
+
+@pytest.mark.parametrize("name", [f.name for f in dataclasses.fields(TrainConfig) if f.metadata["choices"]])
+def test_words_are_listed(name: str):
+    field = next(field for field in dataclasses.fields(TrainConfig) if field.name == name)
+    with pytest.raises(InputError) as caught:
+        TrainConfig(**{name: "nonsense"})
+    assert caught.value.problems[0] == f"--{name}=nonsense: must be one of {', '.join(field.metadata['choices'])}"
+
+
+@pytest.mark.parametrize(
+    ("settings", "start"),
+    [
+        ({"m": (1, 2), "num_features": 3}, "--m=1.0,2.0: has 2 values for --num_features=3"),
+        ({"full_batch_engine": "moments", "loss": "huber"}, "--full_batch_engine=moments: needs --loss=squared"),
+        ({"full_batch_engine": "stream", "mode": "mini_batch"}, "--full_batch_engine=stream: has no meaning with"),
+        ({"num_virtual_devices": 17}, "--num_virtual_devices=17: must not exceed --virtual_shards=16"),
+        ({"num_virtual_devices": 2, "strategy": "default"}, "--num_virtual_devices=2: has no meaning with"),
+        ({"resume": "must"}, "--resume=must: needs --run_dir"),
+        ({"data": ""}, "--data=: must name a source"),
+        ({"run_dir": "gs://b/r"}, "--run_dir=gs://b/r: must be a local path"),
+        ({"data": "a\0b"}, r"--data='a\x00b': must not hold control characters"),
+        ({"tpu": " x"}, "--tpu=' x': must not hold control characters, nor blanks at its ends"),
+        ({"seed": True}, "--seed=True: must be of type int, not bool"),
+        ({"seed": 1.0}, "--seed=1.0: must be of type int, not float"),
+        ({"plots": 1}, "--plots=1: must be of type bool, not int"),
+        ({"learning_rate": "0.1"}, "--learning_rate='0.1': must be of type float, not str"),
+        ({"learning_rate": 10**400}, "--learning_rate=1000"),
+        ({"m": "9"}, "--m='9': must be a list of numbers, not str"),
+        ({"run_dir": b"x"}, "--run_dir=b'x': must be of type str, not bytes"),
+    ],
+)
+def test_one_problem(settings: dict[str, Any], start: str):
+    with pytest.raises(InputError) as caught:
+        TrainConfig(**settings)
+    assert len(caught.value.problems) == 1
+    assert caught.value.problems[0].startswith(start)
+
+
+def test_all_problems_at_once():
+    with pytest.raises(InputError) as caught:
+        TrainConfig(mode="x", batch_size=0, learning_rate=-1, m=(1, 2), resume="must")
+    assert [problem.partition("=")[0] for problem in caught.value.problems] == [
+        "--mode",
+        "--batch_size",
+        "--learning_rate",
+        "--m",
+        "--resume",
+    ]
+    assert str(caught.value) == "\n".join(caught.value.problems)
+    assert isinstance(caught.value, ValueError)
+
+
+def test_what_library_users_pass():
+    config = TrainConfig(
+        n_samples=np.int64(5),
+        learning_rate=np.float32(0.5),
+        c=3,
+        m=[1, np.float64(2)],
+        num_features=2,
+        run_dir=Path("a"),
+    )
+    values = (config.n_samples, config.learning_rate, config.c, config.m, config.run_dir)
+    assert values == (5, 0.5, 3.0, (1.0, 2.0), "a")
+    assert [type(value) for value in values] == [int, float, float, tuple, str]
+    assert TrainConfig(num_features=3, m=7).m == (7.0, 7.0, 7.0)
+
+
+def test_frozen_and_keyword_only():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        TrainConfig().seed = 1  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        TrainConfig("synthetic")  # type: ignore[misc]
+
+
+def test_fingerprint_tells_answers_apart_and_nothing_else():
+    base = TrainConfig().fingerprint()
+    assert len(base) == 64
+    assert TrainConfig(m=9, learning_rate=0.001).fingerprint() == base
+    for same in ({"num_virtual_devices": 4}, {"strategy": "mirrored"}, {"run_dir": "x"}, {"num_epochs": 7}):
+        assert TrainConfig(**same).fingerprint() == base
+    other = [{"seed": 1}, {"learning_rate": 0.1}, {"m": 8}, {"virtual_shards": 8}, {"dtype": "float64"}, {"data": "x"}]
+    assert len({base, *(TrainConfig(**settings).fingerprint() for settings in other)}) == len(other) + 1
+
+
+def test_every_field_explains_itself():
+    for field in dataclasses.fields(TrainConfig):
+        assert field.metadata["help"].endswith(".")
+        assert isinstance(field.metadata["changes_answer"], bool)

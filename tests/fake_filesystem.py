@@ -12,8 +12,11 @@ import errno
 import itertools
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+
+from tapedist.errors import StorageError
 
 
 class Crash(BaseException):
@@ -34,6 +37,15 @@ class Fault:
     at: int
     kind: str
     sticky: bool = False
+
+
+def outcome(operation: Callable[..., object], *args: Any, **kwargs: Any) -> Any:
+    """What the call ended with: None, the documented error or the crash; anything else is a failure of the test."""
+    try:
+        operation(*args, **kwargs)
+    except (StorageError, Crash) as error:
+        return error
+    return None
 
 
 @dataclasses.dataclass(eq=False)

@@ -45,11 +45,26 @@ class Command:
     rest: str = ""
 
 
+def _check_run_dir(config: TrainConfig) -> None:
+    """Judges what of the run folder can be judged without TensorFlow, and changes nothing.
+
+    Raises:
+        InputError: if the folder cannot be used, or holds no run where `--resume=must` wants one.
+        StateError: if a later version made it.
+    """
+    from tapedist import run_folder
+
+    run_folder.check(config.run_dir)
+    if config.resume == "must":
+        try:
+            run_folder.RunFolder.find(config.run_dir)
+        except InputError as error:
+            raise InputError(*(f"--resume=must: {problem}" for problem in error.problems)) from None
+
+
 def _train(config: TrainConfig) -> None:
     if config.run_dir:
-        from tapedist import run_folder
-
-        run_folder.check(config.run_dir)
+        _check_run_dir(config)
 
     from tapedist import run  # From here on there is TensorFlow.
 

@@ -82,7 +82,7 @@ class CommandLine(Generic[Options]):
         self._rest = rest
         self._rest_words: list[str] = []
         self._flags = _absl_flags(options, rest)
-        self._places: dict[str, str] = {}  # Where each flag was last set: "" or "FILE:LINE: ".
+        self._given: dict[str, tuple[str, str]] = {}  # Each flag's last place ("" or "FILE:LINE: ") and text.
         self._doubtful: set[str] = set()  # Flags whose value is not known, so rules about them say nothing.
         self._problems: list[str] = []
         self._files_read = 0
@@ -106,14 +106,18 @@ class CommandLine(Generic[Options]):
         try:
             result = self._options(**given)
         except InputError as error:
-            problems += [self._located(p) for p in error.problems if not self._doubtful & set(_flags_named(p))]
+            problems += [self._as_given(p) for p in error.problems if not self._doubtful & set(_flags_named(p))]
         if problems:
             raise InputError(*dict.fromkeys(problems))
         return result
 
-    def _located(self, problem: str) -> str:
+    def _as_given(self, problem: str) -> str:
+        """`problem` of the options, with the place and the spelling of the value as the user gave it."""
         name = next(iter(_flags_named(problem)), "")
-        return self._places.get(name, "") + problem
+        if name not in self._given:
+            return problem
+        place, text = self._given[name]
+        return place + problem.replace(f"--{name}={shown(self._flags[name].value)}:", f"--{name}={shown(text)}:", 1)
 
     def _parse(self, words: list[str], *, place: str, including: tuple[tuple[int, int], ...]) -> None:
         words.reverse()
@@ -157,7 +161,7 @@ class CommandLine(Generic[Options]):
             self._refuse(name, f"--{name}={shown(text)}: {error}", place)
         else:
             self._doubtful.discard(name)
-            self._places[name] = place
+            self._given[name] = place, text
 
     def _refuse(self, name: str, problem: str, place: str) -> None:
         self._problems.append(place + problem)
@@ -169,7 +173,7 @@ class CommandLine(Generic[Options]):
             problem += "; write --NAME=VALUE, with '=' in place of the space"
         elif near := difflib.get_close_matches(name, [*self._flags, "flagfile"], n=1):
             problem += f"; did you mean --{near[0]}?"
-            if near[0] not in self._places:
+            if near[0] not in self._given:
                 self._doubtful.add(near[0])
         else:
             problem += "; --help lists the flags"

@@ -138,14 +138,28 @@ def test_many_problems_are_cut(capsys: pytest.CaptureFixture[str]):
     assert lines[-1] == "tapedist: error: and 980 more problems like these"
 
 
-def test_bad_run_dir_is_refused_before_tensorflow(tapedist_command: Run, tmp_path: Path):
+@pytest.mark.parametrize(
+    ("words", "starts"),
+    [
+        (["--run_dir=file"], ["--run_dir='file': is a file"]),
+        (["--run_dir=file/below"], ["--run_dir='file/below': its parent "]),
+        (["--run_dir=full"], ["--run_dir='full': is not empty and not a run folder"]),
+        (["--run_dir=new", "--resume=must"], ["--resume=must: --run_dir='new': is no run folder"]),
+    ],
+)
+def test_bad_run_dir_is_refused_before_tensorflow(words: list[str], starts: list[str], run_python: Run, tmp_path: Path):
     (tmp_path / "file").write_text("mine")
-    finished = tapedist_command("train", "--run_dir=file")
-    assert finished.code == 2
-    assert len(finished.errors) == 1
-    assert "--run_dir='file': is a file" in finished.err
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.doc").write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    script = "import sys; from tapedist.cli import main; print(main(sys.argv[1:]), 'tensorflow' in sys.modules)"
+    finished = run_python("-c", script, "train", *words)
+    assert finished.out == "2 False\n"
+    assert len(finished.errors) == len(starts)
+    for line, start in zip(finished.errors, starts, strict=True):
+        assert line.startswith(f"tapedist: error: {start}")
     assert finished.seconds < 2
-    assert (tmp_path / "file").read_text() == "mine"
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 # A command that prints until told not to, then leaves a file to show that it got to its end.

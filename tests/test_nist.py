@@ -11,7 +11,7 @@ import csv
 import json
 import math
 import pathlib
-from decimal import Decimal, getcontext
+from decimal import Decimal, localcontext
 from fractions import Fraction
 from typing import Any
 
@@ -93,8 +93,9 @@ def _exact_solution(x: list[list[Fraction]], y: list[Fraction]) -> tuple[list[Fr
 
 
 def _root(value: Fraction) -> Fraction:
-    getcontext().prec = 60
-    return Fraction((Decimal(value.numerator) / Decimal(value.denominator)).sqrt())
+    with localcontext() as context:
+        context.prec = 60
+        return Fraction((Decimal(value.numerator) / Decimal(value.denominator)).sqrt())
 
 
 @pytest.mark.parametrize("name", _CERTIFIED)

@@ -29,6 +29,9 @@ _CHUNK_ROWS = 4096
 _SLICE_BITS = 20
 _MAX_SLICES = 6
 _CHUNK_NUMBERS = 2**21
+# Sums of a few features must not overflow, nor may squares of the target. Columns are multiplied in scaled units.
+_MOST = 1e300
+_MOST_TARGET = 1e150
 
 
 class ExtendedMoments:
@@ -71,45 +74,43 @@ class ExtendedMoments:
             x, y, w = x[w > 0], y[w > 0], w[w > 0]
         elif self.weight_scale != 1:
             w = np.ones(len(y))
-        raw = np.concatenate([x, np.reshape(y, (-1, 1))], axis=1, dtype=np.float64)
+        raw = np.concatenate([np.asarray(x).T, np.reshape(y, (1, -1))], dtype=np.float64)
         self._check_finite(raw)
-        if not len(raw):
+        if not len(y):
             return
         if not self.num_rows:
             self._choose_shift_and_scale(raw, w)
-        self.num_rows += len(raw)
-        ones = np.ones((len(raw), 1))
-        high, low = two_sum(raw, -self.shift)
-        columns = Extended(
-            np.concatenate([ones, high / self.scale[1:]], axis=1),
-            np.concatenate([0 * ones, low / self.scale[1:]], axis=1),
-        )
+        self.num_rows += len(y)
+        ones, scale = np.ones((1, len(y))), self.scale[1:, None]
+        high, low = two_sum(raw, -self.shift[:, None])
+        columns = Extended(np.concatenate([ones, high / scale]), np.concatenate([0 * ones, low / scale]))
         right = list(_slices(columns))
         left = right
         if w is not None and not (w == self.weight_scale).all():
-            weights = w[:, None] / self.weight_scale
+            weights = w / self.weight_scale
             product, error = two_product(columns.hi, weights)
             left = list(_slices(Extended(*two_sum(product, error + columns.lo * weights))))
         self.sums = self.sums + _exact_product(left, right)
 
     def _check_finite(self, raw: np.ndarray) -> None:
-        # Half of the range is left, so that sums of a few values and their differences cannot overflow.
-        bad = ~(np.abs(raw) < 1e300)
+        limits = np.full((len(raw), 1), _MOST)
+        limits[-1] = _MOST_TARGET
+        bad = ~(np.abs(raw) < limits)
         if bad.any():
-            row, column = np.argwhere(bad)[0]
+            column, row = np.argwhere(bad)[0]
             raise InputError(
-                f"{self.names[column]!r}: holds {raw[row, column]}; values must be finite and below 1e300; "
-                "drop such rows"
+                f"{self.names[column]!r}: holds {raw[column, row]}; values must be finite and below "
+                f"{limits[column, 0]:g}; drop such rows or use other units"
             )
 
     def _choose_shift_and_scale(self, raw: np.ndarray, w: np.ndarray | None) -> None:
         if self.centred:
-            middle = (raw / len(raw)).sum(axis=0)
-            spread = np.abs(raw - raw[0]).max(axis=0)
+            middle = (raw / raw.shape[1]).sum(axis=1)
+            spread = np.abs(raw - raw[:, :1]).max(axis=1)
             # Few bits in the shift leave few bits in the difference; a column that does not change becomes zero.
-            quantum = np.ldexp(1.0, np.frexp(spread)[1] - 5)
-            self.shift = np.where(spread > 0, np.round(middle / quantum) * quantum, raw[0])
-        largest = np.abs(raw - self.shift).max(axis=0)
+            quantum = np.ldexp(1.0, np.maximum(np.frexp(spread)[1] - 5, -1000))
+            self.shift = np.where(spread > 0, np.round(middle / quantum) * quantum, raw[:, 0])
+        largest = np.abs(raw - self.shift[:, None]).max(axis=1)
         self.scale[1:] = np.ldexp(1.0, np.where(largest > 0, np.frexp(largest)[1], 0))
         if w is not None:
             self.weight_scale = float(np.ldexp(1.0, np.frexp(w.max())[1] - 1))
@@ -122,12 +123,12 @@ class ExtendedMoments:
 
 
 def _slices(columns: Extended) -> Iterator[np.ndarray]:
-    """Cuts `[k, m]` columns into float64 slices of `_SLICE_BITS` bits, most significant first.
+    """Cuts `[m, k]` columns into float64 slices of `_SLICE_BITS` bits, most significant first.
 
     Adding and subtracting `1.5 * 2**(e + 52)` rounds to a multiple of `2**e`.
     """
     high, low = columns.hi, columns.lo
-    exponents = np.frexp(np.abs(high).max(axis=0))[1]
+    exponents = np.frexp(np.abs(high).max(axis=1, keepdims=True))[1]
     for number in range(1, _MAX_SLICES + 1):
         sigma = np.ldexp(1.5, exponents - number * _SLICE_BITS + 52)
         cut = (high + sigma) - sigma
@@ -138,9 +139,9 @@ def _slices(columns: Extended) -> Iterator[np.ndarray]:
 
 
 def _exact_product(left: list[np.ndarray], right: list[np.ndarray]) -> Extended:
-    """`sum(left)' @ sum(right)` of slices `[k, m]`: exact products, added from the most significant on."""
-    m = left[0].shape[1]
-    products = np.concatenate(left, axis=1).T @ np.concatenate(right, axis=1)
+    """`sum(left) @ sum(right)'` of slices `[m, k]`: exact products, added from the most significant on."""
+    m = left[0].shape[0]
+    products = np.concatenate(left) @ np.concatenate(right).T
     total = Extended.zeros(m, m)
     # Beyond this level a product is below 2**-120 of the largest.
     for level in range(min(len(left) + len(right) - 1, _MAX_SLICES + 1)):

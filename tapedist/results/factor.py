@@ -18,6 +18,7 @@ from tapedist.results.extended import Extended
 _ROUNDINGS = 4.0
 # Parts of a dependency below this share of a column are rounding.
 _NEGLIGIBLE = 1e-6
+_ABOUT = 0.9
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -87,7 +88,8 @@ def factorise(products: Extended, rounding: np.ndarray) -> Factor:
     while left:
         diagonal = np.diag(rest.hi)[:-1]
         share = np.divide(diagonal, original[left], out=np.zeros(len(left)), where=diagonal > 0)
-        place = int(np.argmax(share))
+        # Among columns about as independent, the earliest: so it is the later ones that are named as dependent.
+        place = int(np.argmax(share >= _ABOUT * share.max()))
         column = left.pop(place)
         kept = [k for k in range(len(left) + 2) if k != place]
         parts = _back_substituted(rows.hi[: len(chosen), chosen], rows.hi[: len(chosen), column])

@@ -65,7 +65,7 @@ class QuadraticForm:
         total = float((slope_part * slope_part).sum().hi) / float(self.total.hi)
         # Without an intercept the products are about 0 and hold the whole loss.
         mean_part = (offset * self.means).sum() + bias - self.bias
-        return total * float(self.scale[-1]) ** 2 + float(mean_part.hi) ** 2
+        return float(total * self.scale[-1] ** 2 + mean_part.hi**2)
 
     def leverage(self, x: np.ndarray) -> np.ndarray:
         """Variances of the mean response at `x [k, d]`, in units of the residual variance."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import textwrap
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -28,6 +29,7 @@ __all__ = [
 ]
 
 _SHOWN_COEFFICIENTS = 20
+_SHORTEST_NAME = 12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,15 +37,15 @@ class Distance:
     """How far given parameters are from the optimum.
 
     Attributes:
-        loss: data loss at the parameters, without penalty.
-        excess_loss: how much of it is above the optimum's.
+        loss: data loss at the parameters, without penalty; None if it is not finite.
+        excess_loss: how much of it is above the optimum's; None likewise.
         standard_errors: per parameter (weights, then the intercept if there is one) `|given - optimum|` in standard
             errors; None where that is undefined.
         max_standard_errors: the largest of them; None if one is undefined or the optimum is not unique.
     """
 
-    loss: float
-    excess_loss: float
+    loss: float | None
+    excess_loss: float | None
     standard_errors: tuple[float | None, ...]
     max_standard_errors: float | None
 
@@ -53,14 +55,17 @@ def distance(fit: LeastSquares, weights: np.ndarray, bias: float = 0.0) -> Dista
 
     The differences are taken in extended precision, so that they mean something below one rounding of the parameters.
     """
-    excess = fit.excess_loss(weights, bias)
-    gaps = (Extended.of(weights) - fit.form.weights).hi.tolist()
-    if fit.fit_intercept:
-        gaps.append(float((Extended.of(bias) - fit.form.bias).hi))
+    with np.errstate(all="ignore"):
+        excess = fit.excess_loss(weights, bias)
+        gaps = (Extended.of(weights) - fit.form.weights).hi.tolist()
+        if fit.fit_intercept:
+            gaps.append(float((Extended.of(bias) - fit.form.bias).hi))
     # Without coefficients there is nothing to count in, whatever the parameters.
     ratios = tuple(_ratio(abs(gap), c.standard_error) for gap, c in zip(gaps, fit.coefficients, strict=False))
     defined = [r for r in ratios if r is not None]
     largest = max(defined) if defined and len(defined) == len(ratios) else None
+    if not math.isfinite(fit.loss + excess):
+        return Distance(None, None, ratios, largest)
     return Distance(fit.loss + excess, excess, ratios, largest)
 
 
@@ -148,51 +153,74 @@ def format_table(fit: LeastSquares, learned: Distance | None = None, *, width: i
     counts = f"{fit.num_rows} rows, {fit.degrees_of_freedom} residual degrees of freedom"
     lines = [f"Least squares: {counts}"]
     if fit.problem is not None:
-        lines.append(f"No coefficient table: {fit.problem}.")
+        lines += textwrap.wrap(f"No coefficient table: {fit.problem}.", width)
     else:
         lines += _coefficient_lines(fit, learned, width)
     lines += _wrapped(_quality(fit), width)
     if learned is not None:
-        sentence = f"Learned parameters: loss {learned.loss:.6g}, {learned.excess_loss:.3g} above the optimum"
-        if learned.max_standard_errors is not None:
-            sentence += f", at most {learned.max_standard_errors:.3g} standard errors from it"
-        lines.append(sentence)
+        lines += textwrap.wrap(_closing(learned), width)
     return "\n".join(lines)
 
 
+def _closing(learned: Distance) -> str:
+    if learned.loss is None or learned.excess_loss is None:
+        return "Learned parameters: not finite, or their loss is not"
+    sentence = f"Learned parameters: loss {learned.loss:.6g}, {learned.excess_loss:.3g} above the optimum"
+    if learned.max_standard_errors is not None:
+        sentence += f", at most {learned.max_standard_errors:.3g} standard errors from it"
+    return sentence
+
+
 def _coefficient_lines(fit: LeastSquares, learned: Distance | None, width: int) -> Iterator[str]:
-    head = ["", "estimate", "std error", "t", "p", f"{100 * fit.level:g} % interval"]
-    gaps: list[float | None] = list(learned.standard_errors) if learned is not None else []
+    columns = [("", [shown(c.name) for c in fit.coefficients[:_SHOWN_COEFFICIENTS]])]
+    cells = [_cells(c) for c in fit.coefficients[:_SHOWN_COEFFICIENTS]]
+    heads = ("estimate", "std error", "t", "p", f"{100 * fit.level:g} % interval")
+    columns += [(head, list(column)) for head, column in zip(heads, zip(*cells, strict=True), strict=True)]
     if learned is not None:
-        head.append("learned off by")
-    rows = [head]
-    entries = list(fit.coefficients)
-    hidden = len(entries) - _SHOWN_COEFFICIENTS
-    for number, entry in enumerate(entries[:_SHOWN_COEFFICIENTS]):
-        rows.append(_cells(entry))
-        if learned is not None:
-            rows[-1].append("" if gaps[number] is None else f"{gaps[number]:.2g} SE")
-    widths = [max(len(row[k]) for row in rows) for k in range(len(head))]
-    # A long name gives way, numbers never do.
-    widths[0] = max(8, min(widths[0], width - sum(widths[1:]) - 2 * len(widths)))
-    for row in rows:
-        name = row[0] if len(row[0]) <= widths[0] else row[0][: widths[0] - 3] + "..."
-        numbers = (cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))
-        yield "  ".join([f"  {name.ljust(widths[0])}", *numbers]).rstrip()
+        gaps = learned.standard_errors[:_SHOWN_COEFFICIENTS]
+        columns.append(("learned off by", ["" if gap is None else f"{gap:.2g} SE" for gap in gaps]))
+    yield from _aligned(columns, width, spare=[heads[2], heads[4]])
+    hidden = len(fit.coefficients) - _SHOWN_COEFFICIENTS
     if hidden > 0:
         yield f"  ... and {hidden} more"
 
 
-def _cells(entry: Coefficient) -> list[str]:
-    interval = "" if entry.low is None else f"[{_number(entry.low)}, {_number(entry.high)}]"
+def _aligned(columns: list[tuple[str, list[str]]], width: int, spare: list[str]) -> Iterator[str]:
+    """Lines of a table. Where it is too wide, its first column gives way, then the columns named in `spare`."""
+    widths = [max(len(cell) for cell in (head, *cells)) for head, cells in columns]
+    room = width - sum(widths[1:]) - 2 * len(widths)
+    if room < min(widths[0], _SHORTEST_NAME) and spare:
+        kept = [column for column in columns if column[0] != spare[0]]
+        yield from _aligned(kept, width, spare[1:])
+        return
+    widths[0] = min(widths[0], max(room, _SHORTEST_NAME))
+    for row in zip(*([head, *cells] for head, cells in columns), strict=True):
+        name = row[0] if len(row[0]) <= widths[0] else row[0][: widths[0] - 3] + "..."
+        numbers = (cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))
+        yield "  ".join([f"  {name.ljust(widths[0])}", *numbers])
+
+
+def _cells(entry: Coefficient) -> tuple[str, str, str, str, str]:
+    form = _number_format(entry)
+    interval = "" if entry.low is None else f"[{entry.low:{form}}, {entry.high:{form}}]"
     t = "" if entry.t is None else f"{entry.t:.4g}"
     p = "" if entry.p is None else "<1e-300" if entry.p < 1e-300 else f"{entry.p:.3g}"
-    error = "" if entry.standard_error is None else f"{entry.standard_error:.4g}"
-    return [shown(entry.name), _number(entry.estimate), error, t, p, interval]
+    error = "" if entry.standard_error is None else f"{entry.standard_error:{form}}"
+    return f"{entry.estimate:{form}}", error, t, p, interval
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.7g}"
+def _number_format(entry: Coefficient) -> str:
+    """Digits down to the third of the standard error; exponents only for very small or large numbers."""
+    if not entry.standard_error:
+        return ".8g"
+    decimals = max(0, 2 - math.floor(math.log10(entry.standard_error)))
+    if decimals <= 9 and max(abs(entry.estimate), entry.standard_error) < 1e9:
+        return f".{decimals}f"
+    return f".{min(16, max(3, _order(entry.estimate) - _order(entry.standard_error) + 3))}g"
+
+
+def _order(value: float) -> int:
+    return math.floor(math.log10(abs(value))) if value else -400
 
 
 def _quality(fit: LeastSquares) -> list[str]:

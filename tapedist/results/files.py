@@ -6,13 +6,15 @@ import os
 from pathlib import Path
 
 from tapedist.errors import StorageError
+from tapedist.results.words import printable
 
 
 def storage_error(path: Path, error: Exception) -> StorageError:
     """The one-line error for a file that the system would not write."""
     reason = (isinstance(error, OSError) and error.strerror) or str(error).splitlines()[0]
-    shown = str(path) if str(path).isprintable() else repr(str(path))
-    return StorageError(f"{shown}: cannot be written ({reason}); free space or fix the permission, then try again")
+    return StorageError(
+        f"{printable(str(path))}: cannot be written ({reason}); free space or fix the permission, then try again"
+    )
 
 
 def write_whole(path: Path, data: bytes) -> None:

@@ -18,6 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from tapedist.results.files import write_whole
+from tapedist.results.words import printable
 
 TRAIN, TEST, TRUTH = "#0072B2", "#D55E00", "#009E73"
 INK, QUIET, GRID = "#1F2328", "#6A737D", "#E4E7EB"
@@ -30,9 +31,7 @@ _LONGEST_NAME = 32
 
 def plain(name: str, longest: int = _LONGEST_NAME) -> str:
     """A user's name as matplotlib text: no math, no control characters, not too long."""
-    text = name if name.isprintable() else repr(name)[1:-1]
-    text = text if len(text) <= longest else text[: longest - 1] + "…"
-    text = text.replace("$", r"\$")
+    text = printable(name, longest).replace("$", r"\$")
     return " " + text if text.startswith("_") else text  # Legends leave out what starts with an underscore.
 
 
@@ -134,16 +133,11 @@ def save(figure: Figure, path: Path) -> Path:
     return path
 
 
-def thinned(count: int, most: int) -> np.ndarray:
-    """Up to `most` indices of a series of `count`, evenly spaced, with both ends."""
-    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.int64)) if count else np.arange(0)
-
-
 def plain_log_ticks(axes: Axes) -> None:
     """A logarithmic y axis labelled `1, 2, 5, 10, ...` when it spans few decades, else by powers of ten."""
-    low, high = axes.get_ylim()
-    if high / low < 1e4:
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 300 else (1,)))
+    low, high = np.log10(axes.get_ylim())
+    if high - low < 4:
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high - low < 2.5 else (1,)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.tick_params(which="minor", length=0)

@@ -16,6 +16,7 @@ import numpy as np
 
 from tapedist.results import plot_style as style
 from tapedist.results.files import storage_error
+from tapedist.results.sampling import caption, sampled, thinned
 from tapedist.training.observer import Row
 
 MOST_DOTS = 5000
@@ -41,9 +42,7 @@ class Points:
 
     def drawn(self, most: int = MOST_DOTS) -> Points:
         """At most `most` of the rows whose numbers are finite, always the same ones."""
-        keep = np.arange(len(self.y))
-        if len(keep) > most:
-            keep = np.sort(np.random.default_rng(0).choice(len(keep), most, replace=False, shuffle=False))
+        keep = sampled(len(self.y), most)
         x, y = np.asarray(self.x)[keep].astype(np.float64), np.asarray(self.y)[keep].astype(np.float64)
         finite = np.isfinite(y) & np.isfinite(x).all(axis=1)
         return Points(x=x[finite], y=y[finite], total=self.rows)
@@ -55,8 +54,7 @@ class Points:
     @property
     def caption(self) -> str:
         """How many rows are drawn, as in `showing 5,000 of 8,000,000 rows`."""
-        drawn = len(self.y)
-        return f"{drawn:,} rows" if drawn == self.rows else f"showing {drawn:,} of {self.rows:,} rows"
+        return caption(len(self.y), self.rows)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -193,12 +191,12 @@ def loss_figure(history: Sequence[Row]) -> style.Figure | None:
     for split in splits:
         rows = [row for row in history if row.split == split and np.isfinite(row.loss)]
         if rows:
-            picked = style.thinned(len(rows), _MOST_VERTICES)
+            picked = thinned(len(rows), _MOST_VERTICES)
             series[split] = np.array([(rows[i].epoch, rows[i].loss) for i in picked]).T
     if not series:
         return None
     losses = np.concatenate([losses for _, losses in series.values()])
-    logarithmic = losses.min() > 0 and losses.max() / losses.min() > _LOG_RATIO
+    logarithmic = 0 < losses.min() < losses.max() / _LOG_RATIO
     subtitle = "mean loss per row, without penalty" + (" · logarithmic scale" if logarithmic else "")
     figure, (axes,) = style.new_figure("Loss over epochs", subtitle)
     for split, (epochs, values) in series.items():
@@ -228,7 +226,7 @@ def path_figure(
     path: ParameterPath, truth: Line | None, optimum: Line | None, features: Sequence[str]
 ) -> style.Figure | None:
     """Weights and bias over epochs, against truth and optimum where these are known."""
-    picked = style.thinned(len(path.epochs), _MOST_VERTICES)
+    picked = thinned(len(path.epochs), _MOST_VERTICES)
     if not len(picked):
         return None
     epochs, values = path.epochs[picked], path.values[picked]

@@ -1,0 +1,229 @@
+"""One self-contained HTML page about a run: no outside resource, no script, readable on a phone and in print.
+
+`render` takes plain values only; whoever knows the run fills a `ReportData`. What is unknown is None or empty, and its
+column or line is left out; a section that has nothing to show says why.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import importlib.resources
+import math
+import string
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+from tapedist.results import report_charts as charts
+from tapedist.results.report_charts import Predictions, text
+from tapedist.training.observer import Row
+
+MOST_COEFFICIENTS = 200
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Coefficient:
+    """One parameter, in raw units.
+
+    Attributes:
+        name: the feature's name, or "bias".
+        estimate: what training found.
+        optimum: the least-squares optimum.
+        std_error: standard error of the optimum.
+        t: optimum / std_error.
+        p: two-sided p-value of `t`.
+        interval: 95 % confidence interval of the optimum.
+        truth: what made the rows, if known.
+    """
+
+    name: str
+    estimate: float
+    optimum: float | None = None
+    std_error: float | None = None
+    t: float | None = None
+    p: float | None = None
+    interval: tuple[float, float] | None = None
+    truth: float | None = None
+
+    @property
+    def distance(self) -> float | None:
+        """Estimate minus optimum, in standard errors."""
+        if self.optimum is None or not self.std_error:
+            return None
+        return (self.estimate - self.optimum) / self.std_error
+
+    @property
+    def error(self) -> float | None:
+        """Estimate minus truth."""
+        return None if self.truth is None else self.estimate - self.truth
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReportData:
+    """What the page says.
+
+    Attributes:
+        title: the page's title.
+        subtitle: one line under it, such as when and on what the run was made.
+        highlights: the few facts shown large; at most six look good.
+        notes: what the reader must know, such as that the optimum is not unique.
+        coefficients: the parameters.
+        quality: goodness of fit by name, such as R2 and RMSE; None where undefined.
+        history: rows of metrics.
+        predictions: held-out rows with their predictions.
+        settings: the run's settings by name.
+        changed: names of the settings that differ from the defaults.
+        speed: what was fast or slow, by name.
+        digest: SHA-256 of the parameters.
+        environment: versions and devices by name.
+    """
+
+    title: str
+    subtitle: str = ""
+    highlights: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    notes: Sequence[str] = ()
+    coefficients: Sequence[Coefficient] = ()
+    quality: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    history: Sequence[Row] = ()
+    predictions: Predictions | None = None
+    settings: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    changed: Collection[str] = ()
+    speed: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    digest: str = ""
+    environment: Mapping[str, object] = dataclasses.field(default_factory=dict)
+
+
+def render(report: ReportData) -> str:
+    """The page as HTML text; the same data give the same text."""
+    template = importlib.resources.files("tapedist.results").joinpath("report_template.html")
+    body = "\n".join(_body(report))
+    return string.Template(template.read_text(encoding="utf-8")).substitute(title=text(report.title), body=body)
+
+
+def _body(report: ReportData) -> Iterable[str]:
+    yield f"<header><h1>{text(report.title)}</h1>"
+    if report.subtitle:
+        yield f'<p class="quiet">{text(report.subtitle)}</p>'
+    yield "</header>"
+    if report.highlights:
+        tiles = (
+            f'<div class="tile"><dt>{text(k)}</dt><dd>{_value(v)}</dd></div>' for k, v in report.highlights.items()
+        )
+        yield f'<dl class="tiles">{"".join(tiles)}</dl>'
+    yield from (f'<p class="note">{text(note)}</p>' for note in report.notes)
+    yield _section("coefficients", "Coefficients", _coefficient_table(report.coefficients), long=True)
+    yield '<div class="pair">'
+    yield charts.loss(report.history)
+    yield charts.fit(report.predictions)
+    yield charts.residuals(report.predictions)
+    yield charts.quantiles(report.predictions)
+    yield "</div>"
+    yield '<div class="pair">'
+    yield _section("quality", "Goodness of fit", _facts(report.quality))
+    yield _section("speed", "Speed", _facts(report.speed))
+    yield "</div>"
+    settings = {name: _as_flag(value) for name, value in report.settings.items()}
+    caption = "Bold: differs from the default." if set(report.changed) & set(report.settings) else ""
+    yield _section("settings", "Settings", _facts(settings, report.changed, caption), long=True)
+    digest = f"<p><code>{text(report.digest)}</code></p>" if report.digest else _nothing("The run has no digest.")
+    hint = "SHA-256 of the parameters. Runs with the same digest found the same parameters, bit for bit."
+    yield _section("digest", "Digest", f'{digest}<p class="quiet">{hint}</p>')
+    yield _section("environment", "Environment", _facts(report.environment), long=True)
+
+
+def _section(name: str, title: str, content: str, *, long: bool = False) -> str:
+    kind = ' class="long"' if long else ""
+    return f'<section id="{name}"{kind}><h2>{title}</h2>{content}</section>'
+
+
+def _nothing(reason: str) -> str:
+    return f'<p class="quiet">{reason}</p>'
+
+
+def _value(value: object) -> str:
+    """A fact as text: numbers to six digits with the exact value as a hint, words as they are."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return '<span title="undefined">\N{EN DASH}</span>'
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}".replace("-", "\N{MINUS SIGN}")
+    if isinstance(value, float):
+        return _float(value)
+    if isinstance(value, (tuple, list)):
+        return ", ".join(map(_value, value))
+    return text(str(value))
+
+
+def _as_flag(value: object) -> str:
+    """A setting as it is typed: `true`, `10000`, `9.0,3.0`."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(map(_as_flag, value)) if isinstance(value, (tuple, list)) else str(value)
+
+
+def _float(value: float, digits: int = 6) -> str:
+    size = abs(value)
+    if 1e-4 <= size < 1e7:
+        shown = f"{value:.{max(0, digits - 1 - math.floor(math.log10(size)))}f}"
+        shown = shown.rstrip("0").rstrip(".") if "." in shown else shown
+    else:
+        shown = f"{value:.{digits}g}"
+    shown = shown.replace("-", "\N{MINUS SIGN}")
+    return f'<span title="{float(value)!r}">{shown}</span>'
+
+
+def _facts(facts: Mapping[str, object], changed: Collection[str] = (), caption: str = "") -> str:
+    if not facts:
+        return _nothing("Nothing was recorded.")
+    rows = []
+    for name, value in facts.items():
+        kind = ' class="changed"' if name in changed else ""
+        rows.append(f'<tr{kind}><th scope="row">{text(name)}</th><td>{_value(value)}</td></tr>')
+    below = f"<caption>{caption}</caption>" if caption else ""
+    return f'<table class="facts">{below}<tbody>{"".join(rows)}</tbody></table>'
+
+
+def _coefficient_table(coefficients: Sequence[Coefficient]) -> str:
+    if not coefficients:
+        return _nothing("The model is not linear, so it has no table of coefficients.")
+
+    def number(value: float | None, digits: int = 6) -> str | None:
+        return None if value is None or math.isnan(value) else _float(value, digits)
+
+    def interval(bounds: tuple[float, float] | None) -> str | None:
+        if bounds is None:
+            return None
+        return f"<span>{_float(bounds[0], 5)} to {_float(bounds[1], 5)}</span>"
+
+    columns: dict[str, list[str | None]] = {
+        "estimate": [number(c.estimate) for c in coefficients],
+        "optimum": [number(c.optimum) for c in coefficients],
+        "distance (SE)": [number(c.distance, 2) for c in coefficients],
+        "std. error": [number(c.std_error, 4) for c in coefficients],
+        "t": [number(c.t, 4) for c in coefficients],
+        "p": ["&lt; 1e\N{MINUS SIGN}300" if c.p == 0 else number(c.p, 2) for c in coefficients],
+        "95 % interval": [interval(c.interval) for c in coefficients],
+        "truth": [number(c.truth) for c in coefficients],
+        "error": [number(c.error, 3) for c in coefficients],
+    }
+    known = {name: cells for name, cells in columns.items() if any(cells)}
+    head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in known)
+    rows = []
+    for place, coefficient in enumerate(coefficients[:MOST_COEFFICIENTS]):
+        cells = "".join(f'<td data-label="{name}">{cells[place] or _value(None)}</td>' for name, cells in known.items())
+        rows.append(f'<tr><th scope="row">{text(coefficient.name)}</th>{cells}</tr>')
+    return (
+        f'<table class="numbers"><caption>{_coefficient_caption(known, len(coefficients))}</caption>'
+        f'<thead><tr><th scope="col">parameter</th>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+    )
+
+
+def _coefficient_caption(known: Collection[str], count: int) -> str:
+    parts = ["In raw units; point at a number for all its digits."]
+    if count > MOST_COEFFICIENTS:
+        parts.append(f"The first {MOST_COEFFICIENTS} of {count:,}; model.json holds all.")
+    if "optimum" in known:
+        parts.append("The optimum is the least-squares solution; standard errors, t, p and intervals belong to it.")
+    if "distance (SE)" in known:
+        parts.append("Distance: how far the estimate still is from it, in standard errors.")
+    return " ".join(parts)

@@ -27,8 +27,8 @@ from typing import Any
 
 import numpy as np
 
-import tapedist.numerics  # noqa: F401
-import tensorflow as tf  # isort: skip
+import tapedist.numerics  # noqa: F401  (before TensorFlow)
+import tensorflow as tf
 
 VERSION = 1  # Raised by any change of this file that changes rows.
 ROUNDS = 13
@@ -75,8 +75,8 @@ def threefry(key0: Any, key1: Any, word0: Any, word1: Any) -> tuple[Any, Any]:
 def box_muller(word0: Any, word1: Any) -> tuple[Any, Any]:
     """Two independent standard normals, float32, from two independent uniform words, uint32.
 
-    The upper 31 bits of `word0` are the radius: its smallest uniform is 2**-32, so normals reach 6.6 standard deviations.
-    Its lowest bit is the sign of the first normal, and `word1` is the angle within a half turn.
+    The upper 31 bits of `word0` are the radius; its smallest uniform is 2**-32, so normals reach 6.6 standard
+    deviations. Its lowest bit is the sign of the first normal, and `word1` is the angle within a half turn.
     """
     uniform = tf.cast(tf.bitcast(_shift_right(word0, 1), tf.int32), tf.float32) + 0.5  # Times 2**31.
     bits = tf.bitcast(uniform, tf.int32)

@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
-import tapedist.numerics  # noqa: F401
-import tensorflow as tf  # isort: skip
+import tapedist.numerics  # noqa: F401  (before TensorFlow)
+import tensorflow as tf
+
 from tapedist.data import generator
 from tapedist.data.blocks import split_sizes
 from tapedist.errors import InputError

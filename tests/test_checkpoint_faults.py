@@ -31,9 +31,11 @@ def save(fs: FakeFileSystem, step: int) -> None:
     store(fs)[0].save(arrays(step), step=step, meta={"fingerprint": f"of {step}"})
 
 
-def loaded_step(fs: FakeFileSystem) -> int | None:
+def loaded_step(fs: FakeFileSystem, *, quietly: bool = False) -> int | None:
     """The step of what is loaded, after holding all of it against what was saved at that step."""
-    checkpoint = store(fs)[0].load()
+    reader, warned = store(fs)
+    checkpoint = reader.load()
+    assert not (quietly and warned), warned
     if checkpoint is None:
         return None
     expected = arrays(checkpoint.step)
@@ -74,7 +76,7 @@ def assert_recovers(fs: FakeFileSystem, step: int = NEW + 10) -> None:
     assert loaded_step(next(fs.crashes(seed=0))) == step
 
 
-@pytest.mark.parametrize("leftovers", [False, True], ids=["", "leftovers"])
+@pytest.mark.parametrize("leftovers", [False, True], ids=["clean", "leftovers"])
 @pytest.mark.parametrize("steps", SCENARIOS.values(), ids=SCENARIOS)
 def test_a_crash_at_any_operation_leaves_the_old_or_the_new_state(steps: tuple[int, ...], leftovers: bool) -> None:
     start = prepared(steps, leftovers)
@@ -90,7 +92,7 @@ def test_a_crash_at_any_operation_leaves_the_old_or_the_new_state(steps: tuple[i
         else:
             save(fs, NEW)
         for found in fs.crashes(seed=at):
-            step = loaded_step(found)
+            step = loaded_step(found, quietly=True)  # No crash leaves a damaged checkpoint where one is looked for.
             assert step in (old, NEW), f"crash before operation {at} ({log[at - 1 :][:2]})"
             if at == len(log):
                 assert step == NEW, "save() had returned"
@@ -117,7 +119,7 @@ def test_a_killed_process_and_then_a_crash_of_the_next_one(steps: tuple[int, ...
         assert killed in (old, NEW)
         save(fs, NEW + 1)
         for found in fs.crashes(seed=first, limit=8):
-            assert loaded_step(found) == NEW + 1, "the second save() had returned"
+            assert loaded_step(found, quietly=True) == NEW + 1, "the second save() had returned"
             cases += 1
     assert cases >= len(operations(start))
 
@@ -159,7 +161,7 @@ def test_a_fault_at_any_operation_is_reported_and_loses_nothing(
         writer.save(arrays(NEW + 1), step=NEW + 1, meta={"fingerprint": f"of {NEW + 1}"})
         assert loaded_step(fs) == NEW + 1, where
         assert_recovers(fs)
-    assert failures or (kind == "SHORT" and not sticky)
+    assert (failures == 0) == (kind == "SHORT" and not sticky)  # What is left over is written next.
 
 
 @pytest.mark.parametrize("sticky", [False, True], ids=["once", "sticky"])

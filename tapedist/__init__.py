@@ -1,4 +1,4 @@
-"""tapedist: linear models by gradient descent on TensorFlow's GradientTape, with the same bits on any number of devices.
+"""tapedist: linear models by gradient descent on GradientTape, with the same bits on any number of devices.
 
 The public names below are imported on first use, so that `import tapedist` costs milliseconds and no TensorFlow.
 """

@@ -385,7 +385,7 @@ def _random_words(rng: random.Random, folder: Path) -> list[str]:
         path = folder / "fuzz.flags"
         text = "\n".join(words) + rng.choice(["", "\n--flagfile=fuzz.flags", f"\n--flagfile={path}", "\r\n"])
         content = bytearray(text.encode("utf-8", "surrogateescape"))
-        for _ in range(rng.randrange(3)):
+        for _ in range(rng.randrange(3) if content else 0):
             content[rng.randrange(len(content))] = rng.randrange(256)
         path.write_bytes(content)
         words = [f"--flagfile={path}"]

@@ -26,6 +26,7 @@ FLOORS = {
     "data": 3,
     "training": 3,
     "training.steps": 4,
+    "training.block_steps": 4.5,  # The half of the steps that streams blocks.
     "training.trainer": 5,
     "cluster": 6,
     "results": 6,

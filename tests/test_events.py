@@ -76,7 +76,7 @@ def test_a_full_disk_is_a_storage_error(tmp_path):
     files.flush()
     for step in range(1, 100):
         files.record(row(step))
-    with file_size_limit(500), pytest.raises(StorageError, match="cannot be written"):
+    with file_size_limit(500), pytest.raises(StorageError, match="cannot write"):
         files.flush()
 
 

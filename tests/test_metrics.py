@@ -149,7 +149,7 @@ def test_a_full_disk_is_a_storage_error_and_leaves_no_torn_line(tmp_path):
     good = file.position()
     for step in range(2, 100):
         file.record(row(step))
-    with file_size_limit(good + 200), pytest.raises(StorageError, match="cannot be written"):
+    with file_size_limit(good + 200), pytest.raises(StorageError, match="cannot write"):
         file.position()
     file.close()
     assert read_rows(file.path) == [row(1)]

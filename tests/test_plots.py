@@ -189,7 +189,7 @@ def test_a_picture_that_cannot_be_written_is_a_storage_error(tmp_path):
     (tmp_path / "loss_curve.png").mkdir()
     with pytest.raises(StorageError, match="loss_curve"):
         draw_all(tmp_path, **run())
-    assert not list(tmp_path.glob("*.tmp"))
+    assert not list(tmp_path.glob(".*"))
 
 
 _OTHERS_STATE = """

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tapedist.results.report import MOST_COEFFICIENTS, Coefficient, ReportData, render
+from tapedist.results.inference import Coefficient
+from tapedist.results.report import MOST_COEFFICIENTS, Parameter, ReportData, render
 from tapedist.results.report_charts import Predictions
 from tapedist.training.observer import Row
 
@@ -69,18 +70,20 @@ FULL = ReportData(
     subtitle="runs/tutorial",
     highlights={"Test loss": 0.92813, "Training rows": 8000},
     notes=["The optimum is not unique."],
-    coefficients=[
-        Coefficient(
+    parameters=[
+        Parameter(
             name="x",
             estimate=9.0123456789,
-            optimum=9.0134,
-            std_error=0.0112,
-            t=804.8,
-            p=0.0,
-            interval=(8.99, 9.04),
+            optimum=Coefficient("x", 9.0134, 0.0112, 804.8, 0.0, 8.99, 9.04),
+            distance=0.0941,
             truth=9.0,
         ),
-        Coefficient(name="bias", estimate=-2.004, optimum=-2.003, std_error=0.0111, t=-180.4, p=1.5e-7, truth=-2.0),
+        Parameter(
+            name="intercept",
+            estimate=-2.004,
+            optimum=Coefficient("intercept", -2.003, 0.0111, -180.4, 1.5e-7, None, None),
+            truth=-2.0,
+        ),
     ],
     quality={"R2": 0.9876, "adjusted R2": None, "RMSE": math.nan},
     history=[row(epoch, 50 * math.exp(-epoch / 10) + 1) for epoch in range(100)] + [row(99, 0.93, "test")],
@@ -157,7 +160,7 @@ def test_coefficients_have_their_statistics():
     assert table["x"] == {
         "estimate": "9.01235",
         "optimum": "9.0134",
-        "distance (SE)": f"{minus}0.094",
+        "distance (SE)": "0.094",
         "std. error": "0.0112",
         "t": "804.8",
         "p": f"&lt; 1e{minus}300",
@@ -165,13 +168,13 @@ def test_coefficients_have_their_statistics():
         "truth": "9",
         "error": "0.0123",
     }
-    assert table["bias"]["estimate"] == f"{minus}2.004"
-    assert table["bias"]["p"] == f"1.5e{minus}07"
-    assert table["bias"]["95 % interval"] == "\N{EN DASH}"
+    assert table["intercept"]["estimate"] == f"{minus}2.004"
+    assert table["intercept"]["p"] == f"1.5e{minus}07"
+    assert table["intercept"]["95 % interval"] == "\N{EN DASH}"
 
 
 def test_unknown_statistics_have_no_column():
-    report = dataclasses.replace(FULL, coefficients=[Coefficient(name="x", estimate=1.0)])
+    report = dataclasses.replace(FULL, parameters=[Parameter(name="x", estimate=1.0)])
     assert cells(render(report)) == {"x": {"estimate": "1"}}
 
 
@@ -183,7 +186,7 @@ def test_every_digit_can_be_had():
 def test_undefined_is_a_dash_never_nan():
     text = Page(render(FULL)).text
     assert "nan" not in text.lower()
-    assert text.count("\N{EN DASH}") == 3
+    assert text.count("\N{EN DASH}") == 4
 
 
 def test_settings_read_as_they_are_typed():
@@ -202,7 +205,7 @@ def test_hostile_words_are_only_words():
         subtitle=HOSTILE,
         highlights={HOSTILE: HOSTILE},
         notes=[HOSTILE],
-        coefficients=[Coefficient(name=HOSTILE, estimate=1.0, truth=1.0)],
+        parameters=[Parameter(name=HOSTILE, estimate=1.0, truth=1.0)],
         quality={HOSTILE: HOSTILE},
         history=FULL.history,
         predictions=predictions(feature_name=HOSTILE, target_name=HOSTILE, split=HOSTILE),
@@ -236,8 +239,8 @@ def test_millions_of_rows_give_a_small_page_that_says_so():
 
 
 def test_thousands_of_coefficients():
-    many = [Coefficient(name=f"x{i}", estimate=float(i)) for i in range(5000)]
-    text = render(dataclasses.replace(FULL, coefficients=many))
+    many = [Parameter(name=f"x{i}", estimate=float(i)) for i in range(5000)]
+    text = render(dataclasses.replace(FULL, parameters=many))
     assert len(cells(text)) == MOST_COEFFICIENTS
     assert "The first 200 of 5,000" in text
 

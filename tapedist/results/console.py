@@ -101,7 +101,7 @@ class Console:
         """Prints one line, above the progress bar if there is one."""
         with self._output() as stream:
             if self._bar is not None:
-                self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+                self._bar.console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
             elif stream is not None:
                 stream.write(line + "\n")
 

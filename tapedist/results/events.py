@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tapedist.results.files import storage_error
+from tapedist.filesystem import storage_error
 from tapedist.training.observer import Row
 
 _FLUSH_SECONDS = 5.0
@@ -43,8 +43,10 @@ class EventFiles:
     def _guarded(self, call: Callable[..., Any], *arguments: Any) -> Any:
         try:
             return call(*arguments)
-        except (OSError, self._tf.errors.OpError) as error:
-            raise storage_error(self._path, error) from error
+        except OSError as error:
+            raise storage_error("write", self._path, error) from error
+        except self._tf.errors.OpError as error:
+            raise storage_error("write", self._path, OSError(error.message.splitlines()[0])) from error
 
     def _start(self, row: Row) -> None:
         import tapedist.numerics  # noqa: F401  (before TensorFlow)

@@ -6,6 +6,7 @@ a checkpoint's back. A checkpoint stores `position`; a resumed run cuts the file
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -14,7 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tapedist.results.files import storage_error
+from tapedist.filesystem import storage_error
 from tapedist.training.observer import Row
 
 _BUFFER_BYTES = 1 << 20
@@ -101,7 +102,7 @@ class MetricsFile:
             self._size = keep if keep <= size else _whole_lines(descriptor, size)
             os.ftruncate(descriptor, self._size)
         except OSError as error:
-            raise storage_error(self.path, error) from error
+            raise storage_error("write", self.path, error) from error
         if self._size < keep:
             logging.warning("%r holds %d of the %d bytes saved; earlier rows are missing", str(self.path), size, keep)
         return descriptor
@@ -134,17 +135,21 @@ class MetricsFile:
     def flush(self) -> None:
         """Writes all buffered lines, or none of them."""
         self.start()
+        assert self._descriptor is not None
         data = b"".join(self._lines)
+        try:
+            _write_at(self._descriptor, data, self._size)
+        except BaseException as error:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._descriptor, self._size)
+            if isinstance(error, OSError):
+                self._lines.clear()  # They are lost, which is said now and not again by `close`.
+                raise storage_error("write", self.path, error) from error
+            raise
+        self._size += len(data)
         self._lines.clear()
         self._waiting = 0
         self._flushed = self._clock()
-        assert self._descriptor is not None
-        try:
-            _write_at(self._descriptor, data, self._size)
-        except OSError as error:
-            os.ftruncate(self._descriptor, self._size)
-            raise storage_error(self.path, error) from error
-        self._size += len(data)
 
     def position(self) -> int:
         """Size of the file after everything recorded has reached the disk, in bytes."""
@@ -153,7 +158,7 @@ class MetricsFile:
         try:
             os.fsync(self._descriptor)
         except OSError as error:
-            raise storage_error(self.path, error) from error
+            raise storage_error("write", self.path, error) from error
         return self._size
 
     def close(self) -> None:

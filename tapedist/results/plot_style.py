@@ -5,7 +5,9 @@ Colours are from the palette of Okabe and Ito ("Color Universal Design", 2008), 
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from tapedist.results.files import write_whole
+from tapedist.filesystem import OWN_PREFIX, storage_error
 from tapedist.results.words import printable
 
 TRAIN, TEST, TRUTH = "#0072B2", "#D55E00", "#009E73"
@@ -119,7 +121,7 @@ def dots(axes: Axes, x: np.ndarray, y: np.ndarray, color: str, name: str = "") -
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Draws `figure` into a PNG file.
+    """Draws `figure` into a PNG file; an older one is replaced in one step.
 
     Raises:
         StorageError: if the file cannot be written.
@@ -129,7 +131,14 @@ def save(figure: Figure, path: Path) -> Path:
         # A user's column may be named in a script that the built-in font lacks; boxes are all that can be drawn.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(buffer, format="png", pil_kwargs={"compress_level": 2})
-    write_whole(path, buffer.getvalue())
+    temporary = path.with_name(f"{OWN_PREFIX}-{os.getpid()}-{path.name}")
+    try:
+        temporary.write_bytes(buffer.getvalue())
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise storage_error("write", path, error) from error
     return path
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from tapedist.filesystem import storage_error
 from tapedist.results import plot_style as style
-from tapedist.results.files import storage_error
 from tapedist.results.sampling import caption, sampled, thinned
 from tapedist.training.observer import Row
 
@@ -118,7 +118,7 @@ def draw_all(
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise storage_error(directory, error) from error
+        raise storage_error("create", directory, error) from error
     features, target = list(feature_names), target_name
     figures = {
         "training_data": data_figure("Training data", train, style.TRAIN, features, target, fitted),

@@ -7,49 +7,37 @@ column or line is left out; a section that has nothing to show says why.
 from __future__ import annotations
 
 import dataclasses
-import html
 import importlib.resources
 import math
 import string
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from tapedist.results import report_charts as charts
+from tapedist.results.inference import Coefficient
 from tapedist.results.report_charts import Predictions, text
+from tapedist.text_values import written
 from tapedist.training.observer import Row
 
 MOST_COEFFICIENTS = 200
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Coefficient:
-    """One parameter, in raw units.
+class Parameter:
+    """One learned parameter, in raw units.
 
     Attributes:
-        name: the feature's name, or "bias".
+        name: the feature's name, or "intercept".
         estimate: what training found.
-        optimum: the least-squares optimum.
-        std_error: standard error of the optimum.
-        t: optimum / std_error.
-        p: two-sided p-value of `t`.
-        interval: 95 % confidence interval of the optimum.
+        optimum: the least-squares optimum with its standard error, t, p and interval.
+        distance: how far the estimate is from the optimum, in standard errors.
         truth: what made the rows, if known.
     """
 
     name: str
     estimate: float
-    optimum: float | None = None
-    std_error: float | None = None
-    t: float | None = None
-    p: float | None = None
-    interval: tuple[float, float] | None = None
+    optimum: Coefficient | None = None
+    distance: float | None = None
     truth: float | None = None
-
-    @property
-    def distance(self) -> float | None:
-        """Estimate minus optimum, in standard errors."""
-        if self.optimum is None or not self.std_error:
-            return None
-        return (self.estimate - self.optimum) / self.std_error
 
     @property
     def error(self) -> float | None:
@@ -66,7 +54,7 @@ class ReportData:
         subtitle: one line under it, such as when and on what the run was made.
         highlights: the few facts shown large; at most six look good.
         notes: what the reader must know, such as that the optimum is not unique.
-        coefficients: the parameters.
+        parameters: what was learned; empty if the model is not linear.
         quality: goodness of fit by name, such as R2 and RMSE; None where undefined.
         history: rows of metrics.
         predictions: held-out rows with their predictions.
@@ -81,7 +69,7 @@ class ReportData:
     subtitle: str = ""
     highlights: Mapping[str, object] = dataclasses.field(default_factory=dict)
     notes: Sequence[str] = ()
-    coefficients: Sequence[Coefficient] = ()
+    parameters: Sequence[Parameter] = ()
     quality: Mapping[str, object] = dataclasses.field(default_factory=dict)
     history: Sequence[Row] = ()
     predictions: Predictions | None = None
@@ -110,7 +98,7 @@ def _body(report: ReportData) -> Iterable[str]:
         )
         yield f'<dl class="tiles">{"".join(tiles)}</dl>'
     yield from (f'<p class="note">{text(note)}</p>' for note in report.notes)
-    yield _section("coefficients", "Coefficients", _coefficient_table(report.coefficients), long=True)
+    yield _section("coefficients", "Coefficients", _coefficient_table(report.parameters), long=True)
     yield '<div class="pair">'
     yield charts.loss(report.history)
     yield charts.fit(report.predictions)
@@ -121,7 +109,7 @@ def _body(report: ReportData) -> Iterable[str]:
     yield _section("quality", "Goodness of fit", _facts(report.quality))
     yield _section("speed", "Speed", _facts(report.speed))
     yield "</div>"
-    settings = {name: _as_flag(value) for name, value in report.settings.items()}
+    settings = {name: written(value) for name, value in report.settings.items()}
     caption = "Bold: differs from the default." if set(report.changed) & set(report.settings) else ""
     yield _section("settings", "Settings", _facts(settings, report.changed, caption), long=True)
     digest = f"<p><code>{text(report.digest)}</code></p>" if report.digest else _nothing("The run has no digest.")
@@ -154,13 +142,6 @@ def _value(value: object) -> str:
     return text(str(value))
 
 
-def _as_flag(value: object) -> str:
-    """A setting as it is typed: `true`, `10000`, `9.0,3.0`."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    return ",".join(map(_as_flag, value)) if isinstance(value, (tuple, list)) else str(value)
-
-
 def _float(value: float, digits: int = 6) -> str:
     size = abs(value)
     if 1e-4 <= size < 1e7:
@@ -183,39 +164,47 @@ def _facts(facts: Mapping[str, object], changed: Collection[str] = (), caption: 
     return f'<table class="facts">{below}<tbody>{"".join(rows)}</tbody></table>'
 
 
-def _coefficient_table(coefficients: Sequence[Coefficient]) -> str:
-    if not coefficients:
+def _coefficient_table(parameters: Sequence[Parameter]) -> str:
+    if not parameters:
         return _nothing("The model is not linear, so it has no table of coefficients.")
+    columns = _columns(parameters[:MOST_COEFFICIENTS])
+    head = "".join(f'<th scope="col">{name}</th>' for name in columns)
+    rows = []
+    for place, parameter in enumerate(parameters[:MOST_COEFFICIENTS]):
+        cells = (f'<td data-label="{name}">{column[place] or _value(None)}</td>' for name, column in columns.items())
+        rows.append(f'<tr><th scope="row">{text(parameter.name)}</th>{"".join(cells)}</tr>')
+    return (
+        f'<table class="numbers"><caption>{_coefficient_caption(columns, len(parameters))}</caption>'
+        f'<thead><tr><th scope="col">parameter</th>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+    )
+
+
+def _columns(parameters: Sequence[Parameter]) -> dict[str, list[str | None]]:
+    """The table's columns by name, without those in which nothing is known."""
 
     def number(value: float | None, digits: int = 6) -> str | None:
         return None if value is None or math.isnan(value) else _float(value, digits)
 
-    def interval(bounds: tuple[float, float] | None) -> str | None:
-        if bounds is None:
+    def interval(of: Coefficient) -> str | None:
+        if of.low is None or of.high is None:
             return None
-        return f"<span>{_float(bounds[0], 5)} to {_float(bounds[1], 5)}</span>"
+        return f"<span>{_float(of.low, 5)} to {_float(of.high, 5)}</span>"
 
-    columns: dict[str, list[str | None]] = {
-        "estimate": [number(c.estimate) for c in coefficients],
-        "optimum": [number(c.optimum) for c in coefficients],
-        "distance (SE)": [number(c.distance, 2) for c in coefficients],
-        "std. error": [number(c.std_error, 4) for c in coefficients],
-        "t": [number(c.t, 4) for c in coefficients],
-        "p": ["&lt; 1e\N{MINUS SIGN}300" if c.p == 0 else number(c.p, 2) for c in coefficients],
-        "95 % interval": [interval(c.interval) for c in coefficients],
-        "truth": [number(c.truth) for c in coefficients],
-        "error": [number(c.error, 3) for c in coefficients],
+    tiny = "&lt; 1e\N{MINUS SIGN}300"
+    unknown = Coefficient("", math.nan, None, None, None, None, None)
+    optima = [parameter.optimum or unknown for parameter in parameters]
+    columns = {
+        "estimate": [number(parameter.estimate) for parameter in parameters],
+        "optimum": [number(optimum.estimate) for optimum in optima],
+        "distance (SE)": [number(parameter.distance, 2) for parameter in parameters],
+        "std. error": [number(optimum.standard_error, 4) for optimum in optima],
+        "t": [number(optimum.t, 4) for optimum in optima],
+        "p": [tiny if optimum.p == 0 else number(optimum.p, 2) for optimum in optima],
+        "95 % interval": [interval(optimum) for optimum in optima],
+        "truth": [number(parameter.truth) for parameter in parameters],
+        "error": [number(parameter.error, 3) for parameter in parameters],
     }
-    known = {name: cells for name, cells in columns.items() if any(cells)}
-    head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in known)
-    rows = []
-    for place, coefficient in enumerate(coefficients[:MOST_COEFFICIENTS]):
-        cells = "".join(f'<td data-label="{name}">{cells[place] or _value(None)}</td>' for name, cells in known.items())
-        rows.append(f'<tr><th scope="row">{text(coefficient.name)}</th>{cells}</tr>')
-    return (
-        f'<table class="numbers"><caption>{_coefficient_caption(known, len(coefficients))}</caption>'
-        f'<thead><tr><th scope="col">parameter</th>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
-    )
+    return {name: cells for name, cells in columns.items() if any(cells)}
 
 
 def _coefficient_caption(known: Collection[str], count: int) -> str:

@@ -48,6 +48,30 @@ def test_every_bit_of_the_manifest_matters(fs: FakeFileSystem) -> None:
     assert len(sound) * 8 >= 2_000
 
 
+def mutated(data: bytes, rng: random.Random) -> bytes:
+    """`data` after one to three cuts, copies and insertions."""
+    for _ in range(rng.randint(1, 3)):
+        start, end, at = (rng.randint(0, len(data)) for _ in range(3))
+        start, end = min(start, end), min(max(start, end), min(start, end) + 20)
+        piece = rng.choice(
+            [b"", b"0", b"-", b"e9", b"\n", b" ", b"null", b"[", b"}", b'"', b"\\u0000", data[at : at + 20]]
+        )
+        data = data[:start] + piece + data[end:]
+    return data
+
+
+def test_mutated_manifests_are_noticed(fs: FakeFileSystem) -> None:
+    path, rng = DIRECTORY / NEW / "manifest.json", random.Random(0)
+    sound = fs.read(path)
+    cases = 0
+    while cases < 1_000:
+        damaged = mutated(sound, rng)
+        if damaged != sound:
+            fs.put(path, damaged)
+            assert_falls_back(fs, damaged)
+            cases += 1
+
+
 @pytest.mark.parametrize("chunk", range(8))
 def test_any_flipped_bit_of_the_state_is_noticed(fs: FakeFileSystem, chunk: int) -> None:
     path = DIRECTORY / NEW / "state.npz"

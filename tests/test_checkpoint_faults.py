@@ -19,7 +19,7 @@ LEFTOVERS = ("tmp-00000001-step-5", "removed-00000001-step-5")
 
 
 def arrays(step: int) -> dict[str, np.ndarray]:
-    return {"parameters": np.arange(3.0) + step, "slots": np.full((2, 3), step / 7), "step": np.int64(step)}
+    return {"parameters": np.arange(3.0) + step / 7, "step": np.int64(step)}
 
 
 def store(fs: FakeFileSystem) -> tuple[CheckpointStore, list[str]]:
@@ -160,7 +160,8 @@ def test_a_fault_at_any_operation_is_reported_and_loses_nothing(
         # The same process may try again: nothing it remembers of the failed attempt is in its way.
         writer.save(arrays(NEW + 1), step=NEW + 1, meta={"fingerprint": f"of {NEW + 1}"})
         assert loaded_step(fs) == NEW + 1, where
-        assert_recovers(fs)
+        assert [name for name in fs.listdir(RUN / "checkpoints") if not name[0].isdigit()] == [], where
+    assert len(log) >= 18
     assert (failures == 0) == (kind == "SHORT" and not sticky)  # What is left over is written next.
 
 

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import random
-import resource
 import signal
 import subprocess
 import sys
@@ -128,10 +127,10 @@ for step in itertools.count(found.step + 1 if found else 1):
 """
 
 
-def python(code: str, *arguments: object, **options: object) -> subprocess.Popen[str]:
+def python(code: str, *arguments: object) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", code, *map(str, arguments)]
     root = Path(__file__).resolve().parents[1]
-    return subprocess.Popen(command, text=True, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+    return subprocess.Popen(command, text=True, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def test_sigkill_at_random_moments_of_a_process_that_saves(tmp_path: Path, warned: list[str]) -> None:
@@ -157,18 +156,19 @@ def test_a_file_size_limit_is_exit_6_and_the_previous_checkpoint_stays(tmp_path:
     directory = tmp_path / "checkpoints"
     CheckpointStore(directory=directory).save({"x": np.zeros(10)}, step=1, meta={})
     code = """
-import sys, numpy as np
+import resource, sys
+import numpy as np
 from pathlib import Path
 from tapedist.errors import StorageError
 from tapedist.training.checkpoints import CheckpointStore
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:
     CheckpointStore(directory=Path(sys.argv[1])).save({"x": np.zeros(100_000)}, step=2, meta={})
 except StorageError as error:
     print(error)
     sys.exit(error.exit_code)
 """
-    limit = (100_000, 100_000)
-    with python(code, directory, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit)) as process:
+    with python(code, directory) as process:
         output, errors = process.communicate()
     assert (process.returncode, errors) == (6, "")
     assert "File too large; raise the file-size limit (ulimit -f) and start again" in output

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -162,24 +164,44 @@ def test_a_link_beside_its_folder_is_followed(tmp_path: Path) -> None:
         assert folder.root == tmp_path / "first"
 
 
-def test_a_folder_or_parent_without_permission_is_refused() -> None:
-    with tempfile.TemporaryDirectory() as name:
+_AS_NOBODY = """
+import os, sys
+from tapedist.errors import TapedistError
+from tapedist.run_folder import RunFolder
+if os.geteuid() == 0:
+    os.setuid(65534)
+for path in sys.argv[1:]:
+    try:
+        RunFolder.open(path)
+    except TapedistError as error:
+        print(error.exit_code, error)
+"""
+
+
+def test_a_folder_or_parent_without_permission_is_refused(child_env: dict[str, str]) -> None:
+    with tempfile.TemporaryDirectory() as name:  # Not below tmp_path, which only its owner may enter.
         folder = Path(name) / "closed"
-        folder.mkdir()
-        folder.chmod(0o555)
+        folder.mkdir(mode=0o555)
         Path(name).chmod(0o755)
-        child = os.fork()
-        if child == 0:  # pragma: no cover
-            try:
-                if os.geteuid() == 0:
-                    os.setuid(65534)
-                refused(folder, "is not writable; use another folder or change its permissions")
-                refused(folder / "run", "its parent '.*closed' is not writable")
-                os._exit(0)
-            finally:
-                os._exit(1)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        command = [sys.executable, "-c", _AS_NOBODY, str(folder), str(folder / "run")]
+        result = subprocess.run(command, env=child_env, capture_output=True, text=True, check=True)
+        assert result.stdout.splitlines() == [
+            f"2 --run_dir='{folder}': is not writable; use another folder or change its permissions",
+            f"2 --run_dir='{folder}/run': its parent '{folder}' is not writable; use another folder or change its "
+            "permissions",
+        ]
         assert contents(Path(name)) == {str(folder): None}
+
+
+def test_a_folder_that_cannot_be_written_to_after_all_is_exit_6(tmp_path: Path, child_env: dict[str, str]) -> None:
+    code = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))" + _AS_NOBODY.replace("65534", "0")
+    command = [sys.executable, "-c", code, str(tmp_path / "run")]
+    result = subprocess.run(command, env=child_env, capture_output=True, text=True, check=True)
+    assert result.stdout.startswith(
+        f"6 cannot lock the run folder by '{tmp_path}/run/.tapedist.lock': File too large; "
+    )
+    with RunFolder.open(tmp_path / "run"):
+        pass
 
 
 def test_a_folder_of_a_later_version_is_refused(tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ class EventFiles:
         self._clock = clock
         self._path = directory
         self._tf: Any = None
+        self._event: Any = None
         self._writer: Any = None
         self._flushed = clock()
 
@@ -58,7 +59,7 @@ class EventFiles:
         # TensorBoard reads the files of a folder in the order of their names.
         self._path = self.directory / f"events.out.tfevents.{int(self._clock()):010d}.tapedist.{number:04d}"
         self._writer = self._guarded(tf.io.TFRecordWriter, str(self._path))
-        event = tf.compat.v1.Event
+        self._event = event = tf.compat.v1.Event
         self._write(event(wall_time=row.seconds, file_version="brain.Event:2"))
         start = tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START)
         self._write(event(wall_time=row.seconds, step=row.step, session_log=start))
@@ -70,7 +71,7 @@ class EventFiles:
         """Writes one row: its loss and, for a training row that was timed, its rate."""
         if self._writer is None:
             self._start(row)
-        event = self._tf.compat.v1.Event(wall_time=row.seconds, step=row.step)
+        event = self._event(wall_time=row.seconds, step=row.step)
         event.summary.value.add(tag=f"loss/{row.split}", simple_value=float(row.loss))
         rate = row.examples_per_sec
         if row.split == "train" and rate is not None and math.isfinite(rate):

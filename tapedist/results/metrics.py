@@ -20,6 +20,7 @@ from tapedist.training.observer import Row
 
 _BUFFER_BYTES = 1 << 20
 _FLUSH_SECONDS = 1.0
+_STRICT = json.JSONEncoder(allow_nan=False)
 
 
 def _finite(value: float | None) -> float | None:
@@ -28,7 +29,7 @@ def _finite(value: float | None) -> float | None:
 
 def as_json(row: Row) -> str:
     """One line of the file, without its newline. What is not a finite number is null: strict JSON has no NaN."""
-    return json.dumps(
+    return _STRICT.encode(
         {
             "time": _finite(row.seconds),
             "step": int(row.step),
@@ -37,8 +38,7 @@ def as_json(row: Row) -> str:
             "loss": _finite(row.loss),
             "penalty": _finite(row.penalty),
             "examples_per_sec": _finite(row.examples_per_sec),
-        },
-        allow_nan=False,
+        }
     )
 
 

@@ -215,7 +215,7 @@ def test_endless_line_takes_bounded_memory_and_time(tmp_path: Path, start: bytes
     began = time.perf_counter()
     message = _refused(str(path))
     assert time.perf_counter() - began < 2
-    assert "16 MiB" in message or "NUL" in message
+    assert "16 MiB" in message
 
 
 def test_special_files_are_refused_unopened(tmp_path: Path):
@@ -371,7 +371,9 @@ def test_parquet_that_is_refused(tmp_path: Path):
     assert "--features=a: holds string, not numbers" in _refused(path, features=("a",))
     pq.write_table(pa.table({"a": [1.0, None], "y": [1.0, 2.0]}), path)
     assert "row 2:a: None is not finite" in _refused(path)
-    pq.write_table(pa.table({"a": np.random.default_rng(0).normal(size=9000), "y": np.zeros(9000)}), path, write_page_checksum=True)
+    pq.write_table(
+        pa.table({"a": np.random.default_rng(0).normal(size=9000), "y": np.zeros(9000)}), path, write_page_checksum=True
+    )
     data = bytearray(Path(path).read_bytes())
     data[200:260] = struct.pack("60x")
     Path(path).write_bytes(data)

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
+from tapedist.data import table_csv_blocks
 from tapedist.data.table_cells import is_blank, meant_as_number, number, quoted
 from tapedist.data.table_columns import Column, check_names
 from tapedist.data.table_csv_blocks import Block, blocks, bodies, check_text, records, split_header
@@ -80,7 +81,7 @@ class CsvReader:
 
     @staticmethod
     def _header(file: TableFile) -> tuple[str, ...]:
-        first = next(blocks(file), Block(b"", 1))
+        first = next(blocks(file, table_csv_blocks.HEADER_BYTES), Block(b"", 1))
         check_text(file, first)
         line, fields = next(records(file, split_header(first)[0], _delimiter(file)), (1, []))
         names = tuple(field.strip() for field in fields)
@@ -99,7 +100,7 @@ class CsvReader:
     @staticmethod
     def _judge(file: TableFile, header: Sequence[str]) -> tuple[Column, ...]:
         rows = []
-        for block in itertools.islice(bodies(file), 1):
+        for block in itertools.islice(bodies(file, table_csv_blocks.SAMPLE_BYTES), 1):
             check_text(file, block)
             rows = [fields for _, fields in itertools.islice(records(file, block, _delimiter(file)), _SAMPLE_ROWS)]
         columns = []

@@ -13,6 +13,8 @@ from tapedist.data.table_files import TableFile
 from tapedist.errors import InputError
 
 BLOCK_BYTES = 4 * 2**20
+SAMPLE_BYTES = 2**20
+HEADER_BYTES = 2**18
 MAX_RECORD_BYTES = 16 * 2**20
 _BOM = b"\xef\xbb\xbf"
 _LINE_END = re.compile(r"\r\n|\n|\r")
@@ -37,22 +39,27 @@ def count_lines(data: bytes) -> int:
     return lines if b"\r" not in data else lines + data.count(b"\r") - data.count(b"\r\n")
 
 
-def blocks(file: TableFile) -> Iterator[Block]:
+def blocks(file: TableFile, block_bytes: int | None = None) -> Iterator[Block]:
     """Cuts a file at record ends; a line end inside quotes is none.
+
+    Args:
+        file: the file.
+        block_bytes: bytes read at a time; None means `BLOCK_BYTES`.
 
     Raises:
         InputError: if the text is UTF-16, if a record is longer than `MAX_RECORD_BYTES`, or if a quote stays open.
         StateError: if the file changed since it was opened.
     """
+    block_bytes = block_bytes or BLOCK_BYTES
     with open(file.path, "rb", buffering=0) as stream:
-        head = stream.read(BLOCK_BYTES)
+        head = stream.read(block_bytes)
         if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
             raise InputError(f"{file.name}:1: is UTF-16; save the table as UTF-8")
-        yield from _cut(file, stream, head.removeprefix(_BOM))
+        yield from _cut(file, stream, head.removeprefix(_BOM), block_bytes)
     file.check_unchanged()
 
 
-def _cut(file: TableFile, stream: BinaryIO, held: bytes) -> Iterator[Block]:
+def _cut(file: TableFile, stream: BinaryIO, held: bytes, block_bytes: int) -> Iterator[Block]:
     line = 1
     while True:
         end = _last_record_end(held)
@@ -62,7 +69,7 @@ def _cut(file: TableFile, stream: BinaryIO, held: bytes) -> Iterator[Block]:
             held = held[end:]
         if len(held) > MAX_RECORD_BYTES:
             raise InputError(_too_long(file, held, line))
-        more = stream.read(BLOCK_BYTES)
+        more = stream.read(block_bytes)
         if not more:
             break
         held += more
@@ -105,9 +112,9 @@ def split_header(block: Block) -> tuple[Block, Block]:
     return Block(data[:end], block.first_line), Block(data[end:], block.first_line + count_lines(data[:end]))
 
 
-def bodies(file: TableFile) -> Iterator[Block]:
+def bodies(file: TableFile, block_bytes: int | None = None) -> Iterator[Block]:
     """The blocks of a file without its header."""
-    for number, block in enumerate(blocks(file)):
+    for number, block in enumerate(blocks(file, block_bytes)):
         rest = block if number else split_header(block)[1]
         if rest.data:
             yield rest

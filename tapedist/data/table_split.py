@@ -13,6 +13,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from tapedist.data.table_spans import as_slice, spans
+
 CHUNK_ROWS = 65_536
 _CHUNKS_HELD = 64
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -99,11 +101,9 @@ class RowSplit:
         if not self._hashed and not self._dropped:
             return indices
         ends = self._ends[int(test)]
-        chunks = np.searchsorted(ends, indices, side="right") - 1
         rows = np.empty_like(indices)
-        for chunk in np.unique(chunks):
-            chosen = chunks == chunk
-            rows[chosen] = self._select(int(chunk), test)[indices[chosen] - ends[chunk]]
+        for chunk, chosen in spans(indices, ends):
+            rows[chosen] = self._select(chunk, test)[as_slice(indices[chosen] - ends[chunk])]
             rows[chosen] += chunk * CHUNK_ROWS
         return rows
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import itertools
 import json
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -23,12 +22,14 @@ from tapedist.data.table_columns import Roles, choose
 from tapedist.data.table_files import find_files, shown
 from tapedist.data.table_rows import SegmentStore, TableReader
 from tapedist.data.table_scan import CellRule, Scanned, scan
+from tapedist.data.table_spans import as_slice, spans
 from tapedist.data.table_split import CHUNK_ROWS, RowSplit
-from tapedist.data.table_store import MemoryStore, SegmentCache
+from tapedist.data.table_store import MemoryStore, ScratchStore, SegmentCache
 from tapedist.errors import InputError, TapedistError
 
 MEMORY_BUDGET = 512 * 2**20
 TFDS_PREFIX = "tfds:"
+_STORAGE: dict[type, str] = {MemoryStore: "memory", ScratchStore: "scratch file"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,6 +135,7 @@ class TableSource:
         dtype: of the rows.
         num_dropped: rows left out for bad cells.
         num_imputed: cells that were replaced by their column's mean.
+        storage: where the rows are kept: "memory", "in place" or "scratch file".
         content_digest: names the table's numbers, whatever its format, split and settings.
         notices: sentences that the user should see once.
         failure: what went wrong inside a `tf.data` map, which loses the type of an error; None if nothing did.
@@ -150,6 +152,7 @@ class TableSource:
         self.target_name, self.weighted = roles.target, bool(roles.weight)
         self.num_dropped, self.num_imputed = scanned.num_dropped, scanned.num_imputed
         self.content_digest = scanned.digest
+        self.storage = _STORAGE.get(type(store), "in place")
         self.notices = tuple(_notices(header, scanned))
         self.failure: TapedistError | None = None
         self._split, self._rule, self._starts = split, rule, store.starts
@@ -217,14 +220,8 @@ class TableSource:
         columns = [*(x := np.empty((k, d))).T, *(rest := [np.full(k, np.nan) for _ in range(1 + self.weighted)])]
         if not self.target_name:
             del columns[d]
-        segments = np.searchsorted(self._starts, file_rows, side="right") - 1
-        order = None if (segments[1:] >= segments[:-1]).all() else np.argsort(segments, kind="stable")
-        ordered = segments if order is None else segments[order]
-        cuts = [0, *(np.flatnonzero(ordered[1:] != ordered[:-1]) + 1), k] if k else [0]
-        for begin, end in itertools.pairwise(cuts):
-            into = slice(begin, end) if order is None else order[begin:end]
-            segment = int(ordered[begin])
-            places = _as_slice(file_rows[into] - self._starts[segment])
+        for segment, into in spans(file_rows, self._starts):
+            places = as_slice(file_rows[into] - self._starts[segment])
             for column, values in zip(columns, self._get(segment), strict=True):
                 column[into] = values[places]
         if self._means is not None:
@@ -290,10 +287,3 @@ def _notices(header: TableHeader, scanned: Scanned) -> Iterator[str]:
         yield f"{name}: {scanned.num_imputed} bad cells are replaced by the mean of their column"
     if header.roles.unused:
         yield f"{name}: columns not used: {', '.join(map(shown, header.roles.unused))}"
-
-
-def _as_slice(places: np.ndarray) -> np.ndarray | slice:
-    """Ascending consecutive places as a slice, which NumPy copies several times faster."""
-    if len(places) > 1 and places[-1] - places[0] == len(places) - 1 and (places[1:] > places[:-1]).all():
-        return slice(int(places[0]), int(places[-1]) + 1)
-    return places

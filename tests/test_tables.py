@@ -1,0 +1,370 @@
+"""A table is the same rows in every format, at every memory budget, from any thread."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+
+from tapedist.data import table_csv_blocks, tables
+from tapedist.data.blocks import epoch_rows
+from tapedist.data.table_spans import spans
+from tapedist.data.table_split import CHUNK_ROWS, RowSplit, row_hash
+from tapedist.data.table_store import SegmentCache
+from tapedist.data.tables import check_table, open_table
+from tapedist.errors import InputError
+
+N = 200_000
+FORMATS = ("t.csv", "t.tsv", "t.parquet", "folder", "folder/*.parquet", "stored.npz", "packed.npz")
+# Where rows are kept -> `(memory_budget, WINDOW_ROWS)` that lead there, for formats that can be read in place.
+PLACES = {"memory": (2**29, 2**18), "in place": (4_500_000, 1000), "scratch file": (2**18, 2**18)}
+IN_PLACE = ("t.parquet", "folder", "folder/*.parquet", "stored.npz", "t.npz")
+
+
+@pytest.fixture(scope="module")
+def rows() -> dict[str, np.ndarray]:
+    random = np.random.default_rng(0)
+    return {
+        "b": random.normal(size=N),
+        "a": random.normal(size=N) * 10.0 ** random.integers(-30, 30, N),
+        "k": random.integers(-(2**53), 2**53, N),
+        "y": random.normal(size=N).astype(np.float32),
+    }
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, rows: dict[str, np.ndarray]) -> Path:
+    """One table in every format."""
+    root = tmp_path_factory.mktemp("tables")
+    table = pa.table(rows)
+    # As float64 in text, so that every digit is written.
+    text = table.set_column(3, "y", table["y"].cast(pa.float64()))
+    pa.csv.write_csv(text, root / "t.csv")
+    pa.csv.write_csv(text, root / "t.tsv", pa.csv.WriteOptions(delimiter="\t"))
+    pq.write_table(table, root / "t.parquet", row_group_size=30_000)
+    (root / "folder" / "more").mkdir(parents=True)
+    (root / "folder" / "_SUCCESS").touch()
+    for part, name in enumerate(("p0.parquet", "p1.parquet", "p2.parquet")):
+        pq.write_table(table.slice(part * 90_001, 90_001), root / "folder" / name, row_group_size=7_777)
+    np.savez(root / "stored.npz", **rows)
+    np.savez_compressed(root / "packed.npz", **rows)
+    return root
+
+
+def _matrix(rows: dict[str, np.ndarray]) -> np.ndarray:
+    return np.column_stack([rows[name].astype(np.float64) for name in ("b", "a", "k", "y")])
+
+
+def _taken(source, split: str, indices: np.ndarray) -> np.ndarray:
+    x, y = source.rows(split, indices)
+    return np.column_stack([x, y])
+
+
+@pytest.fixture
+def open_at(monkeypatch: pytest.MonkeyPatch):
+    """`open_table`, made to keep the rows at a given place."""
+
+    def opened(path: Path, place: str, **settings):
+        budget, window = PLACES[place]
+        monkeypatch.setattr(tables, "WINDOW_ROWS", window)
+        source = open_table(str(path), memory_budget=budget, **settings)
+        can = path.name in IN_PLACE or path.parent.name == "folder"
+        assert source.storage == (place if can or place != "in place" else "scratch file")
+        return source
+
+    return opened
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_gives_the_same_rows(folder: Path, rows: dict[str, np.ndarray], name: str, place: str, open_at):
+    source = open_at(folder / name, place, target="y", seed=3, dtype="float64")
+    test = row_hash(np.arange(N), 3) < np.uint64(int(0.2 * 2**64))
+    assert source.feature_names == ("b", "a", "k")
+    for split, chosen in (("train", ~test), ("test", test)):
+        n = source.num_rows(split)
+        expected = _matrix(rows)[chosen]
+        assert n == len(expected)
+        blocks = [_taken(source, split, np.arange(i, min(n, i + 7919))) for i in range(0, n, 7919)]
+        np.testing.assert_array_equal(np.concatenate(blocks), expected)
+        shuffled = epoch_rows(np.arange(5000), num_rows=n, seed=1, epoch=2)
+        np.testing.assert_array_equal(_taken(source, split, shuffled), expected[shuffled])
+
+
+def test_every_format_has_one_fingerprint(folder: Path, rows: dict[str, np.ndarray]):
+    def fingerprint(name: str, **settings) -> str:
+        return open_table(str(folder / name), **{"target": "y", "dtype": "float64", **settings}).fingerprint()
+
+    one = fingerprint("t.csv")
+    assert {fingerprint(name, memory_budget=budget) for name in FORMATS for budget in (2**29, 2**18)} == {one}
+    other = [
+        fingerprint("t.parquet", seed=1),
+        fingerprint("t.parquet", test_fraction=0.3),
+        fingerprint("t.parquet", split="index"),
+        fingerprint("t.parquet", features=("a", "b", "k")),
+        fingerprint("t.parquet", features=("b",)),
+        fingerprint("t.parquet", target="k"),
+        fingerprint("folder/p0.parquet"),
+    ]
+    assert len({one, *other}) == 1 + len(other)
+
+
+@pytest.mark.parametrize("on_bad_rows", ["drop", "mean"])
+def test_bad_rows_are_the_same_in_every_format(tmp_path: Path, on_bad_rows: str, open_at):
+    random = np.random.default_rng(5)
+    x, y = random.normal(size=(150_000, 2)) + 3, random.normal(size=150_000)
+    x[random.random(x.shape) < 0.01] = np.nan
+    y[random.random(y.shape) < 0.01] = np.inf
+    names = ("x0", "x1", "y")
+    columns = dict(zip(names, (*x.T, y), strict=True))
+    pa.csv.write_csv(pa.table(columns), tmp_path / "t.csv")
+    pq.write_table(pa.table(columns), tmp_path / "t.parquet", row_group_size=10_000)
+    np.savez(tmp_path / "t.npz", x=x, y=y)
+    hidden = row_hash(np.arange(len(y)), 0) < np.uint64(int(0.2 * 2**64))
+    kept = np.isfinite(y) & (np.isfinite(x).all(1) if on_bad_rows == "drop" else True)
+    means = np.nanmean(x[kept & ~hidden], axis=0)
+    expected = np.where(np.isfinite(x), x, means)[kept & ~hidden]
+    prints = set()
+    for name in ("t.csv", "t.parquet", "t.npz"):
+        for place in PLACES:
+            source = open_at(tmp_path / name, place, target="y", on_bad_rows=on_bad_rows)
+            got, target = source.rows("train", np.arange(source.num_rows("train")))
+            np.testing.assert_allclose(got, expected, rtol=1e-12)
+            np.testing.assert_array_equal(target, y[kept & ~hidden])
+            assert source.num_dropped == len(y) - kept.sum()
+            assert source.num_imputed == (on_bad_rows == "mean") * np.isnan(x[kept]).sum()
+            prints.add((source.fingerprint(), got.tobytes()))
+    assert len(prints) == 1
+
+
+@pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("final", [True, False])
+@pytest.mark.parametrize("block_bytes", [1, 2, 3, 7, 64, 10_000])
+def test_text_is_cut_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line_end: str, final: bool, block_bytes: int
+):
+    lines = ["word,a,y", *(f'"say ""{i}"",{line_end}",{i},{-i}' for i in range(300))]
+    path = tmp_path / "t.csv"
+    path.write_bytes((line_end.join(lines) + line_end * final).encode())
+    for name in ("BLOCK_BYTES", "HEADER_BYTES", "SAMPLE_BYTES"):
+        monkeypatch.setattr(table_csv_blocks, name, block_bytes)
+    source = open_table(str(path), target="y", features=("a",), test_fraction=0.0)
+    numbers = np.arange(300.0)
+    np.testing.assert_array_equal(_taken(source, "train", np.arange(300)), np.column_stack([numbers, -numbers]))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_spans_group_every_number_once(seed: int):
+    random = np.random.default_rng(seed)
+    starts = np.concatenate([[0], np.cumsum(random.integers(0, 30, random.integers(1, 50)) + (seed % 2))])
+    if starts[-1] == 0:
+        starts[-1] = 1
+    numbers = random.integers(0, starts[-1], random.integers(0, 200))
+    for given in (numbers, np.sort(numbers)):
+        found = np.full(len(given), -1)
+        for piece, places in spans(given, starts):
+            assert (found[places] == -1).all()
+            found[places] = piece
+        assert (starts[found] <= given).all()
+        assert (given < starts[found + 1]).all()
+
+
+def test_index_split_holds_the_last_rows_out(folder: Path, rows: dict[str, np.ndarray]):
+    source = open_table(str(folder / "t.parquet"), target="y", split="index", test_fraction=0.3, dtype="float64")
+    assert (source.num_rows("train"), source.num_rows("test")) == (140_000, 60_000)
+    np.testing.assert_array_equal(_taken(source, "test", np.arange(60_000)), _matrix(rows)[140_000:])
+    with pytest.raises(IndexError, match="60000"):
+        source.rows("test", np.array([60_000]))
+
+
+@pytest.mark.parametrize("kind", ["hash", "index"])
+@pytest.mark.parametrize("num_rows", [1, 999, CHUNK_ROWS, CHUNK_ROWS + 1, 3 * CHUNK_ROWS + 17])
+@pytest.mark.parametrize("test_fraction", [0.0, 0.05, 0.5])
+def test_splits_cover_all_kept_rows_once(kind: str, num_rows: int, test_fraction: float):
+    random = np.random.default_rng(num_rows)
+    for share in (0.0, 0.3):
+        bad = random.random(num_rows) < share
+        packed = {
+            chunk: np.packbits(part)
+            for chunk, part in enumerate(np.split(bad, range(CHUNK_ROWS, num_rows, CHUNK_ROWS)))
+            if part.any()
+        }
+        split = RowSplit(num_rows, packed, kind, test_fraction, 7)
+        train, test = (split.file_rows(name, np.arange(split.count(name))) for name in ("train", "test"))
+        assert (np.diff(train) > 0).all()
+        assert (np.diff(test) > 0).all()
+        np.testing.assert_array_equal(np.sort(np.concatenate([train, test])), np.flatnonzero(~bad))
+        if kind == "index":
+            assert len(test) == int((~bad).sum() * test_fraction)
+        else:
+            expected = test_fraction * (~bad).sum()
+            assert abs(len(test) - expected) <= 5 * (expected + 1) ** 0.5
+        some = random.permutation(len(train))[:100]
+        np.testing.assert_array_equal(split.file_rows("train", some), train[some])
+
+
+def test_hash_is_stable():
+    # Written down once: a release that changes these changes which rows every user's model was tested on.
+    hashes = [hex(value) for value in row_hash(np.array([0, 1, 2**40]), 0)]
+    assert hashes == [
+        "0xa706dd2f4d197e6f",
+        "0xb382a305f4414f5e",
+        "0x249a9fa92118613f",
+    ]
+    assert len(set(row_hash(np.arange(100_000), 0)) & set(row_hash(np.arange(100_000), 1))) == 0
+
+
+def test_arrays_x_y_w_need_no_flags(tmp_path: Path):
+    x, y, w = np.arange(12.0).reshape(6, 2), np.arange(6), np.arange(6) + 1
+    np.savez(tmp_path / "t.npz", x=x, y=y[:, None], w=w, note=np.array(list("abcdef")))
+    source = open_table(str(tmp_path / "t.npz"), test_fraction=0.0)
+    assert (source.feature_names, source.target_name, source.weighted) == (("x0", "x1"), "y", True)
+    got = source.rows("train", np.array([5, 0, 3]))
+    for values, expected in zip(got, (x, y, w), strict=True):
+        np.testing.assert_array_equal(values, expected[[5, 0, 3]])
+    np.savez(tmp_path / "u.npz", x=x[:, 0], y=y)
+    assert check_table(str(tmp_path / "u.npz")).roles.names == ("x", "y")
+
+
+def test_columns_that_are_left_out_are_named(tmp_path: Path):
+    (tmp_path / "t.csv").write_text("word,a,day,y\nup,1,2024-01-01,3\ndown,2,2024-01-02,4\n")
+    source = open_table(str(tmp_path / "t.csv"), target="y", test_fraction=0.0)
+    assert source.feature_names == ("a",)
+    assert source.notices == (f"{tmp_path}/t.csv: columns not used: word, day",)
+
+
+def test_table_to_predict_from_needs_no_target(tmp_path: Path):
+    (tmp_path / "t.csv").write_text("b,a\n1,2\n3,4\n")
+    path = str(tmp_path / "t.csv")
+    source = open_table(path, features=("a", "b"), need_target=False, test_fraction=0.0)
+    x, y = source.rows("train", np.arange(2))
+    assert x.tolist() == [[2, 1], [4, 3]]
+    assert np.isnan(y).all()
+
+
+def test_no_row_left_to_train_on(tmp_path: Path):
+    (tmp_path / "t.csv").write_text("a,y\n1,2\n")
+    with pytest.raises(InputError, match=r"leaves no row .* to train on"):
+        open_table(str(tmp_path / "t.csv"), target="y", test_fraction=1 - 2**-40)
+
+
+def test_threads_read_the_same_rows(folder: Path, rows: dict[str, np.ndarray]):
+    path = str(folder / "folder")
+    source = open_table(path, target="y", test_fraction=0.0, memory_budget=12_500_000, dtype="float64")
+    assert source.storage == "in place"
+    expected = _matrix(rows)
+
+    def check(seed: int) -> None:
+        chosen = np.random.default_rng(seed).integers(0, N, 3000)
+        np.testing.assert_array_equal(_taken(source, "train", chosen), expected[chosen])
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(check, range(32)))
+
+
+class _Counted:
+    """A store that counts and can be held up."""
+
+    row_bytes = 8
+    starts = np.arange(0, 1100, 100)
+
+    def __init__(self):
+        self.loads: list[int] = []
+        self.go = threading.Event()
+
+    def load(self, segment: int) -> list[np.ndarray]:
+        self.go.wait(10)
+        self.loads.append(segment)
+        if segment == 9:
+            raise OSError("no such segment")
+        return [np.full(100, float(segment))]
+
+
+def test_segments_are_loaded_once_and_let_go():
+    store = _Counted()
+    cache = SegmentCache(store, 2400)
+    with ThreadPoolExecutor(4) as pool:
+        waiting = [pool.submit(cache.get, 1) for _ in range(4)]
+        store.go.set()
+        assert all(future.result()[0][0] == 1 for future in waiting)
+    assert store.loads == [1]
+    for segment in (2, 3, 1, 4, 1, 2):
+        assert cache.get(segment)[0][0] == segment
+    assert store.loads == [1, 2, 3, 4, 2]
+    for _ in range(2):
+        with pytest.raises(OSError, match="no such segment"):
+            cache.get(9)
+
+
+_READ_ALL = """
+import re, sys
+import numpy as np
+from tapedist.data.blocks import epoch_rows
+from tapedist.data.tables import open_table
+def peak():  # ru_maxrss would start from the parent's
+    return int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1]) / 1024
+def run(path, budget):
+    source = open_table(path, target="y", memory_budget=budget)
+    n = source.num_rows("train")
+    for first in range(0, n, 65536):
+        source.rows("train", np.arange(first, min(n, first + 65536)))
+    for first in range(0, n, 65536):
+        source.rows("train", epoch_rows(np.arange(first, min(n, first + 1024)), num_rows=n, seed=0, epoch=0))
+    return source.storage
+run(sys.argv[1] + "/0[01].parquet", int(sys.argv[2]))
+before = peak()
+print(run(sys.argv[1], int(sys.argv[2])), peak() - before, before, sep=",")
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak of memory from /proc")
+def test_memory_stays_constant(tmp_path: Path, run_python):
+    """12 files of 8 MB take no more memory than 2 of them under a budget of 20 MB, and do without one."""
+    random = np.random.default_rng(0)
+    for part in range(12):
+        columns = {name: random.normal(size=250_000) for name in ("a", "b", "c", "y")}
+        pq.write_table(pa.table(columns), tmp_path / f"{part:02}.parquet", row_group_size=25_000)
+    for budget, place, least, most in ((20_000_000, "in place", 0, 32), (2**29, "memory", 60, 200)):
+        done = run_python("-c", _READ_ALL, str(tmp_path), str(budget))
+        assert done.code == 0, done.err
+        storage, grown, before = done.out.split(",")
+        assert storage == place
+        assert least <= float(grown) < most, f"{before} MiB after 2 files, {grown} more after 12"
+
+
+@pytest.mark.parametrize("name", ["t.parquet", "t.csv"])
+def test_take_in_a_tf_data_map(folder: Path, name: str):
+    import tapedist.numerics  # noqa: F401
+    import tensorflow as tf
+
+    source = open_table(str(folder / name), target="y", dtype="float64")
+    n = source.num_rows("train") // 1000 * 1000
+    data = tf.data.Dataset.range(0, n, 1000).map(
+        lambda first: source.take("train", first + tf.range(1000, dtype=tf.int64)), num_parallel_calls=4
+    )
+    assert [tuple(spec.shape) for spec in data.element_spec] == [(1000, 3), (1000,)]
+    got = [np.column_stack([x, y]) for x, y in data.as_numpy_iterator()]
+    np.testing.assert_array_equal(np.concatenate(got), _taken(source, "train", np.arange(n)))
+
+
+def test_failure_inside_a_map_keeps_its_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import tapedist.numerics  # noqa: F401
+    import tensorflow as tf
+
+    from tapedist.errors import StateError
+
+    monkeypatch.setattr(tables, "WINDOW_ROWS", 1000)
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"a": np.arange(100_000.0), "y": np.zeros(100_000)}), path, row_group_size=1000)
+    source = open_table(str(path), target="y", memory_budget=100_000)
+    path.unlink()
+    data = tf.data.Dataset.range(1).map(lambda first: source.take("train", tf.reshape(first, [1])))
+    with pytest.raises(tf.errors.OpError, match="while in use"):
+        list(data)
+    assert isinstance(source.failure, StateError)

@@ -1,0 +1,212 @@
+"""Source + `InputContext` -> `tf.data` -> distributed rows.
+
+Legend: `d` features, `V` shards, `R` replicas, `k` rows of one shard, `u` shards of one replica (`ceil(V / R)`; a lone
+shard is padded to two). An element is what one replica computes on: the rows of its `u` shards for some slots (a slot is a
+batch, or a round of blocks), padded with zero rows, and how many rows of each shard are real:
+
+    rows    (x [slots * u * k, d], y [slots * u * k][, w])
+    counts  int32 [slots, u]
+
+Which rows go where is arithmetic on the element's number, so a pipeline can start anywhere; there is no position to save.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+import tapedist.numerics  # noqa: F401  (before TensorFlow)
+import tensorflow as tf
+
+from tapedist.data.blocks import BatchPlan, BlockPlan, Source, epoch_batches, epoch_rows, replica_shards
+
+_PREFETCH = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How the shards of a run lie on its replicas.
+
+    Attributes:
+        num_shards: `V`.
+        num_replicas: `R`.
+    """
+
+    num_shards: int
+    num_replicas: int
+
+    @property
+    def replica_width(self) -> int:
+        """Shards of the fullest replica, `ceil(V / R)`: what each replica gathers."""
+        return -(-self.num_shards // self.num_replicas)
+
+    @property
+    def loop_width(self) -> int:
+        """`u`: shards that each replica loops over, at least two."""
+        return max(2, self.replica_width)
+
+    def shards(self, replica: int) -> range:
+        return replica_shards(replica, self.num_replicas, self.num_shards)
+
+
+@dataclasses.dataclass(frozen=True)
+class ElementPlan:
+    """What an element holds: the fixed shape, and the rows for each element number and shard.
+
+    Attributes:
+        split: "train" or "test".
+        slots: slots per element.
+        width: `u`.
+        shard_rows: `k`.
+        first_rows: `(element, replica) -> (first, counts)`, both int64 `[slots, u]`: positions `first .. first + counts`
+            are the shard's rows.
+        row_numbers: maps positions `[slots, u, k]` of an element to row numbers, or None where they are the same.
+    """
+
+    split: str
+    slots: int
+    width: int
+    shard_rows: int
+    first_rows: Callable[[int, int], tuple[np.ndarray, np.ndarray]]
+    row_numbers: Callable[[int, np.ndarray], np.ndarray] | None = None
+
+
+def block_elements(plan: BlockPlan, layout: Layout, *, split: str, width: int) -> ElementPlan:
+    """Element `t`: round `t` of the epoch, one block per shard."""
+
+    def first_rows(element: int, replica: int) -> tuple[np.ndarray, np.ndarray]:
+        ranges = [plan.round_block(shard, element) for shard in layout.shards(replica)]
+        ranges += [range(0)] * (width - len(ranges))
+        return np.array([[r.start for r in ranges]]), np.array([[len(r) for r in ranges]])
+
+    return ElementPlan(split, 1, width, plan.block_rows, first_rows)
+
+
+def batch_elements(
+    plan: BatchPlan, layout: Layout, *, slots: int, order: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
+    row_numbers: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
+) -> ElementPlan:  # fmt: skip
+    """Element `t`: batches at places `t * slots ...` of the sequence of batches that `order` describes.
+
+    Args:
+        plan: how an epoch is cut into batches.
+        layout: where shards lie.
+        slots: batches per element.
+        order: `places int64 [slots] -> (epoch, batch)`: which batch of which epoch is at each place.
+        row_numbers: `(epoch, positions) -> row numbers`, element by element; None where they are the same.
+    """
+    width = layout.loop_width
+
+    def first_rows(element: int, replica: int) -> tuple[np.ndarray, np.ndarray]:
+        _, batches = order(element * slots + np.arange(slots))
+        start = batches[:, np.newaxis] * plan.batch_rows
+        rows = np.minimum(plan.batch_rows, plan.num_rows - start)
+        shards = layout.shards(replica)
+        offsets = (shards.start + np.arange(width)) * plan.shard_rows
+        counts = np.clip(rows - offsets, 0, plan.shard_rows)
+        counts[:, len(shards) :] = 0
+        return start + offsets, counts
+
+    def numbers(element: int, positions: np.ndarray) -> np.ndarray:
+        epochs, _ = order(element * slots + np.arange(slots))
+        result = np.empty_like(positions)
+        for epoch in np.unique(epochs):
+            result[epochs == epoch] = row_numbers(int(epoch), positions[epochs == epoch])
+        return result
+
+    return ElementPlan("train", slots, width, plan.shard_rows, first_rows, row_numbers and numbers)
+
+
+def epoch_order(plan: BatchPlan, *, shuffle: str, seed: int) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """`steps -> (epoch, batch)` of a run's steps, for `batch_elements`."""
+    per_epoch = plan.steps_per_epoch
+
+    def order(steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        epochs, batches = np.divmod(steps, per_epoch)
+        if shuffle == "batches":
+            batches = np.concatenate(
+                [
+                    epoch_batches(batches[epochs == epoch], num_batches=per_epoch, seed=seed, epoch=int(epoch))
+                    for epoch in np.unique(epochs)
+                ]
+            )
+        return epochs, batches
+
+    return order
+
+
+def shuffled_rows(plan: BatchPlan, *, seed: int) -> Callable[[int, np.ndarray], np.ndarray]:
+    """`(epoch, positions) -> row numbers` under `--shuffle=rows`; padding beyond the split stays in range."""
+
+    def row_numbers(epoch: int, positions: np.ndarray) -> np.ndarray:
+        inside = np.minimum(positions, plan.num_rows - 1).ravel()
+        return epoch_rows(inside, num_rows=plan.num_rows, seed=seed, epoch=epoch).reshape(positions.shape)
+
+    return row_numbers
+
+
+def distribute(
+    strategy: tf.distribute.Strategy,
+    source: Source,
+    plan: ElementPlan,
+    *,
+    elements: range,
+    dtype: tf.DType,
+    parallel: int,
+) -> Any:
+    """A distributed dataset of the elements numbered `elements`, one per replica and turn.
+
+    Each worker's input pipeline makes the elements of its own replicas only.
+    """
+
+    def dataset_fn(context: tf.distribute.InputContext) -> tf.data.Dataset:
+        local = context.num_replicas_in_sync // context.num_input_pipelines
+        first = context.input_pipeline_id * local
+        dataset = tf.data.Dataset.range(len(elements) * local)
+        options = tf.data.Options()
+        options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+        options.deterministic = True
+        options.autotune.enabled = False
+        dataset = dataset.map(
+            lambda i: _element(source, plan, elements, i // local, first + i % local, dtype),
+            num_parallel_calls=parallel,
+        )
+        return dataset.prefetch(_PREFETCH).with_options(options)
+
+    return strategy.distribute_datasets_from_function(dataset_fn)
+
+
+def _element(
+    source: Source, plan: ElementPlan, elements: range, turn: tf.Tensor, replica: tf.Tensor, dtype: tf.DType
+) -> tuple[tuple[tf.Tensor, ...], tf.Tensor]:
+    """One element as TensorFlow operations; the integer arithmetic runs in NumPy."""
+    shape = (plan.slots, plan.width)
+    last = max(0, source.num_rows(plan.split) - 1)
+
+    def place(turn: np.int64, replica: np.int64) -> tuple[np.ndarray, np.ndarray]:
+        first, counts = plan.first_rows(elements[int(turn)], int(replica))
+        return first.astype(np.int64), counts.astype(np.int64)
+
+    def numbers(turn: np.int64, positions: np.ndarray) -> np.ndarray:
+        return plan.row_numbers(elements[int(turn)], positions).astype(np.int64)
+
+    first, counts = tf.numpy_function(place, [turn, replica], [tf.int64, tf.int64])
+    first.set_shape(shape)
+    counts.set_shape(shape)
+    positions = tf.minimum(first[..., tf.newaxis] + tf.range(plan.shard_rows, dtype=tf.int64), last)
+    if plan.row_numbers:
+        positions = tf.ensure_shape(tf.numpy_function(numbers, [turn, positions], tf.int64), positions.shape)
+    rows = source.take(plan.split, tf.reshape(positions, [-1]))
+    real = tf.sequence_mask(counts, plan.shard_rows)
+    real = tf.reshape(real, [-1])
+    rows = tuple(_without_padding(tf.cast(column, dtype), real) for column in rows)
+    return rows, tf.cast(counts, tf.int32)
+
+
+def _without_padding(column: tf.Tensor, real: tf.Tensor) -> tf.Tensor:
+    """`column` with zeros where a row is padding, so that no stray value meets a weight of zero."""
+    mask = real if column.shape.rank == 1 else real[:, tf.newaxis]
+    return tf.where(mask, column, tf.zeros([], column.dtype))

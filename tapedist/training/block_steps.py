@@ -1,0 +1,199 @@
+"""Steps over more rows than one program should hold: every block is one call of one compiled sum.
+
+A call's shape is the block's, on any topology, so its bits are too; and calls run side by side on all cores. An epoch is
+`rounds` rounds of one block per shard (`BlockPlan`).
+
+Legend: `P` parameters, `V` shards, `u` shards of one replica, `S` rows of a block.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import numpy as np
+
+import tapedist.numerics  # noqa: F401  (before TensorFlow)
+import tensorflow as tf
+
+from tapedist.training import partials as fixed_order
+from tapedist.training.block_list import BlockList, Rows, block_specs
+from tapedist.training.steps import CallResult, StepPrograms, slice_rows, to_result
+
+Specs = tuple[tf.TensorSpec, ...]
+
+
+class BlockSteps(StepPrograms):
+    """Full-batch steps, from blocks in device memory or from blocks that stream past.
+
+    Args:
+        tile_rows: rows that one loop trip inside a block sums.
+        parallel: blocks summed side by side on a replica.
+        **programs: see `StepPrograms`.
+    """
+
+    def __init__(self, *, tile_rows: int, parallel: int, **programs: Any):
+        super().__init__(**programs)
+        self._tile_rows = tile_rows
+        self._parallel = parallel
+
+    @functools.cached_property
+    def _block_sum(self) -> Any:
+        def block_sum(masters: tf.Tensor, rows: Rows, count: tf.Tensor) -> tf.Tensor:
+            tile_rows = self._tile_rows
+            tiles = rows[1].shape[0] // tile_rows
+            if tiles == 1:
+                return self.rows_sum(masters, rows, count)
+
+            def tile_sum(tile: tf.Tensor) -> tf.Tensor:
+                first = tile * tile_rows
+                piece = tuple(slice_rows(column, first, tile_rows) for column in rows)
+                return self.rows_sum(masters, piece, tf.clip_by_value(count - first, 0, tile_rows))
+
+            return fixed_order.running_sum(tile_sum, count=tiles, width=self.partial_width)
+
+        return tf.function(block_sum, jit_compile=True, autograph=False)
+
+    def _block_partials(self, state: tf.Tensor, blocks: BlockList, counts: tf.Tensor) -> tf.Tensor:
+        """Partials `[blocks, P + 2]` of a replica's blocks; `counts` is int32 `[blocks]`."""
+        masters = state[: self.num_parameters]
+        block_sum = self._block_sum
+        return fixed_order.block_partials(
+            lambda block: block_sum(masters, blocks.rows(block), counts[block]),
+            num_blocks=tf.shape(counts)[0],
+            width=self.partial_width,
+            parallel=self._parallel,
+        )
+
+    # Blocks in device memory.
+
+    def hold(self, elements: Any) -> HeldBlocks:
+        """Takes all rounds of an epoch into device memory.
+
+        Args:
+            elements: iterable of per-replica `(rows, counts [1, u])`, in round order; at least one.
+        """
+        handles, counts, specs = None, [], None
+        for rows, round_counts in elements:
+            if specs is None:
+                local_rows = tuple(self.strategy.experimental_local_results(column)[0] for column in rows)
+                width = self.strategy.experimental_local_results(round_counts)[0].shape[1]
+                specs = block_specs(local_rows, width)
+            new = self._cut(rows, round_counts)
+            handles = new if handles is None else self._join(specs)(handles, new)
+            counts.append(round_counts)
+        return HeldBlocks(handles, specs, self._stack(*counts))
+
+    @functools.cached_property
+    def _cut(self) -> Any:
+        def cut(rows, counts):  # type: ignore[no-untyped-def]
+            return BlockList.cut(rows, counts.shape[1]).handles
+
+        return tf.function(lambda rows, counts: self.on_replicas(cut, rows, counts), autograph=False)
+
+    @functools.cache  # noqa: B019  (lives as long as the run)
+    def _join(self, specs: Specs) -> Any:
+        def join(a, b):  # type: ignore[no-untyped-def]
+            return BlockList(a, specs).extended(BlockList(b, specs)).handles
+
+        return tf.function(lambda a, b: self.on_replicas(join, a, b), autograph=False)
+
+    @functools.cached_property
+    def _stack(self) -> Any:
+        return tf.function(lambda *counts: self.on_replicas(lambda *c: tf.concat(c, 0), *counts), autograph=False)
+
+    @functools.cache  # noqa: B019  (lives as long as the run)
+    def _held_loop(self, specs: Specs) -> Any:
+        def replica_step(state, handles, counts, step, limit):  # type: ignore[no-untyped-def]
+            flat = self._block_partials(state, BlockList(handles, specs), tf.reshape(counts, [-1]))
+            shards = counts.shape[1]
+            by_round = tf.reshape(flat, [-1, shards, self.partial_width])
+            sums = fixed_order.fold_rounds(by_round, shape=[shards, self.partial_width])
+            return self.gather_and_apply(state, sums, step, limit)
+
+        def loop(state, handles, counts, step, num_steps, limit):  # type: ignore[no-untyped-def]
+            def one_step(i, state):  # type: ignore[no-untyped-def]
+                return self.on_replicas(replica_step, state, handles, counts, step + tf.cast(i, tf.int64), limit)
+
+            return self.repeat(one_step, state, num_steps)
+
+        return tf.function(loop, autograph=False)
+
+    def run(self, state: np.ndarray, held: HeldBlocks, *, step: int, num_steps: int, limit: float) -> CallResult:
+        """`num_steps` updates over blocks in device memory; arguments as in `SlotSteps.run`."""
+        return to_result(
+            *self._held_loop(held.specs)(
+                tf.constant(state), held.handles, held.counts, tf.constant(step, tf.int64),
+                tf.constant(num_steps), tf.constant(limit, tf.float64),
+            )
+        )  # fmt: skip
+
+    # Blocks that stream past.
+
+    @functools.cached_property
+    def _add_round(self) -> Any:
+        def replica_round(state, sums, rows, counts):  # type: ignore[no-untyped-def]
+            return sums + self._block_partials(state, BlockList.cut(rows, counts.shape[1]), counts[0])
+
+        return tf.function(
+            lambda state, sums, rows, counts: self.on_replicas(replica_round, state, sums, rows, counts),
+            autograph=False,
+        )
+
+    @functools.cached_property
+    def _finish(self) -> Any:
+        def finish(state, sums, step, limit):  # type: ignore[no-untyped-def]
+            return self.repeat(
+                lambda i, state: self.on_replicas(self.gather_and_apply, state, sums, step, limit), state, tf.constant(1)
+            )
+
+        return tf.function(finish, autograph=False)
+
+    @functools.cached_property
+    def _gather_sums(self) -> Any:
+        def gather(sums):  # type: ignore[no-untyped-def]
+            return fixed_order.gather(sums, num_shards=self.num_shards)
+
+        return tf.function(lambda sums: self.on_replicas(gather, sums), autograph=False)
+
+    def scattered(self, sums: np.ndarray) -> Any:
+        """Each replica's rows `[ceil(V / R), P + 2]` of `sums` float64 `[V, P + 2]`."""
+        width = -(-self.num_shards // self.strategy.num_replicas_in_sync)
+        padded = np.zeros([width * self.strategy.num_replicas_in_sync, self.partial_width])
+        padded[: self.num_shards] = sums
+
+        def share(context: Any) -> tf.Tensor:
+            first = context.replica_id_in_sync_group * width
+            return tf.constant(padded[first : first + width])
+
+        return self.strategy.experimental_distribute_values_from_function(share)
+
+    def gathered(self, sums: Any) -> np.ndarray:
+        """The inverse of `scattered`."""
+        return self.strategy.experimental_local_results(self._gather_sums(sums))[0].numpy()
+
+    def add_round(self, state: np.ndarray, sums: Any, rows: Any, counts: Any) -> Any:
+        """`sums` plus one round's partials at the parameters in `state`."""
+        return self._add_round(tf.constant(state), sums, rows, counts)
+
+    def finish(self, state: np.ndarray, sums: Any, *, step: int, limit: float) -> CallResult:
+        """The update that an epoch's `sums` make."""
+        return to_result(
+            *self._finish(tf.constant(state), sums, tf.constant(step, tf.int64), tf.constant(limit, tf.float64))
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldBlocks:
+    """An epoch's blocks on the replicas.
+
+    Attributes:
+        handles: per-replica block lists, one per column.
+        specs: shape and type of each column's blocks.
+        counts: per-replica int32 `[rounds, u]`.
+    """
+
+    handles: Any
+    specs: Specs
+    counts: Any

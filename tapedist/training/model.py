@@ -1,0 +1,128 @@
+"""What the step needs to know of a model, and the two kinds there are.
+
+Legend: `k` rows, `d` features, `P` parameters. The parameters live outside the model as one flat float64 vector of
+masters; a model is bound to a compute-type copy of them inside the compiled step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+import tapedist.numerics  # noqa: F401  (before TensorFlow)
+import tensorflow as tf
+
+from tapedist.errors import InputError
+
+Forward = Callable[[tf.Tensor], tf.Tensor]
+
+
+class Model(Protocol):
+    """A model as the training step sees it.
+
+    Attributes:
+        num_parameters: `P`.
+        penalized: float64 `[P]`, 1 where the L2 penalty applies, 0 elsewhere.
+        pure: whether `bind` touches no variable, so that whole training loops may become one XLA program.
+    """
+
+    num_parameters: int
+    penalized: np.ndarray
+    pure: bool
+
+    def bind(self, masters: tf.Tensor, dtype: tf.DType) -> tuple[Forward, Sequence[Any]]:
+        """Binds the model to its parameters.
+
+        Args:
+            masters: float64 `[P]`.
+            dtype: the compute type.
+
+        Returns:
+            `(forward, targets)`: `forward(x [k, d]) -> y_hat [k]`, and the tensors or variables that together hold
+            the parameters in the order of `masters`, which a tape can differentiate by.
+        """
+
+
+class LinearModel:
+    """`y_hat = x . weights + bias`; masters are the weights, then the bias if there is one."""
+
+    pure = True
+
+    def __init__(self, num_features: int, *, fit_intercept: bool = True):
+        self.num_features = num_features
+        self.fit_intercept = fit_intercept
+        self.num_parameters = num_features + fit_intercept
+        self.penalized = np.ones(self.num_parameters)
+        if fit_intercept:
+            self.penalized[-1] = 0.0
+
+    def initial_parameters(self, *, init: str, seed: int) -> np.ndarray:
+        """float64 `[P]`: standard normal from `seed`, drawn on the host, or zeros."""
+        if init == "zeros":
+            return np.zeros(self.num_parameters)
+        return np.random.Generator(np.random.Philox(seed)).standard_normal(self.num_parameters)
+
+    def bind(self, masters: tf.Tensor, dtype: tf.DType) -> tuple[Forward, Sequence[tf.Tensor]]:
+        values = tf.cast(masters, dtype)
+        d = self.num_features
+        # One feature needs no product of matrices: a scalar times a vector fuses with everything around it.
+        weights = values[0] if d == 1 else values[:d]
+        targets = [weights, values[d]] if self.fit_intercept else [weights]
+
+        def forward(x: tf.Tensor) -> tf.Tensor:
+            y_hat = tf.squeeze(x, 1) * weights if d == 1 else tf.linalg.matvec(x, weights)
+            return y_hat + targets[1] if self.fit_intercept else y_hat
+
+        return forward, targets
+
+
+class ModuleModel:
+    """Any `tf.Module` that maps `[k, d]` to `[k]` row by row.
+
+    Its trainable variables are assigned from the masters inside the compiled step. Build it under the strategy's scope.
+
+    Args:
+        module: the module; called with a tensor `[k, d]`, it returns `[k]`.
+        num_features: `d`; the module is called once on zeros `[1, d]` to create and count its variables.
+
+    Raises:
+        InputError: if the module has no trainable variable.
+    """
+
+    pure = False
+
+    def __init__(self, module: Callable[[tf.Tensor], tf.Tensor] | Any, *, num_features: int, dtype: tf.DType):
+        module(tf.zeros([1, num_features], dtype))
+        self.module = module
+        self.variables = list(module.trainable_variables)
+        if not self.variables:
+            raise InputError(f"model={type(module).__name__}: must have trainable variables; found none")
+        self._sizes = [math.prod(v.shape) for v in self.variables]
+        self.num_parameters = sum(self._sizes)
+        # Biases are the vectors; the penalty is for matrices, as in the linear model.
+        self.penalized = np.concatenate(
+            [np.full(size, float(v.shape.rank >= 2)) for v, size in zip(self.variables, self._sizes, strict=True)]
+        )
+
+    def initial_parameters(self) -> np.ndarray:
+        """float64 `[P]`: the values that the module was built with."""
+        return np.concatenate([np.ravel(v.numpy()).astype(np.float64) for v in self.variables])
+
+    def bind(self, masters: tf.Tensor, dtype: tf.DType) -> tuple[Forward, Sequence[tf.Variable]]:
+        pieces = tf.split(masters, self._sizes)
+        for variable, piece in zip(self.variables, pieces, strict=True):
+            _on_this_replica(variable).assign(tf.cast(tf.reshape(piece, variable.shape), variable.dtype))
+        return self.module, self.variables
+
+
+def _on_this_replica(variable: tf.Variable) -> tf.Variable:
+    """The copy of a mirrored variable that the running replica owns: assigning the whole would need a reduction."""
+    context = tf.distribute.get_replica_context()
+    copies = context.strategy.experimental_local_results(variable) if context else (variable,)
+    if len(copies) == 1:
+        return copies[0]
+    index = context.replica_id_in_sync_group
+    return copies[int(tf.get_static_value(index) if tf.is_tensor(index) else index) % len(copies)]

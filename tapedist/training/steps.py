@@ -1,0 +1,263 @@
+"""The compiled programs that move the parameters: the only `GradientTape` and the only `strategy.run` in the package.
+
+Legend: `P` parameters, `V` shards, `u` shards of one replica, `k` rows of one shard, `s` optimizer slots.
+
+The state is one flat float64 vector: the parameters `[P]`, then the optimizer's slots `[s * P]`. A step is
+
+    partials  = one compiled sum per shard                       (each replica, its own shards)
+    total     = gather, then fold in shard order                 (every replica, the same numbers)
+    new state = divide, add the penalty, apply the update rule   (every replica, the same compiled function)
+
+A record is what a step leaves for the log: `(sum w*loss, sum w, penalty, parameters...)`, all at the parameters before its
+update; the parameters are there only if they are few.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+import tapedist.numerics  # noqa: F401  (before TensorFlow)
+import tensorflow as tf
+
+from tapedist.training import partials as fixed_order
+from tapedist.training.losses import Loss, checked
+from tapedist.training.model import Model
+from tapedist.training.optimizers import Optimizer
+
+MAX_STEPS_PER_CALL = 4096
+_MAX_RECORDED_PARAMETERS = 16
+
+# (x [rows, d], y [rows]) or (x, y, w [rows])
+Rows = tuple[tf.Tensor, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class CallResult:
+    """What one compiled call did.
+
+    Attributes:
+        state: float64 `[P + s * P]` after the applied updates.
+        records: float64 `[steps, columns]`, one per step begun; see the module's docstring.
+        applied: updates applied; fewer than the records only if the last one would not have been finite.
+    """
+
+    state: np.ndarray
+    records: np.ndarray
+    applied: int
+
+
+class StepPrograms:
+    """What is summed, and how the sum moves the parameters; the loops over steps build on it.
+
+    Args:
+        strategy: where replicas live.
+        model: what is fitted.
+        loss: per-example loss.
+        optimizer: the update rule.
+        num_shards: `V`.
+        l2: weight of the penalty on `model.penalized` parameters.
+        dtype: compute type of the rows.
+    """
+
+    def __init__(
+        self,
+        *,
+        strategy: tf.distribute.Strategy,
+        model: Model,
+        loss: Loss,
+        optimizer: Optimizer,
+        num_shards: int,
+        l2: float,
+        dtype: tf.DType,
+    ):
+        self.strategy = strategy
+        self.num_parameters = model.num_parameters
+        self.num_slots = optimizer.num_slots
+        self.num_shards = num_shards
+        self.partial_width = model.num_parameters + 2
+        self.dtype = dtype
+        self.fusable = model.pure and strategy.num_replicas_in_sync == 1
+        self.records_parameters = model.num_parameters <= _MAX_RECORDED_PARAMETERS
+        self.record_width = 3 + self.records_parameters * model.num_parameters
+        self._model = model
+        self._loss = checked(loss)
+        self._optimizer = optimizer
+        self._l2 = l2
+
+    def on_replicas(self, replica_fn: Callable[..., Any], *args: Any) -> Any:
+        """Calls `replica_fn` on every replica with its share of `args`."""
+        return self.strategy.run(replica_fn, args=args)
+
+    def rows_sum(self, masters: tf.Tensor, rows: Rows, count: tf.Tensor) -> tf.Tensor:
+        """`(sum w*loss, sum w, sum w*gradient)` of the first `count` of `rows`: the tape.
+
+        Args:
+            masters: float64 `[P]`.
+            rows: `(x [k, d], y [k][, w [k]])`; beyond `count` they must be finite and count nothing.
+            count: int32.
+
+        Returns:
+            float64 `[P + 2]`.
+        """
+        x, y = rows[0], rows[1]
+        real = tf.range(y.shape[0]) < count
+        zero = tf.zeros([], self.dtype)
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            forward, targets = self._model.bind(masters, self.dtype)
+            tape.watch(targets)
+            losses = self._loss(forward(x), y)
+            if len(rows) == 3:
+                losses = rows[2] * losses
+            total = tf.reduce_sum(tf.where(real, losses, zero))
+        gradients = tape.gradient(total, targets, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        weight = tf.reduce_sum(tf.where(real, rows[2], zero)) if len(rows) == 3 else tf.cast(count, self.dtype)
+        pieces = [tf.reshape(total, [1]), tf.reshape(weight, [1]), *(tf.reshape(g, [-1]) for g in gradients)]
+        return tf.concat([tf.cast(piece, tf.float64) for piece in pieces], 0)
+
+    def apply(
+        self, state: tf.Tensor, partials: tf.Tensor, step: tf.Tensor, limit: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Fold, divide, penalise, update: `(new state, record, ok)`.
+
+        Args:
+            state: float64 `[P + s * P]`.
+            partials: float64 `[V, P + 2]`.
+            step: int64, updates applied before this one.
+            limit: float64; a loss above it, or not finite, means divergence: the state comes back as it was.
+        """
+        count = self.num_parameters
+        total = fixed_order.fold(partials)
+        loss_sum, weight = total[0], total[1]
+        theta, slots = state[:count], tf.reshape(state[count:], [self.num_slots, count])
+        gradient = total[2:] / weight
+        penalty = tf.zeros([], tf.float64)
+        if self._l2:
+            penalized = tf.constant(self._model.penalized) * theta
+            penalty = self._l2 * tf.reduce_sum(penalized * theta)
+            gradient += 2 * self._l2 * penalized
+        new_theta, new_slots = self._optimizer.update(theta, slots, gradient, tf.cast(step + 1, tf.float64))
+        new_state = tf.concat([new_theta, tf.reshape(new_slots, [-1])], 0)
+        loss = loss_sum / weight
+        ok = (loss <= limit) & tf.math.is_finite(loss) & tf.reduce_all(tf.math.is_finite(new_state))
+        record = tf.stack([loss_sum, weight, penalty])
+        if self.records_parameters:
+            record = tf.concat([record, theta], 0)
+        return tf.where(ok, new_state, state), record, ok
+
+    @functools.cached_property
+    def _compiled_apply(self) -> Any:
+        return tf.function(self.apply, jit_compile=True, autograph=False)
+
+    def gather_and_apply(self, state: tf.Tensor, partials: tf.Tensor, step: tf.Tensor, limit: tf.Tensor) -> Any:
+        """`apply` on all replicas' partials; called on each replica with its own `[u, P + 2]`."""
+        width = -(-self.num_shards // self.strategy.num_replicas_in_sync)
+        everyones = fixed_order.gather(partials[:width], num_shards=self.num_shards)
+        return self._compiled_apply(state, everyones, step, limit)
+
+    def repeat(self, one_step: Callable[..., Any], state: tf.Tensor, num_steps: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        """Runs `one_step(i, state) -> per-replica (state, record, ok)` until done or not ok, as graph operations.
+
+        Returns:
+            `(state, records [num_steps, columns], begun, applied)`.
+        """
+
+        def body(i, state, records, applied, _):  # type: ignore[no-untyped-def]
+            # All replicas hold the same numbers; the first local one speaks for them.
+            state, record, ok = (self.strategy.experimental_local_results(v)[0] for v in one_step(i, state))
+            return i + 1, state, records.write(i, record), applied + tf.cast(ok, tf.int32), ok
+
+        records = tf.TensorArray(tf.float64, num_steps, element_shape=[self.record_width])
+        start = (tf.constant(0), state, records, tf.constant(0), tf.constant(True))
+        begun, state, records, applied, _ = tf.while_loop(
+            lambda i, *rest: (i < num_steps) & rest[-1], body, start, parallel_iterations=1
+        )
+        return state, records.stack(), begun, applied
+
+
+class SlotSteps(StepPrograms):
+    """Steps over whole shards at hand, laid out as `pipeline.py` says: small splits and mini-batches."""
+
+    def _slot_partials(self, state: tf.Tensor, rows: Rows, counts: tf.Tensor, slot: tf.Tensor) -> tf.Tensor:
+        slots, width = counts.shape
+        shard_rows = rows[1].shape[0] // (slots * width)
+        masters = state[: self.num_parameters]
+
+        def shard_sum(shard: tf.Tensor) -> tf.Tensor:
+            first = (slot * width + shard) * shard_rows
+            piece = tuple(slice_rows(column, first, shard_rows) for column in rows)
+            return self.rows_sum(masters, piece, counts[slot, shard])
+
+        return fixed_order.shard_partials(shard_sum, num_shards=width, width=self.partial_width)
+
+    @functools.cached_property
+    def _fused_loop(self) -> Any:
+        """Many steps as one XLA program, for one replica."""
+
+        def loop(state, rows, counts, slots, step, num_steps, limit):  # type: ignore[no-untyped-def]
+            def body(i, state, records, applied, _):  # type: ignore[no-untyped-def]
+                partials = self._slot_partials(state, rows, counts, slots[i])[: self.num_shards]
+                state, record, ok = self.apply(state, partials, step + tf.cast(i, tf.int64), limit)
+                records = tf.tensor_scatter_nd_update(records, [[i]], record[tf.newaxis])
+                return i + 1, state, records, applied + tf.cast(ok, tf.int32), ok
+
+            records = tf.zeros([MAX_STEPS_PER_CALL, self.record_width], tf.float64)
+            start = (tf.constant(0), state, records, tf.constant(0), tf.constant(True))
+            begun, state, records, applied, _ = tf.while_loop(lambda i, *rest: (i < num_steps) & rest[-1], body, start)
+            return state, records, begun, applied
+
+        return tf.function(loop, jit_compile=True, autograph=False)
+
+    @functools.cached_property
+    def _replicated_loop(self) -> Any:
+        """Many steps of several replicas: each replica's sums are one XLA program, the gather is outside it."""
+        slot_partials = tf.function(self._slot_partials, jit_compile=True, autograph=False)
+
+        def replica_step(state, rows, counts, slot, step, limit):  # type: ignore[no-untyped-def]
+            return self.gather_and_apply(state, slot_partials(state, rows, counts, slot), step, limit)
+
+        def loop(state, rows, counts, slots, step, num_steps, limit):  # type: ignore[no-untyped-def]
+            def one_step(i, state):  # type: ignore[no-untyped-def]
+                at = step + tf.cast(i, tf.int64)
+                return self.on_replicas(replica_step, state, rows, counts, slots[i], at, limit)
+
+            return self.repeat(one_step, state, num_steps)
+
+        return tf.function(loop, autograph=False)
+
+    def run(self, state: np.ndarray, rows: Any, counts: Any, slots: np.ndarray, *, step: int, limit: float) -> CallResult:
+        """One update per entry of `slots`.
+
+        Args:
+            state: float64 `[P + s * P]`.
+            rows: per-replica rows.
+            counts: per-replica int32 `[slots, u]`.
+            slots: which slot each step sums; at most `MAX_STEPS_PER_CALL`.
+            step: updates applied before.
+            limit: loss above which the run has diverged.
+        """
+        loop = self._fused_loop if self.fusable else self._replicated_loop
+        padded = np.zeros(MAX_STEPS_PER_CALL, np.int32)
+        padded[: len(slots)] = slots
+        return to_result(
+            *loop(
+                tf.constant(state), rows, counts, tf.constant(padded), tf.constant(step, tf.int64),
+                tf.constant(len(slots)), tf.constant(limit, tf.float64),
+            )
+        )  # fmt: skip
+
+
+def slice_rows(column: tf.Tensor, first: tf.Tensor, count: int) -> tf.Tensor:
+    """Rows `first .. first + count` of a column `[rows]` or `[rows, d]`."""
+    if column.shape.rank == 1:
+        return tf.slice(column, [first], [count])
+    return tf.slice(column, [first, 0], [count, column.shape[1]])
+
+
+def to_result(state: tf.Tensor, records: tf.Tensor, begun: tf.Tensor, applied: tf.Tensor) -> CallResult:
+    """A compiled loop's results on the host."""
+    return CallResult(state.numpy(), records.numpy()[: int(begun)], int(applied))

@@ -23,12 +23,12 @@ from tapedist.results.regression import (
     LeastSquares,
     as_dict,
     distance,
-    format_table,
     from_moments,
     least_squares,
     residual_metrics,
     truth_errors,
 )
+from tapedist.results.regression_table import format_table
 
 Array = np.ndarray
 
@@ -186,13 +186,16 @@ def test_moments_give_the_same_without_the_rows(intercept: bool) -> None:
 def test_moments_decline_where_digits_are_doubtful() -> None:
     x, y, _ = _data(9, 100, 2)
 
-    def fit(x: Array, y: Array) -> LeastSquares | None:
+    def fit(x: Array, y: Array, digits: int = 9) -> LeastSquares | None:
         table = np.column_stack([x, y])
         centred = table - table.mean(axis=0)
-        return from_moments(num_rows=100, sum_weights=100.0, means=table.mean(axis=0), centred=centred.T @ centred)
+        means, products = table.mean(axis=0), centred.T @ centred
+        return from_moments(num_rows=100, sum_weights=100.0, means=means, centred=products, digits=digits)
 
     assert fit(x, y) is not None
     assert fit(np.column_stack([x, x[:, 0] + 1e-5 * x[:, 1]]), y) is None, "nearly collinear"
+    rough = fit(np.column_stack([x, x[:, 0] + 1e-5 * x[:, 1]]), y, digits=0)
+    assert rough is not None
     assert fit(x, x @ [1.0, 2.0]) is None, "exact fit"
     assert fit(np.where(x > 0, np.inf, x)[:, :0], y) is not None, "no feature"
     constant = fit(np.column_stack([x, np.full(100, 3.0)]), y)
@@ -374,12 +377,17 @@ def test_table_is_aligned_and_fits_the_screen() -> None:
     assert lines[4].startswith("  intercept")
     assert lines[5].startswith("  R2 1 | adjusted R2 1 | residual std 1.117")
     assert lines[-1].startswith("Learned parameters: loss 1.")
+    with_truth = format_table(fit, None, truth_errors(fit, np.array([1234567.0, 0.001])), width=120).splitlines()
+    assert with_truth[1].endswith("truth off by")
+    assert all(line.endswith(" SE") for line in with_truth[2:5])
     many = format_table(_fit(*_data(1, 60, 30)[:2])).splitlines()
     assert len(many) < 30
     assert "  ... and 11 more" in many
 
 
 def test_tensorflow_is_not_imported() -> None:
-    code = "import sys, tapedist.results.regression, tapedist.training.stability; print('tensorflow' in sys.modules)"
+    code = (
+        "import sys, tapedist.results.regression_table, tapedist.training.stability; print('tensorflow' in sys.modules)"
+    )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"

@@ -141,11 +141,15 @@ def _slices(columns: Extended) -> Iterator[np.ndarray]:
 def _exact_product(left: list[np.ndarray], right: list[np.ndarray]) -> Extended:
     """`sum(left) @ sum(right)'` of slices `[m, k]`: exact products, added from the most significant on."""
     m = left[0].shape[0]
-    products = np.concatenate(left) @ np.concatenate(right).T
     total = Extended.zeros(m, m)
     # Beyond this level a product is below 2**-120 of the largest.
     for level in range(min(len(left) + len(right) - 1, _MAX_SLICES + 1)):
         for i in range(max(0, level - len(right) + 1), min(level + 1, len(left))):
             j = level - i
-            total = total + products[i * m : (i + 1) * m, j * m : (j + 1) * m]
+            if left is right and i > j:
+                break
+            product = left[i] @ right[j].T
+            total = total + product
+            if left is right and i < j:
+                total = total + product.T
     return total

@@ -159,7 +159,7 @@ def from_moments(
         fit_intercept: whether to fit an intercept.
         names: the features' names.
         level: of the confidence intervals.
-        digits: correct decimal digits wanted in coefficients and standard errors.
+        digits: correct decimal digits wanted in coefficients and standard errors; 0 takes what there is.
         relative_error: of the entries of `centred`, relative to the columns' lengths.
 
     Returns:
@@ -186,9 +186,9 @@ def from_moments(
     factor = factorise(moments.products, moments.rounding(FLOAT64_ROUNDING))
     condition = factor.condition_number() or 1.0
     left = factor.residual / moments.products.hi[-1, -1] if diagonal[-1] > 0 else 1.0
-    if any(others for _, others in factor.dependencies) or num_rows <= len(means):
+    if digits and (any(others for _, others in factor.dependencies) or num_rows <= len(means)):
         return None
-    if max(condition**2, 1 / left if left > 0 else math.inf) * relative_error > 10.0**-digits:
+    if digits and max(condition**2, 1 / left if left > 0 else math.inf) * relative_error > 10.0**-digits:
         return None
     return _solve(moments, factor, labels, level)
 

@@ -1,0 +1,1 @@
+"""The synthetic dataset as a TensorFlow Datasets builder. Importing this package imports nothing."""

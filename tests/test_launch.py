@@ -99,15 +99,15 @@ class Stage:
         self.program.write_text(WORKER)
         self.logs = folder / "logs"
 
-    def argv(self, plan, *extra) -> list[str]:
-        return ["train", str(self.folder), json.dumps(plan), *extra]
+    def argv(self, plan, *extra) -> tuple[str, ...]:
+        return ("train", str(self.folder), json.dumps(plan), *extra)
 
     def run(self, plan, *extra, environ=None, **settings) -> int:
         settings.setdefault("num_workers", len(plan[0]))
-        config = LaunchConfig(log_dir=str(self.logs), **settings)
+        config = LaunchConfig(log_dir=str(self.logs), worker_argv=self.argv(plan, *extra), **settings)
         clean = {key: value for key, value in os.environ.items() if key != "TF_CONFIG"}
         program = (sys.executable, str(self.program))
-        return main(config, self.argv(plan, *extra), program=program, environ=clean | (environ or {}))
+        return main(config, program=program, environ=clean | (environ or {}))
 
     def starts(self, attempt: int) -> dict[int, dict]:
         files = self.folder.glob(f"start-{attempt}-*.json")
@@ -130,10 +130,10 @@ class Stage:
     @contextlib.contextmanager
     def launcher(self, plan, **settings):
         """A launcher in a process of its own, once all its workers are ready."""
-        settings = {"num_workers": len(plan[0]), "log_dir": str(self.logs)} | settings
+        settings = {"num_workers": len(plan[0]), "log_dir": str(self.logs), "worker_argv": self.argv(plan)} | settings
         code = (
             "import json, sys; from tapedist.cluster.launch import LaunchConfig, main;"
-            f"sys.exit(main(LaunchConfig(**{settings!r}), {self.argv(plan)!r},"
+            f"sys.exit(main(LaunchConfig(**{settings!r}),"
             f" program=({sys.executable!r}, {str(self.program)!r})))"
         )
         process = subprocess.Popen(
@@ -397,7 +397,7 @@ def test_all_wrong_settings_at_once():
     ("num_workers", "argv", "environ", "said"),
     [
         (2, [], {}, "found nothing after '--'"),
-        (2, ["report"], {}, "found 'report' after '--': must be train"),
+        (2, ["report"], {}, "found 'report' after '--', but only train"),
         (2, ["train", "--workers=a:1,b:2"], {}, "--workers: has no meaning"),
         (2, ["train", "--worker_index=0"], {}, "--worker_index: has no meaning"),
         (2, ["train"], {"TF_CONFIG": "{1}"}, "TF_CONFIG: is set"),
@@ -405,7 +405,7 @@ def test_all_wrong_settings_at_once():
 )
 def test_wrong_commands(num_workers, argv, environ, said):
     with pytest.raises(InputError, match=said):
-        main(LaunchConfig(num_workers=num_workers), argv, environ=environ)
+        main(LaunchConfig(num_workers=num_workers, worker_argv=tuple(argv)), environ=environ)
 
 
 def test_a_log_dir_that_cannot_be_written(tmp_path):
@@ -413,7 +413,7 @@ def test_a_log_dir_that_cannot_be_written(tmp_path):
     file.touch()
     for folder in (file, file / "below"):
         with pytest.raises(InputError, match="cannot be written"):
-            main(LaunchConfig(log_dir=str(folder)), ["train"])
+            main(LaunchConfig(log_dir=str(folder)))
 
 
 def test_launching_imports_no_tensorflow():

@@ -40,9 +40,10 @@ class LaunchConfig:
     virtual_devices_per_worker: int = option(0, "Split each worker's CPU into this many devices; 0 leaves it whole.")
     log_dir: str = option("", "Folder for one log file per worker; empty makes a new one in the temporary folder.")
     stop_timeout_secs: float = option(60.0, "Seconds the workers may take to save after SIGTERM or SIGINT.")
+    worker_argv: tuple[str, ...] = option(("train",), "What each worker runs: the words after '--'.")
 
     def __post_init__(self) -> None:
-        problems = list(_problems(self))
+        problems = [*_wrong_numbers(self), *_wrong_log_dir(self.log_dir), *_wrong_words(self)]
         if problems:
             raise InputError(*problems)
 
@@ -56,32 +57,49 @@ _RANGES: dict[str, tuple[Any, Any, str]] = {
 }
 
 
-def _problems(config: LaunchConfig) -> Iterator[str]:
+def _wrong_numbers(config: LaunchConfig) -> Iterator[str]:
     for name, (kind, test, rule) in _RANGES.items():
         value = getattr(config, name)
         if isinstance(value, bool) or not isinstance(value, kind) or not test(value):
             yield f"--{name}={value!r}: {rule}"
-    if not isinstance(config.log_dir, str) or not config.log_dir.isprintable():
-        yield f"--log_dir={config.log_dir!r}: must be a path without control characters"
-    elif "://" in config.log_dir:
-        yield f"--log_dir={config.log_dir!r}: must be a local path"
+
+
+def _wrong_log_dir(log_dir: str) -> Iterator[str]:
+    if not log_dir.isprintable():
+        yield f"--log_dir={log_dir!r}: must be a path without control characters"
+    elif "://" in log_dir:
+        yield f"--log_dir={log_dir!r}: must be a local path"
+
+
+def _wrong_words(config: LaunchConfig) -> Iterator[str]:
+    words = config.worker_argv
+    if words[:1] != ("train",):
+        found = repr(words[0]) if words else "nothing"
+        yield f"found {found} after '--', but only train can be launched; write: tapedist launch ... -- train ..."
+    if config.num_workers == 1:
+        return  # Its cluster may be set from outside, one launcher per host.
+    for word in words:
+        name = word.lstrip("-").partition("=")[0]
+        if word.startswith("-") and name in ("workers", "worker_index"):
+            yield (
+                f"--{name}: has no meaning under --num_workers={config.num_workers}, which starts its own cluster; "
+                "drop it, or use --num_workers=1"
+            )
 
 
 def main(
     config: LaunchConfig,
-    worker_argv: Sequence[str],
     *,
     program: Sequence[str] = _PROGRAM,
     environ: Mapping[str, str] = os.environ,
 ) -> int:
-    """Runs `worker_argv` in `config.num_workers` processes until they are done, or cannot be.
+    """Runs `config.worker_argv` in `config.num_workers` processes until they are done, or cannot be.
 
     Must be called in the main thread.
 
     Args:
-        config: the launcher's own settings.
-        worker_argv: what follows `--`: "train" and its flags.
-        program: what `worker_argv` is passed to.
+        config: what to run, and how often.
+        program: what `config.worker_argv` is passed to.
         environ: what the workers inherit.
 
     Returns:
@@ -89,9 +107,13 @@ def main(
         if a signal stopped the cluster.
 
     Raises:
-        InputError: if `worker_argv` or the environment cannot be launched; nothing was started.
+        InputError: if the environment names another cluster, or the logs cannot be written; nothing was started.
     """
-    _check_worker_argv(worker_argv, config, environ)
+    if config.num_workers > 1 and environ.get("TF_CONFIG", "").strip() not in ("", "{}"):
+        raise InputError(
+            f"TF_CONFIG: is set, but --num_workers={config.num_workers} starts a cluster of its own; "
+            "unset TF_CONFIG, or use --num_workers=1"
+        )
     log_dir = _make_log_dir(config.log_dir)
     console = Console(sys.stdout, sys.stderr)
     restarts = 0
@@ -102,7 +124,7 @@ def main(
             addresses = tuple(f"{_HOST}:{port}" for port in reservation.ports)
             console.say(f"starting {_workers_at(config.num_workers, addresses)}; logs in {log_dir}")
             commands = [
-                _command(rank, addresses, restarts, config, log_dir, [*program, *worker_argv], environ)
+                _command(rank, addresses, restarts, config, log_dir, [*program, *config.worker_argv], environ)
                 for rank in range(config.num_workers)
             ]
             try:
@@ -114,27 +136,6 @@ def main(
                 return verdict.code
             restarts += 1
             console.say(f"restarting all workers from the last checkpoint ({restarts} of {config.max_restarts})")
-
-
-def _check_worker_argv(worker_argv: Sequence[str], config: LaunchConfig, environ: Mapping[str, str]) -> None:
-    if list(worker_argv[:1]) != ["train"]:
-        found = repr(worker_argv[0]) if worker_argv else "nothing"
-        raise InputError(f"launch: found {found} after '--': must be train; write: tapedist launch ... -- train ...")
-    if config.num_workers == 1:
-        return  # Its cluster may be set from outside, one launcher per host.
-    problems = [
-        f"{argument.split('=')[0]}: has no meaning under --num_workers={config.num_workers}, which starts a cluster of "
-        "its own; drop it, or use --num_workers=1"
-        for argument in worker_argv
-        if argument.lstrip("-").split("=")[0] in ("workers", "worker_index")
-    ]
-    if environ.get("TF_CONFIG", "").strip() not in ("", "{}"):
-        problems.append(
-            f"TF_CONFIG: is set, but --num_workers={config.num_workers} starts a cluster of its own; "
-            "unset TF_CONFIG, or use --num_workers=1"
-        )
-    if problems:
-        raise InputError(*problems)
 
 
 def _make_log_dir(log_dir: str) -> Path:

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import synthetic_oracle as oracle
@@ -162,3 +168,13 @@ def test_keys_do_not_depend_on_how_many_there_are_and_never_meet():
     assert generator.pair_keys(5, 3).shape == (2, 2)
     keys = np.concatenate([generator.pair_keys(seed, 200) for seed in range(50)])
     assert len(np.unique(keys, axis=0)) == len(keys)
+
+
+def test_benchmark_prints_one_line_per_candidate():
+    repo = Path(__file__).resolve().parent.parent
+    command = [sys.executable, "scripts/bench/generation.py", "--quick", "--block_rows=4096"]
+    environment = os.environ | {"PYTHONPATH": str(repo)}
+    output = subprocess.run(command, cwd=repo, env=environment, capture_output=True, text=True, check=True).stdout
+    results = [json.loads(line) for line in output.splitlines()]
+    assert len({result["candidate"] for result in results}) == 6
+    assert all(result["rows_per_sec_min"] > 0 for result in results)

@@ -3,19 +3,24 @@
 Legend: `k` rows of a call, `C` normals (columns) per row, `P = ceil(C / 2)` pairs of columns.
 
 One evaluation of Threefry-2x32 with 13 rounds (Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as
-1, 2, 3", SC 2011; 13 is the fewest for which they report that BigCrush passes) turns a 64-bit row number into two
-32-bit words, and Box and Muller's transform (1958) turns the words into two independent normals. Each pair of
+1, 2, 3", SC 2011; 13 is the fewest with which its authors know of no statistical flaw) turns a 64-bit row number into
+two 32-bit words, and Box and Muller's transform (1958) turns the words into two independent normals. Each pair of
 columns has its own key.
 
-Why this one. Rows a second per core with both normals, side by side in a parallel `tf.data` map on a CPU, as
-`scripts/bench/generation.py` prints them: the Philox graph operation 1, Threefry with TensorFlow's log, sine and
-cosine 1.2, this file 7 to 8. Three things make the difference:
+Why this one. Rows with two normals per CPU second, side by side in a parallel `tf.data` map (one feature, blocks of
+131,072 rows, medians; `scripts/bench/generation.py`), in units of TensorFlow's own Philox operation, 43 M/s there:
+
+    Philox operation                                                  1
+    Threefry, TensorFlow's log, cosine and sine                       0.8
+    Threefry, the polynomials below                                   2.5
+    the same, row numbers as 32-bit words, both normals as one array  6
+    the same with Philox-2x32, 7 rounds                               6.5
 
 * The transform, not the bits, is what costs. Short polynomials replace the library's log, sine and cosine. Taking the
   angle from a half turn and the sign from a bit that the radius leaves over needs no quadrants and no selects.
-* Row numbers arrive as pairs of 32-bit words: one 64-bit value in a loop makes the compiler halve its vectors.
-  (Philox's wide products do that, and run slower still.)
-* Both normals leave as one complex number. XLA puts two float arrays into two loops, and each would repeat the rounds.
+* A 64-bit value in the loop makes the compiler halve its vectors: row numbers come as pairs of 32-bit words.
+* XLA puts two float arrays into two loops that each repeat the rounds: both normals leave as one complex number.
+* Philox-2x32 is a little faster, but its key has 32 bits: too few for every pair of columns of every seed.
 
 Every sum of two products is written so that only one of them can be fused into a multiply-add; so a row's bits do not
 depend on whether the vector body or the remainder of the compiled loop computes it.

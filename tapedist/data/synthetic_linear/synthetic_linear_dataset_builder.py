@@ -1,7 +1,12 @@
 """`synthetic_linear`: the rows of `tapedist.data.synthetic.SyntheticSource`, stored by TensorFlow Datasets.
 
-Build it with `tfds build` in this folder, then `tfds.load("synthetic_linear/tutorial", split="train")`. Importing this
-module registers the builder with TensorFlow Datasets, so nothing else of the package imports it.
+Build it with `tfds build` in this folder, or from Python:
+
+    Builder(config="tutorial", data_dir=DIR).download_and_prepare()
+
+The `tfds` command imports apache_beam, which TFDS does not install (tensorflow/datasets#5463); from Python it is not
+needed. Then `tfds.load("synthetic_linear/tutorial", split="train", data_dir=DIR)`. Importing this module registers the
+builder with TFDS, so nothing else of the package imports it.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -85,6 +86,7 @@ class RowGroups:
         sizes = [metadata[f].row_group(g).num_rows for f, g in self._groups]
         self.starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
         self.row_bytes = 8 * len(names)
+        self._local = threading.local()
 
     def load(self, segment: int) -> list[np.ndarray]:
         """One array a column, sharing memory with Arrow's where nothing had to be converted.
@@ -96,12 +98,18 @@ class RowGroups:
         file = self._files[number]
         file.check_unchanged()
         try:
-            with _opened(file, self._metadata[number]) as parquet:
-                table = parquet.read_row_group(group, columns=self._names)
+            table = self._file(number).read_row_group(group, columns=self._names)
         except (pa.ArrowException, OSError) as error:
             raise StateError(f"{file.name}: row group {group} can no longer be read: {error}") from None
         file.check_unchanged()
         return [_numbers(table[name]) for name in self._names]
+
+    def _file(self, number: int) -> pq.ParquetFile:
+        """This thread's file; one is kept open per thread, because neighbours are mostly asked for in turn."""
+        if getattr(self._local, "number", None) != number:
+            self._local.parquet = _opened(self._files[number], self._metadata[number])
+            self._local.number = number
+        return self._local.parquet
 
 
 def _opened(file: TableFile, metadata: pq.FileMetaData) -> pq.ParquetFile:

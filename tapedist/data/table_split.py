@@ -34,16 +34,23 @@ def row_hash(rows: np.ndarray, seed: int) -> np.ndarray:
     Returns:
         A uint64 array of the shape of `rows`.
     """
-    start = _finalise(np.array([(seed + 1) * _GOLDEN & _MASK], np.uint64))
-    with np.errstate(over="ignore"):
-        return _finalise(start + (np.asarray(rows).astype(np.uint64) + np.uint64(1)) * np.uint64(_GOLDEN))
+    start = np.array([(seed + 1) * _GOLDEN & _MASK], np.uint64)
+    _finalise(start)
+    hashes = rows.astype(np.uint64)
+    hashes += np.uint64(1)
+    hashes *= np.uint64(_GOLDEN)
+    hashes += start
+    _finalise(hashes)
+    return hashes
 
 
-def _finalise(z: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
+def _finalise(z: np.ndarray) -> None:
+    """Mixes in place: at this size, fresh temporaries cost more than the arithmetic."""
+    z ^= z >> np.uint64(30)
+    z *= np.uint64(0xBF58476D1CE4E5B9)
+    z ^= z >> np.uint64(27)
+    z *= np.uint64(0x94D049BB133111EB)
+    z ^= z >> np.uint64(31)
 
 
 class RowSplit:

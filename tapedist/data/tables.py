@@ -217,9 +217,10 @@ class TableSource:
     def _gather(self, file_rows: np.ndarray) -> tuple[np.ndarray, ...]:
         """`rows` by number in the file."""
         k, d = len(file_rows), self.num_features
-        columns = [*(x := np.empty((k, d))).T, *(rest := [np.full(k, np.nan) for _ in range(1 + self.weighted)])]
+        x, rest = np.empty((k, d)), [np.empty(k) for _ in range(1 + self.weighted)]
+        columns = [*x.T, *rest]
         if not self.target_name:
-            del columns[d]
+            columns.pop(d).fill(np.nan)
         for segment, into in spans(file_rows, self._starts):
             places = as_slice(file_rows[into] - self._starts[segment])
             for column, values in zip(columns, self._get(segment), strict=True):

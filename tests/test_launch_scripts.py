@@ -27,7 +27,9 @@ what=FAKE_${rank}_$count
 printf '%s\\n' "$@" >"args-$rank-$count"
 trap 'echo "saved $rank"; touch "saved-$rank-TERM"; exit 143' TERM
 trap 'echo "saved $rank"; touch "saved-$rank-INT"; exit 130' INT
+touch "ready-$rank-$count"
 echo "ready $rank"
+until (($(find . -name "ready-*-$count" | wc -l) >= ${FAKE_SIZE:-1})); do sleep 0.02; done
 case ${!what:-0} in
   wait) while true; do sleep 0.05; done ;;
   hang) trap '' TERM INT; while true; do sleep 0.05; done ;;
@@ -206,7 +208,7 @@ def test_multi_host_runs_every_worker_and_keeps_its_log(host_dir, tools):
 def test_multi_host_ends_with_the_real_error_and_lets_the_others_save(host_dir, tools):
     result = run(
         "launch_multi_host.sh", "--hosts=a,b,c", f"--dir={host_dir}", f"--log_dir={tools}/logs", "--max_restarts=3",
-        FAKE_0_1="wait", FAKE_1_1="4", FAKE_2_1="wait",
+        FAKE_SIZE="3", FAKE_0_1="wait", FAKE_1_1="4", FAKE_2_1="wait",
     )  # fmt: skip
     assert result.returncode == 4
     assert "worker 1 on b exited with 4" in result.stderr
@@ -227,7 +229,7 @@ def test_multi_host_starts_all_again_when_one_is_lost(host_dir, tools):
 def test_multi_host_does_not_wait_for_a_worker_that_hangs(host_dir, tools):
     result = run(
         "launch_multi_host.sh", "--hosts=a,b", f"--dir={host_dir}", f"--log_dir={tools}/logs", "--grace_secs=1",
-        FAKE_0_1="75", FAKE_1_1="hang",
+        FAKE_SIZE="2", FAKE_0_1="75", FAKE_1_1="hang",
     )  # fmt: skip
     assert result.returncode == 75
     assert "worker 1 on b exited with 137" in result.stderr

@@ -1,0 +1,86 @@
+"""Small programs for `tapedist doctor`, each in a process of its own: `python -m tapedist.cluster.probe NAME`.
+
+A TensorFlow that crashes or hangs must not take the doctor with it. Each prints JSON objects, one a line.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+
+def devices() -> None:
+    """Prints TensorFlow's version, its devices, and whether it was built for CUDA; then the speed of this machine."""
+    import tapedist.numerics  # noqa: F401 (sets what TensorFlow reads when it is imported)
+    import tensorflow as tf
+
+    build = tf.sysconfig.get_build_info()
+    found = [device.device_type for device in tf.config.list_physical_devices()]
+    _say(version=tf.__version__, devices=found, cuda=str(build.get("cuda_version", "")))
+    _say(rows_per_sec=speed_estimate(2.0))
+
+
+def speed_estimate(seconds: float, *, rows: int = 2**20) -> float:
+    """Rows per second of a compiled tape step of the tutorial's model on this process's default device.
+
+    Args:
+        seconds: how long to measure, after compilation.
+        rows: `n`; they stay in the device's memory.
+    """
+    import tapedist.numerics  # noqa: F401
+    import tensorflow as tf
+
+    x = tf.random.stateless_normal([rows], seed=[0, 1], alg="philox")
+    y = 9.0 * x - 2.0
+
+    @tf.function(jit_compile=True)
+    def steps(weight: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
+        for _ in tf.range(count):
+            with tf.GradientTape() as tape:
+                tape.watch(weight)
+                loss = tf.reduce_mean(tf.square(weight * x - y))
+            weight -= 0.001 * tape.gradient(loss, weight)
+        return weight
+
+    steps_per_call = 10
+    weight = steps(tf.constant(0.0), tf.constant(steps_per_call))
+    weight.numpy()
+    calls, start = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - start) < seconds:
+        weight = steps(weight, tf.constant(steps_per_call))
+        weight.numpy()  # Waits for the device.
+        calls += 1
+    return rows * steps_per_call * calls / elapsed
+
+
+def gather() -> None:
+    """One all-gather over the cluster that TF_CONFIG names; prints what arrived."""
+    import tapedist.numerics  # noqa: F401
+    import tensorflow as tf
+
+    strategy = tf.distribute.MultiWorkerMirroredStrategy()
+
+    @tf.function
+    def exchange() -> tf.Tensor:
+        def replica() -> tf.Tensor:
+            context = tf.distribute.get_replica_context()
+            return context.all_gather(tf.cast(context.replica_id_in_sync_group, tf.float64)[tf.newaxis], axis=0)
+
+        return strategy.run(replica)
+
+    result = strategy.experimental_local_results(exchange())[0]
+    _say(gathered=result.numpy().tolist())
+
+
+PROGRAMS: dict[str, Callable[[], None]] = {"devices": devices, "gather": gather}
+
+
+def _say(**facts: Any) -> None:
+    print(json.dumps(facts), flush=True)
+
+
+if __name__ == "__main__":
+    PROGRAMS[sys.argv[1]]()

@@ -20,8 +20,9 @@ from tapedist.data.synthetic_linear.synthetic_linear_dataset_builder import Buil
 
 REPO = Path(__file__).resolve().parent.parent
 FOLDER = REPO / "tapedist" / "data" / "synthetic_linear"
-# The `tfds` command imports apache_beam whatever it is asked to do (tensorflow/datasets#5463); where that is missing,
-# the same build command is run without the other commands beside it.
+# The `tfds` command imports these whatever it is asked to do (tensorflow/datasets#5463); where one is missing, the same
+# build command is run without the other commands beside it.
+_OF_THE_COMMAND = ("apache_beam", "mlcroissant")
 _BUILD = """
 import sys
 from absl import app
@@ -52,7 +53,7 @@ def _rows(dataset: tf.data.Dataset) -> tuple[np.ndarray, np.ndarray]:
 
 def test_built_rows_equal_the_source(tmp_path):
     command = [sys.executable, "-c", _BUILD]
-    if importlib.util.find_spec("apache_beam"):
+    if all(map(importlib.util.find_spec, _OF_THE_COMMAND)):
         command = [sys.executable, "-m", "tensorflow_datasets.scripts.cli.main", "build"]
     subprocess.run(
         [*command, "--config=tutorial", f"--data_dir={tmp_path}"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +15,9 @@ import pytest
 
 from tapedist.data import table_csv_blocks, tables
 from tapedist.data.blocks import epoch_rows
+from tapedist.data.table_csv import _Parser
+from tapedist.data.table_csv_blocks import Block
+from tapedist.data.table_files import TableFile
 from tapedist.data.table_spans import spans
 from tapedist.data.table_split import CHUNK_ROWS, RowSplit, row_hash
 from tapedist.data.table_store import SegmentCache
@@ -29,12 +33,12 @@ IN_PLACE = ("t.parquet", "folder", "folder/*.parquet", "stored.npz", "t.npz")
 
 @pytest.fixture(scope="module")
 def rows() -> dict[str, np.ndarray]:
-    random = np.random.default_rng(0)
+    draw = np.random.default_rng(0)
     return {
-        "b": random.normal(size=N),
-        "a": random.normal(size=N) * 10.0 ** random.integers(-30, 30, N),
-        "k": random.integers(-(2**53), 2**53, N),
-        "y": random.normal(size=N).astype(np.float32),
+        "b": draw.normal(size=N),
+        "a": draw.normal(size=N) * 10.0 ** draw.integers(-30, 30, N),
+        "k": draw.integers(-(2**53), 2**53, N),
+        "y": draw.normal(size=N).astype(np.float32),
     }
 
 
@@ -117,10 +121,10 @@ def test_every_format_has_one_fingerprint(folder: Path, rows: dict[str, np.ndarr
 
 @pytest.mark.parametrize("on_bad_rows", ["drop", "mean"])
 def test_bad_rows_are_the_same_in_every_format(tmp_path: Path, on_bad_rows: str, open_at):
-    random = np.random.default_rng(5)
-    x, y = random.normal(size=(150_000, 2)) + 3, random.normal(size=150_000)
-    x[random.random(x.shape) < 0.01] = np.nan
-    y[random.random(y.shape) < 0.01] = np.inf
+    draw = np.random.default_rng(5)
+    x, y = draw.normal(size=(150_000, 2)) + 3, draw.normal(size=150_000)
+    x[draw.random(x.shape) < 0.01] = np.nan
+    y[draw.random(y.shape) < 0.01] = np.inf
     names = ("x0", "x1", "y")
     columns = dict(zip(names, (*x.T, y), strict=True))
     pa.csv.write_csv(pa.table(columns), tmp_path / "t.csv")
@@ -161,11 +165,11 @@ def test_text_is_cut_anywhere(
 
 @pytest.mark.parametrize("seed", range(20))
 def test_spans_group_every_number_once(seed: int):
-    random = np.random.default_rng(seed)
-    starts = np.concatenate([[0], np.cumsum(random.integers(0, 30, random.integers(1, 50)) + (seed % 2))])
+    draw = np.random.default_rng(seed)
+    starts = np.concatenate([[0], np.cumsum(draw.integers(0, 30, draw.integers(1, 50)) + (seed % 2))])
     if starts[-1] == 0:
         starts[-1] = 1
-    numbers = random.integers(0, starts[-1], random.integers(0, 200))
+    numbers = draw.integers(0, starts[-1], draw.integers(0, 200))
     for given in (numbers, np.sort(numbers)):
         found = np.full(len(given), -1)
         for piece, places in spans(given, starts):
@@ -187,9 +191,9 @@ def test_index_split_holds_the_last_rows_out(folder: Path, rows: dict[str, np.nd
 @pytest.mark.parametrize("num_rows", [1, 999, CHUNK_ROWS, CHUNK_ROWS + 1, 3 * CHUNK_ROWS + 17])
 @pytest.mark.parametrize("test_fraction", [0.0, 0.05, 0.5])
 def test_splits_cover_all_kept_rows_once(kind: str, num_rows: int, test_fraction: float):
-    random = np.random.default_rng(num_rows)
+    draw = np.random.default_rng(num_rows)
     for share in (0.0, 0.3):
-        bad = random.random(num_rows) < share
+        bad = draw.random(num_rows) < share
         packed = {
             chunk: np.packbits(part)
             for chunk, part in enumerate(np.split(bad, range(CHUNK_ROWS, num_rows, CHUNK_ROWS)))
@@ -205,7 +209,7 @@ def test_splits_cover_all_kept_rows_once(kind: str, num_rows: int, test_fraction
         else:
             expected = test_fraction * (~bad).sum()
             assert abs(len(test) - expected) <= 5 * (expected + 1) ** 0.5
-        some = random.permutation(len(train))[:100]
+        some = draw.permutation(len(train))[:100]
         np.testing.assert_array_equal(split.file_rows("train", some), train[some])
 
 
@@ -326,9 +330,9 @@ print(run(sys.argv[1], int(sys.argv[2])), peak() - before, before, sep=",")
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak of memory from /proc")
 def test_memory_stays_constant(tmp_path: Path, run_python):
     """12 files of 8 MB take no more memory than 2 of them under a budget of 20 MB, and do without one."""
-    random = np.random.default_rng(0)
+    draw = np.random.default_rng(0)
     for part in range(12):
-        columns = {name: random.normal(size=250_000) for name in ("a", "b", "c", "y")}
+        columns = {name: draw.normal(size=250_000) for name in ("a", "b", "c", "y")}
         pq.write_table(pa.table(columns), tmp_path / f"{part:02}.parquet", row_group_size=25_000)
     for budget, place, least, most in ((20_000_000, "in place", 0, 32), (2**29, "memory", 60, 200)):
         done = run_python("-c", _READ_ALL, str(tmp_path), str(budget))
@@ -368,3 +372,21 @@ def test_failure_inside_a_map_keeps_its_type(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(tf.errors.OpError, match="while in use"):
         list(data)
     assert isinstance(source.failure, StateError)
+
+
+def test_three_readings_of_text_agree(tmp_path: Path):
+    """Arrow's, the patched and the cell-by-cell reading of one cell give the same bits, whatever stands there."""
+    path = tmp_path / "t.csv"
+    path.write_text("a,b\n1,1\n")
+    parser = _Parser(TableFile.of(str(path)), ("a", "b"), ("a", "b"))
+    draw = random.Random(0)
+    for _ in range(3000):
+        text = "".join(draw.choice("0123456789.eE+- \tx_n") for _ in range(draw.randint(1, 7)))
+        if draw.random() < 0.5:
+            text = f"{draw.choice(['', '-', '+'])}{draw.random():.17g}e{draw.randint(-330, 330)}"
+        block = Block(f"{text},1\n".encode(), 1)
+        exact = parser._slow(block)[0]
+        for reading in (parser._fast(block), parser._patched(block)):
+            if reading is not None:
+                found = np.where(np.isfinite(reading[0]), reading[0], np.nan)
+                np.testing.assert_array_equal(found, exact, err_msg=repr(text))

@@ -7,7 +7,8 @@ import re
 
 from tapedist.data.table_rows import INEXACT
 
-_NUMBER = re.compile(r"[ \t]*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?[ \t]*", re.ASCII)
+NUMBER_PATTERN = r"[ \t]*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?[ \t]*"
+_NUMBER = re.compile(NUMBER_PATTERN, re.ASCII)
 _INTEGER = re.compile(r"[ \t]*[+-]?\d+[ \t]*", re.ASCII)
 _MOST_SHOWN = 40
 

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 
 from tapedist.data import table_csv_blocks
-from tapedist.data.table_cells import is_blank, meant_as_number, number, quoted
+from tapedist.data.table_cells import NUMBER_PATTERN, is_blank, meant_as_number, number, quoted
 from tapedist.data.table_columns import Column, check_names
 from tapedist.data.table_csv_blocks import Block, blocks, bodies, check_text, records, split_header
 from tapedist.data.table_files import TableFile, shown
@@ -120,7 +120,7 @@ class _Parser:
 
     def parse(self, block: Block) -> RowBatch:
         check_text(self._file, block)
-        columns = self._fast(block)
+        columns = self._fast(block) or self._patched(block)
         if columns is None or self._holds_huge_integers(block, columns):
             columns = self._slow(block)
         return RowBatch(columns, lambda row, column: self._explain(block, row, column))
@@ -132,6 +132,20 @@ class _Parser:
         except pa.ArrowInvalid:
             return None
         return [table[name].to_numpy() for name in self._names]
+
+    def _patched(self, block: Block) -> list[np.ndarray] | None:
+        """The same where single cells are no numbers: they become NaN. None where rows are ragged."""
+        try:
+            texts = self._arrow(block, self._names, pa.string())
+        except pa.ArrowInvalid:
+            return None
+        columns = []
+        for name in self._names:
+            text = texts[name]
+            good = pc.match_substring_regex(text, f"^(?:{NUMBER_PATTERN})$")
+            numbers = pc.if_else(good, pc.utf8_trim(text, " \t"), pa.scalar(None, pa.string()))
+            columns.append(numbers.cast(pa.float64()).to_numpy())
+        return columns
 
     def _holds_huge_integers(self, block: Block, columns: list[np.ndarray]) -> bool:
         """Whether a number from 2**53 on is written as an integer, so that only its text tells if digits were lost."""

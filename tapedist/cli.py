@@ -68,7 +68,7 @@ def _train(config: TrainConfig) -> None:
 
     from tapedist import run  # From here on there is TensorFlow.
 
-    run.train(config)
+    run.train(config, quiet=False)
 
 
 COMMANDS: dict[str, Command] = {

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import stat
 from pathlib import Path
 from types import TracebackType
@@ -91,6 +92,22 @@ class RunFolder:
         if _read_marker(os.path.join(path, _MARKER)) is None:
             raise InputError(f"--run_dir={str(path)!r}: is no run folder; give the --run_dir of a training run")
         return cls(Path(os.path.realpath(path)))
+
+    def forget_run(self) -> None:
+        """Removes the run that the folder holds, so that another can start in its place.
+
+        Raises:
+            StorageError: if something cannot be removed.
+        """
+        try:
+            self.done.unlink(missing_ok=True)  # First: without its mark, what is left is no finished run.
+            for directory in (self.checkpoints, self.events, self.plots):
+                if directory.exists():
+                    shutil.rmtree(directory)
+            for file in (self.metrics, self.model, self.report):
+                file.unlink(missing_ok=True)
+        except OSError as error:
+            raise storage_error("remove the earlier run from", self.root, error) from error
 
     def close(self) -> None:
         """Lets the next run in; may be called again."""

@@ -141,6 +141,7 @@ class _Attempt:
         self._console = console
         self._gone: set[int] = set()
         self._deadline: float | None = None
+        self._grace_secs = 0.0
         self._asked = False
         self._killed = False
 
@@ -157,9 +158,10 @@ class _Attempt:
             return
         if verdict.terminate and not self._asked:
             self._asked = True
-            self._deadline = None
             self.send(signal.SIGTERM)
-        if self._deadline is None:
+        # Another reason to leave, such as a signal after a lost peer, brings its own time.
+        if self._deadline is None or verdict.grace_secs != self._grace_secs:
+            self._grace_secs = verdict.grace_secs
             self._deadline = time.monotonic() + verdict.grace_secs
         elif time.monotonic() >= self._deadline:
             stuck = ", ".join(str(worker.rank) for worker in self.alive())

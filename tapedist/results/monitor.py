@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tapedist.results.console import Console
 from tapedist.results.events import EventFiles
-from tapedist.results.metrics import MetricsFile
+from tapedist.results.metrics import MetricsFile, read_rows
 from tapedist.training.observer import Row
 
 METRICS_NAME = "metrics.jsonl"
@@ -21,6 +21,9 @@ class Monitor:
         metrics: keeps the rows; None where there is no run folder.
         events: keeps the scalars; None where there is no run folder.
 
+    Attributes:
+        rows: every row of the run so far, those of earlier calls included.
+
     Raises:
         StorageError: from every method but `advance`'s and `record`'s console part, if a file cannot be written.
     """
@@ -31,6 +34,7 @@ class Monitor:
         self._console = console
         self._metrics = metrics
         self._events = events
+        self.rows: list[Row] = []
 
     @classmethod
     def of_run(cls, run_dir: Path | None, *, log_every_epochs: int, quiet: bool = False) -> Monitor:
@@ -56,6 +60,7 @@ class Monitor:
             )
 
     def record(self, row: Row) -> None:
+        self.rows.append(row)
         if self._console:
             self._console.record(row)
         if self._metrics:
@@ -77,6 +82,7 @@ class Monitor:
     def rewind(self, position: int) -> None:
         if self._metrics:
             self._metrics.rewind(position)
+            self.rows = read_rows(self._metrics.path)
 
     def say(self, line: str) -> None:
         """Prints one line where the run's other lines go; a closed output is no error."""

@@ -111,6 +111,12 @@ class ModuleModel:
         """float64 `[P]`: the values that the module was built with."""
         return np.concatenate([np.ravel(v.numpy()).astype(np.float64) for v in self.variables])
 
+    def assign(self, parameters: np.ndarray) -> None:
+        """Gives the module's variables the values of `parameters`, float64 `[P]`."""
+        pieces = np.split(parameters, np.cumsum(self._sizes)[:-1])
+        for variable, piece in zip(self.variables, pieces, strict=True):
+            variable.assign(piece.reshape(variable.shape).astype(variable.dtype.as_numpy_dtype))
+
     def bind(self, masters: tf.Tensor, dtype: tf.DType) -> tuple[Forward, Sequence[tf.Variable]]:
         pieces = tf.split(masters, self._sizes)
         for variable, piece in zip(self.variables, pieces, strict=True):

@@ -1,0 +1,124 @@
+"""From a name to a `tf.distribute.Strategy`. Exactly one is made per process, before any other TensorFlow operation."""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+import os
+from collections.abc import Mapping
+
+import tapedist.numerics  # noqa: F401  (before TensorFlow)
+import tensorflow as tf
+
+from tapedist.config import TrainConfig
+from tapedist.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """Which strategy, and why.
+
+    Attributes:
+        name: "default", "mirrored", "multiworker" or "tpu".
+        reason: a clause for the log.
+    """
+
+    name: str
+    reason: str
+
+
+def choose(config: TrainConfig, *, num_workers: int, num_gpus: int, environ: Mapping[str, str] = os.environ) -> Choice:
+    """What `--strategy` means here; `auto` goes by what is found, in a fixed order."""
+    if config.strategy != "auto":
+        return Choice(config.strategy, "asked for")
+    if num_workers > 1:
+        return Choice("multiworker", f"the cluster has {num_workers} workers")
+    if config.num_virtual_devices > 1:
+        return Choice("mirrored", f"--num_virtual_devices={config.num_virtual_devices}")
+    if "TPU_NAME" in environ or glob.glob("/dev/accel*"):
+        return Choice("tpu", "a TPU is attached")
+    if num_gpus > 1:
+        return Choice("mirrored", f"{num_gpus} GPUs are visible")
+    return Choice("default", "one GPU is visible" if num_gpus else "no GPU, one CPU device")
+
+
+def split_cpu(num_devices: int) -> None:
+    """Splits the CPU into logical devices, once per process.
+
+    Raises:
+        InputError: if TensorFlow has already started with another number of devices.
+    """
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    try:
+        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * num_devices)
+    except RuntimeError:
+        pass  # TensorFlow has started; all is well if it has what we need.
+    found = len(tf.config.list_logical_devices("CPU"))
+    if found != num_devices:
+        raise InputError(
+            f"--num_virtual_devices={num_devices}: TensorFlow has already started in this process with {found}; "
+            "set it before the first TensorFlow operation, or train in a new process"
+        )
+
+
+def create(config: TrainConfig, *, num_workers: int = 1) -> tuple[tf.distribute.Strategy, Choice]:
+    """Sets the devices up and makes the strategy.
+
+    Args:
+        config: its `strategy`, `num_virtual_devices`, `tpu` and `virtual_shards`.
+        num_workers: processes in the cluster.
+
+    Raises:
+        InputError: if the devices it needs are not here, or are more than there are shards.
+    """
+    gpus = tf.config.list_physical_devices("GPU")
+    for gpu in gpus:
+        try:
+            tf.config.experimental.set_memory_growth(gpu, True)
+        except RuntimeError:
+            break  # Started already: the program that did so has decided.
+    choice = choose(config, num_workers=num_workers, num_gpus=len(gpus))
+    if config.num_virtual_devices > 0 and choice.name != "tpu":
+        split_cpu(config.num_virtual_devices)
+    strategy = {
+        "default": tf.distribute.get_strategy,
+        "mirrored": lambda: _mirrored(config, len(gpus)),
+        "multiworker": tf.distribute.MultiWorkerMirroredStrategy,
+        "tpu": lambda: _tpu(config.tpu),
+    }[choice.name]()
+    replicas = strategy.num_replicas_in_sync
+    if replicas > config.virtual_shards:
+        raise InputError(
+            f"--virtual_shards={config.virtual_shards}: must be at least the {replicas} replicas found; "
+            f"use --virtual_shards={replicas} (this changes the digest) or fewer devices"
+        )
+    return strategy, choice
+
+
+def _mirrored(config: TrainConfig, num_gpus: int) -> tf.distribute.Strategy:
+    if config.num_virtual_devices:
+        return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(config.num_virtual_devices)])
+    if not num_gpus:
+        raise InputError(
+            "--strategy=mirrored: needs a GPU, and TensorFlow sees none; use --num_virtual_devices=N to mirror on "
+            "logical CPUs, or install the GPU libraries with pip install 'tapedist[gpu]'"
+        )
+    return tf.distribute.MirroredStrategy()
+
+
+def _tpu(address: str) -> tf.distribute.Strategy:
+    """The documented pattern: resolve, connect, initialise."""
+    if address in ("", "local") and "TPU_NAME" not in os.environ and not glob.glob("/dev/accel*"):
+        raise InputError(
+            f"--strategy=tpu: no TPU is attached to this machine (--tpu={address}); run on a TPU VM with "
+            "pip install 'tapedist[tpu]', or choose another --strategy"
+        )
+    try:
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=address)
+        if address not in ("", "local"):
+            tf.config.experimental_connect_to_cluster(resolver)
+        tf.tpu.experimental.initialize_tpu_system(resolver)
+    except (ValueError, tf.errors.OpError, RuntimeError) as error:
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"--tpu={address}: cannot be reached ({first_line}); check the name and the zone") from error
+    return tf.distribute.TPUStrategy(resolver)

@@ -1,0 +1,55 @@
+"""The numerics class of a run: what its bits depend on beside the config. Stored in `env.json`."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+import tapedist.numerics  # noqa: F401  (before TensorFlow)
+import tensorflow as tf
+
+
+def numerics_class() -> dict[str, Any]:
+    """Versions, flags and kind of device: where these are equal, the bits are."""
+    kinds = sorted({device.device_type for device in tf.config.list_physical_devices()})
+    gpus = tf.config.list_physical_devices("GPU")
+    accelerators = sorted({str(tf.config.experimental.get_device_details(g).get("device_name")) for g in gpus})
+    return {
+        "tensorflow": tf.__version__,
+        "numpy": np.__version__,
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "machine": platform.machine(),
+        "instruction_sets": _instruction_sets(),
+        "device_kinds": kinds,
+        "accelerators": accelerators,
+    }
+
+
+def environment(strategy: tf.distribute.Strategy, *, choice: str, devices: Sequence[str]) -> dict[str, Any]:
+    """`numerics_class`, and what else helps to read a run later."""
+    import tapedist
+
+    return {
+        **numerics_class(),
+        "tapedist": tapedist.__version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "cores": len(os.sched_getaffinity(0)),
+        "strategy": choice,
+        "replicas": strategy.num_replicas_in_sync,
+        "devices": list(devices),
+    }
+
+
+def _instruction_sets() -> list[str]:
+    """Vector extensions that compiled code may use, where the system tells."""
+    try:
+        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
+            flags = next((line for line in file if line.startswith(("flags", "Features"))), "")
+    except OSError:
+        return []
+    return sorted(set(flags.split()) & {"avx", "avx2", "fma", "avx512f", "avx512vl", "asimd", "sve"})

@@ -1,0 +1,59 @@
+"""From a run to its figures: which rows are drawn, and what is known beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+import tapedist.numerics  # noqa: F401  (before TensorFlow)
+import tensorflow as tf
+
+from tapedist.data.blocks import Source
+from tapedist.results import plots
+from tapedist.results.outcome import TrainResult
+
+_MOST_ROWS = plots.MOST_DOTS
+
+
+def draw(
+    directory: Path, result: TrainResult, *, source: Source, path: Sequence[tuple[int, np.ndarray]]
+) -> list[Path]:
+    """Draws a run's figures; see `plots.draw_all`.
+
+    Args:
+        directory: where the files go.
+        result: what was found.
+        source: where rows come from; a few thousand of each split are drawn.
+        path: `(epoch, parameters)` over time.
+
+    Raises:
+        StorageError: if a file cannot be written.
+    """
+    linear = len(result.weights) > 0
+    d = source.num_features
+    has_bias = linear and len(result.parameters) > d
+    values = [np.append(theta[:d], theta[d] if has_bias else 0.0) for _, theta in path] if linear else []
+    return plots.draw_all(
+        directory,
+        train=_sample(source, "train"),
+        test=_sample(source, "test"),
+        history=result.history,
+        fitted=plots.Line(weights=result.weights, bias=result.bias) if linear else None,
+        truth=plots.Line(weights=np.array(result.truth[0]), bias=result.truth[1]) if result.truth else None,
+        path=plots.ParameterPath(epochs=np.array([e for e, _ in path]), values=np.array(values)) if values else None,
+        feature_names=source.feature_names,
+        target_name=source.target_name,
+    )
+
+
+def _sample(source: Source, split: str) -> plots.Points:
+    """At most a few thousand rows of a split, evenly spread, always the same ones."""
+    total = source.num_rows(split)
+    if total == 0:
+        return plots.Points(x=np.zeros([0, source.num_features]), y=np.zeros(0))
+    count = min(total, _MOST_ROWS)
+    indices = (np.arange(count, dtype=object) * total // count).astype(np.int64)
+    x, y = source.take(split, tf.constant(indices))[:2]
+    return plots.Points(x=x.numpy(), y=y.numpy(), total=total)

@@ -1,0 +1,101 @@
+"""What a training run found: the result object, its digest, and the files and lines made from it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tapedist.training.observer import Row
+
+
+def digest(parameters: np.ndarray) -> str:
+    """SHA-256 of the float64 parameter bytes, little-endian, weights then bias."""
+    return hashlib.sha256(np.ascontiguousarray(parameters, "<f8").tobytes()).hexdigest()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """What `train` returns.
+
+    Attributes:
+        parameters: float64 `[P]`, the masters: weights then bias, or the module's variables in order.
+        weights: float64 `[d]` of a linear model; empty for a module.
+        bias: of a linear model; 0.0 without one.
+        history: rows of metrics that this call recorded, in order of their steps.
+        train_loss: at the final parameters in full batch, the last epoch's mean in mini batch; None if unknown.
+        test_loss: at the final parameters; None without test rows.
+        epochs: epochs done.
+        steps: updates done.
+        digest: see `digest`.
+        truth: `(weights, bias)` that made synthetic rows; else None.
+        run_dir: the run's folder, or None.
+        model: the trained `tf.Module`, if one was given.
+    """
+
+    parameters: np.ndarray
+    weights: np.ndarray
+    bias: float
+    history: tuple[Row, ...]
+    train_loss: float | None
+    test_loss: float | None
+    epochs: int
+    steps: int
+    digest: str
+    truth: tuple[tuple[float, ...], float] | None
+    run_dir: Path | None
+    model: Any = None
+
+    def as_model_json(self, *, feature_names: Sequence[str], target_name: str) -> dict[str, Any]:
+        """The content of `model.json`."""
+        return {
+            "weights": self.weights.tolist(),
+            "bias": self.bias,
+            "parameters": self.parameters.tolist(),
+            "digest": self.digest,
+            "feature_names": list(feature_names),
+            "target_name": target_name,
+            **self.summary(),
+        }
+
+    def summary(self) -> dict[str, Any]:
+        """Numbers that sum the training up, for `model.json` and `done.json`; no NaN."""
+        return {
+            "epochs": self.epochs,
+            "steps": self.steps,
+            "train_loss": _finite(self.train_loss),
+            "test_loss": _finite(self.test_loss),
+            "digest": self.digest,
+        }
+
+    def lines(self) -> list[str]:
+        """The console's last lines."""
+        lines = []
+        if len(self.weights):
+            lines.append(f"Learned W: {_numbers(self.weights)}, learned B: {self.bias:.6g}")
+        if self.test_loss is not None:
+            lines.append(f"Test loss: {self.test_loss:.6g}")
+        if self.truth and len(self.weights):
+            weights, bias = self.truth
+            lines.append(
+                f"True W: {_numbers(weights)}, true B: {bias:.6g}; largest error "
+                f"{max(np.abs(self.weights - weights).max(), abs(self.bias - bias)):.3g}"
+            )
+        lines.append(f"Digest: {self.digest}")
+        return lines
+
+
+def _numbers(values: Sequence[float] | np.ndarray, most: int = 8) -> str:
+    """`9.01`, or `[9.01, 8.99, ...]` where there are several."""
+    shown = [f"{value:.6g}" for value in values[:most]]
+    if len(values) == 1:
+        return shown[0]
+    return f"[{', '.join(shown)}{', ...' if len(values) > most else ''}]"
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and np.isfinite(value) else None

@@ -1,0 +1,301 @@
+"""The composition root: a config becomes a strategy, a source, an engine and a trainer, and their outcome is kept."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+import tapedist.numerics  # noqa: F401  (before TensorFlow)
+import tensorflow as tf
+
+from tapedist import flags
+from tapedist.cluster import strategies
+from tapedist.config import TrainConfig
+from tapedist.data.blocks import Source
+from tapedist.data.sources import open_source
+from tapedist.errors import InputError, StateError
+from tapedist.filesystem import write_atomic
+from tapedist.results import figures
+from tapedist.results.environment import environment, numerics_class
+from tapedist.results.monitor import Monitor
+from tapedist.results.outcome import TrainResult, digest
+from tapedist.run_folder import RunFolder
+from tapedist.signals import StopSignals
+from tapedist.training import engines, losses, optimizers
+from tapedist.training.engines import Engine, Setup
+from tapedist.training.model import LinearModel, ModuleModel
+from tapedist.training.persistence import RunStore, identity
+from tapedist.training.schedule import CallLength, Schedule
+from tapedist.training.trainer import Trainer, TrainingState, evaluator
+
+__all__ = ["TrainResult", "train"]
+
+
+def train(
+    config: TrainConfig,
+    *,
+    model: Callable[[], Any] | None = None,
+    loss: losses.Loss | None = None,
+    source: Source | None = None,
+    quiet: bool = True,
+) -> TrainResult:
+    """Fits a model as `config` says.
+
+    Args:
+        config: the run's settings.
+        model: builds a `tf.Module` that maps `[k, d]` to `[k]`; called once, under the strategy's scope. By default the
+            linear model.
+        loss: per-example loss `(y_hat [k], y [k]) -> [k]`; by default the one that `config.loss` names.
+        source: the rows; by default the ones that `config.data` names.
+        quiet: whether to print nothing.
+
+    Returns:
+        What was found.
+
+    Raises:
+        InputError: if the config does not fit the devices or the rows; nothing was touched.
+        StateError: if the run folder's state cannot be trusted or belongs to another run.
+        DivergedError: if the loss or the parameters left the finite numbers; the last checkpoint stays.
+        StorageError: if the run folder cannot be written.
+        Interrupted: if SIGINT or SIGTERM came; the state is saved. Handlers are installed only in the main thread, and
+            restored.
+    """
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(RunFolder.open(config.run_dir)) if config.run_dir else None
+        stop = stack.enter_context(StopSignals())
+        monitor = Monitor.of_run(folder.root if folder else None, log_every_epochs=config.log_every_epochs, quiet=quiet)
+        stack.callback(monitor.close)
+        session = Session(config, monitor=monitor, folder=folder, stop=stop, model=model, loss=loss, source=source)
+        return session.run()
+
+
+class Session:
+    """One call of `train`: the parts, wired.
+
+    Args:
+        config: the run's settings.
+        monitor: told about everything.
+        folder: where state and results go, or None.
+        stop: whether a signal asked to stop.
+        model: see `train`.
+        loss: see `train`.
+        source: see `train`.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        *,
+        monitor: Monitor,
+        folder: RunFolder | None,
+        stop: StopSignals,
+        model: Callable[[], Any] | None,
+        loss: losses.Loss | None,
+        source: Source | None,
+    ):
+        self.config = config
+        self.monitor = monitor
+        self.folder = folder
+        self.stop = stop
+        self.strategy, self.choice = strategies.create(config)
+        monitor.say(
+            f"Strategy: {self.choice.name} on {self.strategy.num_replicas_in_sync} replica(s) ({self.choice.reason})"
+        )
+        self.source = source if source is not None else open_source(config)
+        self.dtype = tf.as_dtype(config.dtype)
+        self.model, self.initial = self._build_model(model)
+        self.setup = Setup(
+            source=self.source,
+            programs={
+                "strategy": self.strategy,
+                "model": self.model,
+                "loss": loss or losses.by_name(config.loss, huber_delta=config.huber_delta),
+                "optimizer": optimizers.from_config(config),
+                "num_shards": config.virtual_shards,
+                "l2": config.l2,
+                "dtype": self.dtype,
+            },
+            num_shards=config.virtual_shards,
+            cache=config.cache,
+        )
+        self.model_name = getattr(loss, "__name__", "") + (type(self.model).__name__ if model is None else repr(model))
+
+    def _build_model(self, build: Callable[[], Any] | None) -> tuple[Any, np.ndarray]:
+        config = self.config
+        if build is None:
+            linear = LinearModel(self.source.num_features, fit_intercept=config.fit_intercept)
+            return linear, linear.initial_parameters(init=config.init, seed=config.seed)
+        with self.strategy.scope():
+            module = ModuleModel(build(), num_features=self.source.num_features, dtype=self.dtype)
+        return module, module.initial_parameters()
+
+    def run(self) -> TrainResult:
+        """Resumes, trains, and keeps what was found."""
+        config, store = self.config, self._store()
+        state, progress = self._resume(store)
+        engine = self._engine()
+        engine.restore(progress)
+        if state.step > config.num_epochs * engine.steps_per_epoch:
+            raise StateError(
+                f"--num_epochs={config.num_epochs}: the run in {config.run_dir} has done "
+                f"{state.step // engine.steps_per_epoch} already; ask for more, or give another --run_dir"
+            )
+        trainer = self._trainer(engine, store)
+        if self._is_done(state, engine):
+            self.monitor.say(f"Finished: this run has done its {config.num_epochs} epochs; more --num_epochs continue it")
+            return self._told(self._result(state, engine, *self._stored_losses()))
+        rows = {split: self.source.num_rows(split) for split in ("train", "test")}
+        self.monitor.begin(
+            epochs=config.num_epochs,
+            first_epoch=state.step // engine.steps_per_epoch,
+            train_rows=rows["train"],
+            test_rows=rows["test"],
+            steps_per_epoch=engine.steps_per_epoch,
+        )
+        trainer.fit(state)
+        if store:
+            # Saved before the closing rows, so that a run that grows later has the rows of one that was longer at once.
+            store.save(state, progress={}, position=self.monitor.position())
+        result = self._result(state, engine, *trainer.close(state))
+        return self._told(self._kept(result, state))
+
+    def _store(self) -> RunStore | None:
+        if not self.folder:
+            return None
+        return RunStore(
+            self.folder.checkpoints,
+            identity=identity(self.config, rows=self.source.fingerprint(), model=self.model_name),
+            environment=numerics_class(),
+            warn=lambda line: print(f"tapedist: warning: {line}", file=sys.stderr),
+        )
+
+    def _resume(self, store: RunStore | None) -> tuple[TrainingState, dict[str, np.ndarray]]:
+        """The state to start from, and the engine's sums of a step under way."""
+        optimizer = self.setup.programs["optimizer"]
+        slots = np.zeros(optimizer.num_slots * self.model.num_parameters)
+        fresh = TrainingState(vector=np.concatenate([self.initial, slots]))
+        if not (store and self.folder):
+            return fresh, {}
+        if self.config.resume == "never":
+            self.folder.forget_run()
+            return fresh, {}
+        stored = store.load()
+        if stored is None:
+            if self.folder.done.exists():
+                raise StateError(f"{self.folder.root}: its checkpoints are gone; --resume=never starts anew")
+            if self.config.resume == "must":
+                raise InputError(f"--resume=must: {self.folder.root} holds no checkpoint yet; use --resume=auto")
+            return fresh, {}
+        state, progress, position = stored
+        self.monitor.rewind(position)
+        self.monitor.say(f"Resuming after {state.step} updates from {self.folder.root}")
+        return state, progress
+
+    def _engine(self) -> Engine:
+        config = self.config
+        if config.mode == "full_batch":
+            engine = engines.full_batch(self.setup, split="train")
+        else:
+            shuffle = {"auto": "batches" if config.data == "synthetic" else "rows"}.get(config.shuffle, config.shuffle)
+            engine = engines.mini_batch(self.setup, batch_size=config.batch_size, shuffle=shuffle, seed=config.seed)
+            if config.batch_size > self.source.num_rows("train"):
+                self.monitor.say(
+                    f"Notice: --batch_size={config.batch_size} is above the {self.source.num_rows('train')} training "
+                    "rows: every epoch is one step"
+                )
+        self.monitor.say(f"Engine: {engine.name} ({engine.reason})")
+        return engine
+
+    def _trainer(self, engine: Engine, store: RunStore | None) -> Trainer:
+        config = self.config
+
+        def save(state: TrainingState, progress: Mapping[str, np.ndarray]) -> None:
+            if store:
+                store.save(state, progress=progress, position=self.monitor.position())
+
+        has_test = self.source.num_rows("test") > 0
+        return Trainer(
+            engine=engine,
+            schedule=Schedule(
+                num_epochs=config.num_epochs,
+                steps_per_epoch=engine.steps_per_epoch,
+                log_every_epochs=config.log_every_epochs,
+                eval_every_epochs=config.eval_every_epochs,
+                checkpoint_every_steps=config.checkpoint_every_steps,
+            ),
+            observer=self.monitor,
+            evaluate=evaluator(engines.full_batch(self.setup, split="test")) if has_test else None,
+            save=save,
+            save_every_secs=config.checkpoint_every_secs,
+            call_length=CallLength(config.steps_per_call),
+            train_rows=self.source.num_rows("train"),
+            stop=self.stop,
+        )
+
+    def _is_done(self, state: TrainingState, engine: Engine) -> bool:
+        """Whether the folder holds this run, finished; forgets the mark if there is more to do."""
+        if not (self.folder and self.folder.done.exists()):
+            return False
+        if state.step == self.config.num_epochs * engine.steps_per_epoch:
+            return True
+        self.folder.done.unlink()
+        return False
+
+    def _stored_losses(self) -> tuple[float | None, float | None]:
+        assert self.folder
+        summary = json.loads(self.folder.done.read_text())
+        return summary["train_loss"], summary["test_loss"]
+
+    def _result(
+        self, state: TrainingState, engine: Engine, train_loss: float | None, test_loss: float | None
+    ) -> TrainResult:
+        parameters = state.vector[: self.model.num_parameters]
+        linear = isinstance(self.model, LinearModel)
+        d = self.source.num_features
+        if not linear:
+            self.model.assign(parameters)
+        return TrainResult(
+            parameters=parameters,
+            weights=parameters[:d] if linear else np.zeros(0),
+            bias=float(parameters[d]) if linear and self.config.fit_intercept else 0.0,
+            history=tuple(self.monitor.rows),
+            train_loss=train_loss,
+            test_loss=test_loss,
+            epochs=state.step // engine.steps_per_epoch,
+            steps=state.step,
+            digest=digest(parameters),
+            truth=getattr(self.source, "truth", None),
+            run_dir=self.folder.root if self.folder else None,
+            model=None if linear else self.model.module,
+        )
+
+    def _kept(self, result: TrainResult, state: TrainingState) -> TrainResult:
+        """Writes the run folder's files; the mark of success comes last."""
+        folder = self.folder
+        if folder:
+            names = {"feature_names": self.source.feature_names, "target_name": self.source.target_name}
+            write_atomic(folder.environment, _json(self._environment()))
+            write_atomic(folder.flags, flags.config_to_flagfile(self.config))
+            write_atomic(folder.model, _json(result.as_model_json(**names)))
+            if self.config.plots:
+                figures.draw(folder.plots, result, source=self.source, path=state.path)
+            write_atomic(folder.done, _json(result.summary()))
+        return result
+
+    def _environment(self) -> dict[str, Any]:
+        devices = engines.local_devices(self.strategy)
+        return environment(self.strategy, choice=self.choice.name, devices=devices)
+
+    def _told(self, result: TrainResult) -> TrainResult:
+        for line in result.lines():
+            self.monitor.say(line)
+        return result
+
+
+def _json(content: Any) -> str:
+    return json.dumps(content, indent=2, allow_nan=False) + "\n"

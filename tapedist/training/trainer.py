@@ -1,0 +1,267 @@
+"""The outer loop: when to log, evaluate, save and stop. What a step computes is in `steps.py`, where rows are in `engines.py`.
+
+Legend: `P` parameters, `s` optimizer slots.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from tapedist.errors import DivergedError, Interrupted
+from tapedist.training.engines import Engine
+from tapedist.training.epochs import full_batch_losses, mini_batch_losses
+from tapedist.training.observer import Observer, Row
+from tapedist.training.schedule import CallLength, Schedule
+from tapedist.training.steps import CallResult
+
+DIVERGENCE_FACTOR = 1e6
+_MAX_PATH_POINTS = 2048
+
+
+class StopRequest(Protocol):
+    """Whether somebody asked the run to stop, and by which signal."""
+
+    signum: int | None
+
+
+@dataclasses.dataclass
+class TrainingState:
+    """Everything that a run is, between two calls; what a checkpoint holds.
+
+    Attributes:
+        vector: float64 `[P + s * P]`: parameters, then slots.
+        step: updates done.
+        first_loss: the run's first loss, NaN before it is known; divergence is measured against it.
+        epoch_sums: float64 `[3]`: `(sum w*loss, sum w, penalty at the first batch)` of the epoch under way.
+        path: `(epoch, parameters)` at logged epochs, thinned to at most a few thousand; empty if `P` is large.
+        path_stride: only epochs that it divides stay in `path`.
+    """
+
+    vector: np.ndarray
+    step: int = 0
+    first_loss: float = math.nan
+    epoch_sums: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(3))
+    path: list[tuple[int, np.ndarray]] = dataclasses.field(default_factory=list)
+    path_stride: int = 1
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Plain arrays, readable with NumPy alone."""
+        epochs = np.array([epoch for epoch, _ in self.path], np.int64)
+        values = np.array([theta for _, theta in self.path]).reshape(len(self.path), -1)
+        return {
+            "vector": self.vector,
+            "step": np.int64(self.step),
+            "first_loss": np.float64(self.first_loss),
+            "epoch_sums": self.epoch_sums,
+            "path_epochs": epochs,
+            "path": values,
+            "path_stride": np.int64(self.path_stride),
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> TrainingState:
+        return cls(
+            vector=arrays["vector"],
+            step=int(arrays["step"]),
+            first_loss=float(arrays["first_loss"]),
+            epoch_sums=arrays["epoch_sums"],
+            path=list(zip(arrays["path_epochs"].tolist(), arrays["path"], strict=True)),
+            path_stride=int(arrays["path_stride"]),
+        )
+
+    def add_to_path(self, epoch: int, parameters: np.ndarray) -> None:
+        if parameters.size and epoch % self.path_stride == 0:
+            self.path.append((epoch, parameters))
+        while len(self.path) > _MAX_PATH_POINTS:
+            self.path_stride *= 2
+            self.path = [(e, p) for e, p in self.path if e % self.path_stride == 0]
+
+
+class Trainer:
+    """Moves a state through its epochs.
+
+    Args:
+        engine: computes steps.
+        schedule: the milestones.
+        observer: told about rows and progress.
+        evaluate: `vector -> (loss, penalty)` on the test split, or None without test rows.
+        save: `(state, engine's progress) -> None`; called between calls.
+        save_every_secs: time between saves; 0 saves at the end only.
+        call_length: how many steps a call takes.
+        train_rows: rows visited per epoch, for rates.
+        stop: asked between calls.
+        clock: monotonic seconds.
+        wall_clock: seconds since 1970.
+    """
+
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        schedule: Schedule,
+        observer: Observer,
+        evaluate: Callable[[np.ndarray], tuple[float, float]] | None,
+        save: Callable[[TrainingState, Mapping[str, np.ndarray]], None],
+        save_every_secs: float,
+        call_length: CallLength,
+        train_rows: int,
+        stop: StopRequest,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+    ):
+        self._engine = engine
+        self._schedule = schedule
+        self._observer = observer
+        self._evaluate = evaluate
+        self._save = save
+        self._save_every_secs = save_every_secs
+        self._call_length = call_length
+        self._train_rows = train_rows
+        self._stop = stop
+        self._clock = clock
+        self._wall_clock = wall_clock
+        self._rate = 0.0
+
+    def fit(self, state: TrainingState) -> None:
+        """Runs to the last epoch; `state` is always that of whole steps.
+
+        Raises:
+            DivergedError: if the loss or an update is not finite, or the loss passes a million times the first. The
+                update is not applied.
+            Interrupted: if a stop was asked for; the state has been saved.
+        """
+        schedule, last_save = self._schedule, self._clock()
+        while state.step < schedule.num_steps:
+            if self._stop.signum is not None:
+                self._leave(state)
+            if schedule.evaluates(state.step):
+                self._record_test(state)
+            wanted = min(self._call_length.steps(), schedule.steps_to_milestone(state.step))
+            if math.isnan(state.first_loss):
+                wanted = 1  # The first loss is the measure of divergence for all others.
+            if not self._advance(state, wanted):
+                continue  # Interrupted inside a long step.
+            due = self._save_every_secs and self._clock() - last_save >= self._save_every_secs
+            if (due or schedule.saves(state.step)) and state.step < schedule.num_steps:
+                self._save(state, self._engine.progress())
+                last_save = self._clock()
+
+    def close(self, state: TrainingState) -> tuple[float | None, float | None]:
+        """Measures the final parameters: `(train loss, test loss)`, and records them.
+
+        In mini batch the train loss is the last epoch's mean, which its own row has told.
+
+        Raises:
+            Interrupted: if a stop was asked for; the state has been saved.
+        """
+        if self._stop.signum is not None:
+            self._leave(state)
+        epoch = state.step // self._engine.steps_per_epoch
+        train_loss = None
+        if self._engine.name != "mini_batch":
+            train_loss, penalty = evaluator(self._engine)(state.vector)
+            self._observer.record(self._row(state.step, epoch, "train", train_loss, penalty))
+        elif state.step:
+            train_loss = float(state.epoch_sums[0] / state.epoch_sums[1])
+        return train_loss, self._record_test(state)
+
+    def _advance(self, state: TrainingState, num_steps: int) -> bool:
+        """One call of the engine; False if it was interrupted before a step was whole."""
+        limit = math.inf if math.isnan(state.first_loss) else DIVERGENCE_FACTOR * state.first_loss
+        start = self._clock()
+        result = self._engine.run(
+            state.vector,
+            step=state.step,
+            num_steps=num_steps,
+            limit=limit,
+            interrupted=lambda: self._stop.signum is not None,
+        )
+        if result is None:
+            return False
+        seconds = self._clock() - start
+        self._call_length.observe(len(result.records), seconds)
+        self._rate = self._train_rows / self._engine.steps_per_epoch * len(result.records) / max(seconds, 1e-9)
+        self._take(state, result)
+        return True
+
+    def _take(self, state: TrainingState, result: CallResult) -> None:
+        """Books a call's records and moves the state."""
+        losses = result.records[:, 0] / result.records[:, 1]
+        if math.isnan(state.first_loss) and math.isfinite(losses[0]):
+            state.first_loss = float(losses[0])
+        self._book(state, result.records[: result.applied])
+        state.vector = result.state
+        state.step += result.applied
+        if result.applied < len(result.records):
+            raise _diverged(state.step, losses)
+        self._observer.advance(
+            epoch=state.step // self._engine.steps_per_epoch,
+            step=state.step,
+            loss=float(losses[-1]),
+            examples_per_sec=self._rate,
+        )
+
+    def _book(self, state: TrainingState, records: np.ndarray) -> None:
+        """Turns the records of applied steps into rows, and remembers where the parameters were."""
+        per_epoch, schedule = self._engine.steps_per_epoch, self._schedule
+        every = schedule.log_every_epochs * per_epoch
+        for i in range(-state.step % every, len(records), every):
+            state.add_to_path((state.step + i) // per_epoch, records[i, 3:])
+        if per_epoch == 1 and self._engine.name != "mini_batch":
+            losses = full_batch_losses(records, step=state.step, every=schedule.log_every_epochs)
+        else:
+            losses = mini_batch_losses(
+                records, state.epoch_sums, step=state.step, per_epoch=per_epoch, logs=schedule.logs
+            )
+        for step, epoch, loss, penalty in losses:
+            self._observer.record(self._row(step, epoch, "train", loss, penalty))
+
+    def _record_test(self, state: TrainingState) -> float | None:
+        if self._evaluate is None:
+            return None
+        loss, penalty = self._evaluate(state.vector)
+        epoch = state.step // self._engine.steps_per_epoch
+        self._observer.record(self._row(state.step, epoch, "test", loss, penalty))
+        return loss
+
+    def _row(self, step: int, epoch: int, split: str, loss: float, penalty: float) -> Row:
+        return Row(
+            step=step, epoch=epoch, split=split, loss=loss, penalty=penalty,
+            examples_per_sec=self._rate or None, seconds=self._wall_clock(),
+        )  # fmt: skip
+
+    def _leave(self, state: TrainingState) -> None:
+        signum = self._stop.signum
+        assert signum is not None
+        self._save(state, self._engine.progress())
+        raise Interrupted(signum, f"stopped by signal {signum} after {state.step} updates")
+
+
+def _diverged(step: int, losses: np.ndarray) -> DivergedError:
+    """The error for a call whose last step failed.
+
+    Args:
+        step: updates applied.
+        losses: the call's losses, the failed step's last.
+    """
+    finite = losses[:-1][np.isfinite(losses[:-1])]
+    before = f"; the last good loss was {finite[-1]:.6g}" if len(finite) else ""
+    what = f"the loss is {losses[-1]:.6g}" if len(losses) > 1 or not np.isfinite(losses[-1]) else "its update is not finite"
+    return DivergedError(f"diverged after {step} updates: {what}{before}")
+
+
+def evaluator(engine: Engine) -> Callable[[np.ndarray], tuple[float, float]]:
+    """`vector -> (loss, penalty)` on the split of a full-batch `engine`, by the sums that a step would begin with."""
+
+    def evaluate(vector: np.ndarray) -> tuple[float, float]:
+        result: Any = engine.run(vector, step=0, num_steps=1, limit=math.inf, interrupted=lambda: False)
+        record = result.records[0]
+        return float(record[0] / record[1]), float(record[2])
+
+    return evaluate

@@ -313,6 +313,16 @@ def test_workers_that_do_not_save_in_time_are_killed(stage):
     stage.assert_nothing_left()
 
 
+def test_a_stop_after_a_loss_gives_the_others_their_full_time(stage):
+    with stage.launcher([[75, "hang"]], stop_timeout_secs=1.0, max_restarts=1) as launcher:
+        assert any("worker 0 exited with 75" in line for line in launcher.stderr)
+        launcher.send_signal(signal.SIGTERM)
+        _, err = launcher.communicate(timeout=20)
+        assert launcher.returncode == 143
+    assert "worker 1 did not leave within 1 s; killed" in err
+    assert not stage.starts(1)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux kills the children of a killed parent")
 def test_no_worker_survives_a_killed_launcher(stage):
     with stage.launcher([["hang", "listen", "stop"]]) as launcher:

@@ -5,8 +5,8 @@ Build it with `tfds build` in this folder, or from Python:
     Builder(config="tutorial", data_dir=DIR).download_and_prepare()
 
 The `tfds` command imports apache_beam and mlcroissant, which TFDS does not install (tensorflow/datasets#5463); Python
-needs neither. Then `tfds.load("synthetic_linear/tutorial", split="train", data_dir=DIR)`. Importing this module registers the
-builder with TFDS, so nothing else of the package imports it.
+needs neither. Then `tfds.load("synthetic_linear/tutorial", split="train", data_dir=DIR)`. Importing this module
+registers the builder with TFDS, so nothing else of the package imports it.
 """
 
 from __future__ import annotations

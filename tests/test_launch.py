@@ -140,8 +140,11 @@ class Stage:
             [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPO
         )
         try:
-            for _ in plan[0]:
-                assert "ready" in process.stdout.readline()
+            ready = 0
+            while ready < len(plan[0]):
+                line = process.stdout.readline()
+                assert line, process.stderr.read()
+                ready += "ready" in line
             yield process
         finally:
             process.kill()

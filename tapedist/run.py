@@ -147,7 +147,9 @@ class Session:
             )
         trainer = self._trainer(engine, store)
         if self._is_done(state, engine):
-            self.monitor.say(f"Finished: this run has done its {config.num_epochs} epochs; more --num_epochs continue it")
+            self.monitor.say(
+                f"Finished: this run has done its {config.num_epochs} epochs; more --num_epochs continue it"
+            )
             return self._told(self._result(state, engine, *self._stored_losses()))
         rows = {split: self.source.num_rows(split) for split in ("train", "test")}
         self.monitor.begin(

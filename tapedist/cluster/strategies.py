@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import glob
 import os
@@ -49,10 +50,9 @@ def split_cpu(num_devices: int) -> None:
         InputError: if TensorFlow has already started with another number of devices.
     """
     cpu = tf.config.list_physical_devices("CPU")[0]
-    try:
+    # A RuntimeError says that TensorFlow has started; all is well if it has what we need.
+    with contextlib.suppress(RuntimeError):
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * num_devices)
-    except RuntimeError:
-        pass  # TensorFlow has started; all is well if it has what we need.
     found = len(tf.config.list_logical_devices("CPU"))
     if found != num_devices:
         raise InputError(

@@ -17,9 +17,7 @@ from tapedist.results.outcome import TrainResult
 _MOST_ROWS = plots.MOST_DOTS
 
 
-def draw(
-    directory: Path, result: TrainResult, *, source: Source, path: Sequence[tuple[int, np.ndarray]]
-) -> list[Path]:
+def draw(directory: Path, result: TrainResult, *, source: Source, path: Sequence[tuple[int, np.ndarray]]) -> list[Path]:
     """Draws a run's figures; see `plots.draw_all`.
 
     Args:

@@ -145,7 +145,9 @@ class BlockSteps(StepPrograms):
     def _finish(self) -> Any:
         def finish(state, sums, step, limit):  # type: ignore[no-untyped-def]
             return self.repeat(
-                lambda i, state: self.on_replicas(self.gather_and_apply, state, sums, step, limit), state, tf.constant(1)
+                lambda i, state: self.on_replicas(self.gather_and_apply, state, sums, step, limit),
+                state,
+                tf.constant(1),
             )
 
         return tf.function(finish, autograph=False)

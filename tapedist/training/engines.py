@@ -262,9 +262,7 @@ class StreamedBatches(_Whole):
 
 def full_batch(setup: Setup, *, split: str) -> Engine:
     """The `stream` engine in the form that fits the split."""
-    plan = BlockPlan(
-        setup.source.num_rows(split), setup.source.num_features, setup.dtype.size, setup.num_shards
-    )
+    plan = BlockPlan(setup.source.num_rows(split), setup.source.num_features, setup.dtype.size, setup.num_shards)
     if plan.resident:  # Whatever --cache says: it must not change the form, and with it the bits.
         return ResidentEngine(setup, plan, split=split, steps=SlotSteps(**setup.programs))
     padded = plan.rounds * setup.num_shards * plan.block_rows * setup.row_bytes()

@@ -229,7 +229,9 @@ class SlotSteps(StepPrograms):
 
         return tf.function(loop, autograph=False)
 
-    def run(self, state: np.ndarray, rows: Any, counts: Any, slots: np.ndarray, *, step: int, limit: float) -> CallResult:
+    def run(
+        self, state: np.ndarray, rows: Any, counts: Any, slots: np.ndarray, *, step: int, limit: float
+    ) -> CallResult:
         """One update per entry of `slots`.
 
         Args:

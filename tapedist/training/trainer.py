@@ -252,7 +252,11 @@ def _diverged(step: int, losses: np.ndarray) -> DivergedError:
     """
     finite = losses[:-1][np.isfinite(losses[:-1])]
     before = f"; the last good loss was {finite[-1]:.6g}" if len(finite) else ""
-    what = f"the loss is {losses[-1]:.6g}" if len(losses) > 1 or not np.isfinite(losses[-1]) else "its update is not finite"
+    what = (
+        f"the loss is {losses[-1]:.6g}"
+        if len(losses) > 1 or not np.isfinite(losses[-1])
+        else "its update is not finite"
+    )
     return DivergedError(f"diverged after {step} updates: {what}{before}")
 
 

@@ -71,7 +71,13 @@ def train(
         monitor = Monitor.of_run(folder.root if folder else None, log_every_epochs=config.log_every_epochs, quiet=quiet)
         stack.callback(monitor.close)
         session = Session(config, monitor=monitor, folder=folder, stop=stop, model=model, loss=loss, source=source)
-        return session.run()
+        try:
+            return session.run()
+        except tf.errors.OpError:
+            # What a source raises inside tf.data arrives without its type.
+            if failure := getattr(session.source, "failure", None):
+                raise failure from None
+            raise
 
 
 class Session:
@@ -107,6 +113,8 @@ class Session:
             f"Strategy: {self.choice.name} on {self.strategy.num_replicas_in_sync} replica(s) ({self.choice.reason})"
         )
         self.source = source if source is not None else open_source(config)
+        for notice in getattr(self.source, "notices", ()):
+            monitor.say(f"Notice: {notice}")
         self.dtype = tf.as_dtype(config.dtype)
         self.model, self.initial = self._build_model(model)
         self.setup = Setup(
@@ -122,6 +130,7 @@ class Session:
             },
             num_shards=config.virtual_shards,
             cache=config.cache,
+            fit_intercept=config.fit_intercept,
         )
         self.model_name = getattr(loss, "__name__", "") + (type(self.model).__name__ if model is None else repr(model))
 
@@ -201,9 +210,9 @@ class Session:
     def _engine(self) -> Engine:
         config = self.config
         if config.mode == "full_batch":
-            engine = engines.full_batch(self.setup, split="train")
+            engine = self._full_batch_engine()
         else:
-            shuffle = {"auto": "batches" if config.data == "synthetic" else "rows"}.get(config.shuffle, config.shuffle)
+            shuffle = {"auto": "rows" if config.from_table else "batches"}.get(config.shuffle, config.shuffle)
             engine = engines.mini_batch(self.setup, batch_size=config.batch_size, shuffle=shuffle, seed=config.seed)
             if config.batch_size > self.source.num_rows("train"):
                 self.monitor.say(
@@ -212,6 +221,23 @@ class Session:
                 )
         self.monitor.say(f"Engine: {engine.name} ({engine.reason})")
         return engine
+
+    def _full_batch_engine(self) -> Engine:
+        config = self.config
+        if config.full_batch_engine == "stream":
+            return engines.full_batch(self.setup, split="train")
+        obstacle = engines.moments_apply(
+            config,
+            num_features=self.source.num_features,
+            is_linear=isinstance(self.model, LinearModel),
+            own_loss=self.setup.programs["loss"] is not losses.squared,
+        )
+        if not obstacle:
+            return engines.moments(self.setup)
+        if config.full_batch_engine == "moments":
+            raise InputError(f"--full_batch_engine=moments: cannot serve, because {obstacle}; use stream")
+        self.monitor.say(f"Engine stream instead of moments: {obstacle}")
+        return engines.full_batch(self.setup, split="train")
 
     def _trainer(self, engine: Engine, store: RunStore | None) -> Trainer:
         config = self.config

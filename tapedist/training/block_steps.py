@@ -152,29 +152,6 @@ class BlockSteps(StepPrograms):
 
         return tf.function(finish, autograph=False)
 
-    @functools.cached_property
-    def _gather_sums(self) -> Any:
-        def gather(sums):  # type: ignore[no-untyped-def]
-            return fixed_order.gather(sums, num_shards=self.num_shards)
-
-        return tf.function(lambda sums: self.on_replicas(gather, sums), autograph=False)
-
-    def scattered(self, sums: np.ndarray) -> Any:
-        """Each replica's rows `[ceil(V / R), P + 2]` of `sums` float64 `[V, P + 2]`."""
-        width = -(-self.num_shards // self.strategy.num_replicas_in_sync)
-        padded = np.zeros([width * self.strategy.num_replicas_in_sync, self.partial_width])
-        padded[: self.num_shards] = sums
-
-        def share(context: Any) -> tf.Tensor:
-            first = context.replica_id_in_sync_group * width
-            return tf.constant(padded[first : first + width])
-
-        return self.strategy.experimental_distribute_values_from_function(share)
-
-    def gathered(self, sums: Any) -> np.ndarray:
-        """The inverse of `scattered`."""
-        return self.strategy.experimental_local_results(self._gather_sums(sums))[0].numpy()
-
     def add_round(self, state: np.ndarray, sums: Any, rows: Any, counts: Any) -> Any:
         """`sums` plus one round's partials at the parameters in `state`."""
         return self._add_round(tf.constant(state), sums, rows, counts)

@@ -7,6 +7,7 @@ the numbers that come out for one config.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
@@ -16,12 +17,16 @@ import numpy as np
 import tapedist.numerics  # noqa: F401  (before TensorFlow)
 import tensorflow as tf
 
+from tapedist.config import TrainConfig
 from tapedist.data import pipeline
 from tapedist.data.blocks import BatchPlan, BlockPlan, Source
 from tapedist.training.block_steps import BlockSteps
+from tapedist.training.moments import Moments, MomentSteps
+from tapedist.training.quadratic import QuadraticForm, QuadraticSteps
 from tapedist.training.steps import MAX_STEPS_PER_CALL, CallResult, SlotSteps
 
 _SUPERBATCH_BYTES = 4 * 1024 * 1024
+MOST_MOMENT_FEATURES = 512
 _RESIDENT_BATCHES_BYTES = 256 * 1024 * 1024
 
 
@@ -70,12 +75,14 @@ class Setup:
         programs: keyword arguments of `StepPrograms`.
         num_shards: `V`.
         cache: "auto", "device" or "none".
+        fit_intercept: whether a linear model has a bias.
     """
 
     source: Source
     programs: Mapping[str, Any]
     num_shards: int
     cache: str
+    fit_intercept: bool = True
 
     @property
     def strategy(self) -> tf.distribute.Strategy:
@@ -201,6 +208,71 @@ class StreamedEngine:
             self._sums = self._steps.scattered(progress["sums"])
 
 
+class MomentsEngine:
+    """Full batch on squared error: one pass for the second moments, then epochs on the quadratic form they define."""
+
+    name = "moments"
+    steps_per_epoch = 1
+
+    def __init__(self, setup: Setup, plan: BlockPlan, *, split: str):
+        self.reason = f"one pass over {plan.num_rows} rows, then epochs on their second moments"
+        self._setup = setup
+        self._rounds = plan.rounds
+        self._element = pipeline.block_elements(plan, setup.layout, split=split, width=setup.layout.replica_width)
+        self._pass = MomentSteps(
+            strategy=setup.strategy,
+            num_features=plan.num_features,
+            num_shards=setup.num_shards,
+            tile_rows=plan.tile_rows,
+            parallel=setup.parallel,
+        )
+        self._steps = QuadraticSteps(**setup.programs)
+        self._round = 0
+        self._sums: Any = None
+        self._moments: Moments | None = None
+
+    def moments(self, interrupted: Callable[[], bool]) -> Moments | None:
+        """The split's moments, by a pass over the rows if they are not known yet; None if interrupted."""
+        if self._moments is None:
+            if self._sums is None:
+                self._sums = self._pass.scattered(np.zeros([self._setup.num_shards, self._pass.partial_width]))
+            for rows, counts in self._setup.elements(self._element, range(self._round, self._rounds)):
+                if interrupted():
+                    return None
+                self._sums = self._pass.add_round(self._sums, rows, counts)
+                self._round += 1
+            self._moments = self._pass.finish(self._sums)
+            self._sums = None
+        return self._moments
+
+    @functools.cached_property
+    def form(self) -> QuadraticForm:
+        """The quadratic form; the moments are known."""
+        assert self._moments
+        return QuadraticForm.of(self._moments, fit_intercept=self._setup.fit_intercept)
+
+    def run(
+        self, state: np.ndarray, *, step: int, num_steps: int, limit: float, interrupted: Callable[[], bool]
+    ) -> CallResult | None:
+        if self.moments(interrupted) is None:
+            return None
+        return self._steps.run(state, self.form, step=step, num_steps=num_steps, limit=limit)
+
+    def progress(self) -> dict[str, np.ndarray]:
+        if self._moments:
+            return {"moments": self._moments.to_vector()}
+        if self._round:
+            return {"round": np.array(self._round), "sums": self._pass.gathered(self._sums)}
+        return {}
+
+    def restore(self, progress: Mapping[str, np.ndarray]) -> None:
+        if "moments" in progress:
+            self._moments = Moments.from_vector(progress["moments"])
+        elif progress:
+            self._round = int(progress["round"])
+            self._sums = self._pass.scattered(progress["sums"])
+
+
 class ResidentBatches(_Whole):
     """Mini-batches that all lie in device memory; an epoch only changes their order."""
 
@@ -260,9 +332,29 @@ class StreamedBatches(_Whole):
         return self._steps.run(state, *self._current, slots, step=step, limit=limit)
 
 
+def moments(setup: Setup, *, split: str = "train") -> MomentsEngine:
+    """The `moments` engine."""
+    return MomentsEngine(setup, _block_plan(setup, split), split=split)
+
+
+def moments_apply(config: TrainConfig, *, num_features: int, is_linear: bool, own_loss: bool) -> str:
+    """Why the `moments` engine cannot serve a run; empty if it can."""
+    if not is_linear:
+        return "the model is not the linear one"
+    if own_loss or config.loss != "squared":
+        return "the loss is not squared error"
+    if num_features > MOST_MOMENT_FEATURES:
+        return f"{num_features} features are more than {MOST_MOMENT_FEATURES}"
+    return ""
+
+
+def _block_plan(setup: Setup, split: str) -> BlockPlan:
+    return BlockPlan(setup.source.num_rows(split), setup.source.num_features, setup.dtype.size, setup.num_shards)
+
+
 def full_batch(setup: Setup, *, split: str) -> Engine:
     """The `stream` engine in the form that fits the split."""
-    plan = BlockPlan(setup.source.num_rows(split), setup.source.num_features, setup.dtype.size, setup.num_shards)
+    plan = _block_plan(setup, split)
     if plan.resident:  # Whatever --cache says: it must not change the form, and with it the bits.
         return ResidentEngine(setup, plan, split=split, steps=SlotSteps(**setup.programs))
     padded = plan.rounds * setup.num_shards * plan.block_rows * setup.row_bytes()

@@ -51,7 +51,49 @@ class CallResult:
     applied: int
 
 
-class StepPrograms:
+class Replicas:
+    """What every replica does: the package's one `strategy.run`, and partials on their way between host and replicas.
+
+    Args:
+        strategy: where replicas live.
+        num_shards: `V`.
+        partial_width: numbers in a shard's partial.
+    """
+
+    def __init__(self, *, strategy: tf.distribute.Strategy, num_shards: int, partial_width: int):
+        self.strategy = strategy
+        self.num_shards = num_shards
+        self.partial_width = partial_width
+
+    def on_replicas(self, replica_fn: Callable[..., Any], *args: Any) -> Any:
+        """Calls `replica_fn` on every replica with its share of `args`."""
+        return self.strategy.run(replica_fn, args=args)
+
+    def scattered(self, sums: np.ndarray) -> Any:
+        """Each replica's rows `[ceil(V / R), width]` of `sums` float64 `[V, width]`."""
+        width = -(-self.num_shards // self.strategy.num_replicas_in_sync)
+        padded = np.zeros([width * self.strategy.num_replicas_in_sync, self.partial_width])
+        padded[: self.num_shards] = sums
+
+        def share(context: Any) -> tf.Tensor:
+            first = context.replica_id_in_sync_group * width
+            return tf.constant(padded[first : first + width])
+
+        return self.strategy.experimental_distribute_values_from_function(share)
+
+    def gathered(self, sums: Any) -> np.ndarray:
+        """The inverse of `scattered`."""
+        return self.strategy.experimental_local_results(self._gather_sums(sums))[0].numpy()
+
+    @functools.cached_property
+    def _gather_sums(self) -> Any:
+        def gather(sums):  # type: ignore[no-untyped-def]
+            return fixed_order.gather(sums, num_shards=self.num_shards)
+
+        return tf.function(lambda sums: self.on_replicas(gather, sums), autograph=False)
+
+
+class StepPrograms(Replicas):
     """What is summed, and how the sum moves the parameters; the loops over steps build on it.
 
     Args:
@@ -75,11 +117,9 @@ class StepPrograms:
         l2: float,
         dtype: tf.DType,
     ):
-        self.strategy = strategy
+        super().__init__(strategy=strategy, num_shards=num_shards, partial_width=model.num_parameters + 2)
         self.num_parameters = model.num_parameters
         self.num_slots = optimizer.num_slots
-        self.num_shards = num_shards
-        self.partial_width = model.num_parameters + 2
         self.dtype = dtype
         self.fusable = model.pure and strategy.num_replicas_in_sync == 1
         self.records_parameters = model.num_parameters <= _MAX_RECORDED_PARAMETERS
@@ -88,10 +128,6 @@ class StepPrograms:
         self._loss = checked(loss)
         self._optimizer = optimizer
         self._l2 = l2
-
-    def on_replicas(self, replica_fn: Callable[..., Any], *args: Any) -> Any:
-        """Calls `replica_fn` on every replica with its share of `args`."""
-        return self.strategy.run(replica_fn, args=args)
 
     def rows_sum(self, masters: tf.Tensor, rows: Rows, count: tf.Tensor) -> tf.Tensor:
         """`(sum w*loss, sum w, sum w*gradient)` of the first `count` of `rows`: the tape.

@@ -63,8 +63,11 @@ def _check_run_dir(config: TrainConfig) -> None:
 
 
 def _train(config: TrainConfig) -> None:
+    from tapedist.data import sources
+
     if config.run_dir:
         _check_run_dir(config)
+    sources.check_source(config)
 
     from tapedist import run  # From here on there is TensorFlow.
 

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tapedist.errors import InputError
-from tapedist.text_values import shown
+from tapedist.text_values import shown, written
 
 MODES = ("full_batch", "mini_batch")
 ENGINES = ("auto", "stream", "moments")
@@ -31,6 +31,8 @@ INITS = ("normal", "zeros")
 CACHES = ("auto", "device", "none")
 RESUMES = ("auto", "must", "never")
 BAD_ROWS = ("error", "drop", "mean")
+SWITCHES = ("auto", "true", "false")
+SYNTHETIC = "synthetic"
 
 _INT64_MAX = 2**63 - 1
 
@@ -77,6 +79,12 @@ class TrainConfig:
 
     # What the rows are.
     data: str = option("synthetic", "Where rows come from: 'synthetic', a table's path, or 'tfds:NAME[/CONFIG]'.")
+    target: str = option("", "Column of a table to predict.")
+    features: tuple[str, ...] = option((), "Columns of a table to predict from; empty takes all other numeric ones.")
+    weight: str = option("", "Column of a table that holds row weights; empty weighs all rows alike.")
+    on_bad_rows: str = option(
+        "error", "Bad cells of a table: stop, drop their rows, or put the column's mean there.", choices=BAD_ROWS
+    )
     n_samples: int = option(10_000, "Rows of the synthetic source, both splits together.")
     num_features: int = option(1, "Features of the synthetic source.")
     m: tuple[float, ...] = option((9.0,), "True weights of the synthetic source; one value is repeated.")
@@ -90,7 +98,13 @@ class TrainConfig:
 
     # What is fitted.
     fit_intercept: bool = option(True, "Whether the model has a bias.")
+    standardize: str = option(
+        "auto",
+        "Work on columns of mean 0 and deviation 1; results stay in raw units. auto: on for tables, off for synthetic.",
+        choices=SWITCHES,
+    )
     init: str = option("normal", "Initial parameters.", choices=INITS)
+    init_from: str = option("", "Folder of a run whose parameters to start from, in place of --init.")
     loss: str = option("squared", "Per-example loss.", choices=LOSSES)
     huber_delta: float = option(1.0, "Where the huber loss turns from squared to linear.")
     l2: float = option(0.0, "L2 penalty: l2 * sum(weights**2) is added to the loss; never on the bias.")
@@ -110,6 +124,14 @@ class TrainConfig:
     shuffle: str = option(
         "auto", "Order of the rows in mini-batch mode; auto: batches if synthetic, else rows.", choices=SHUFFLES
     )
+    stop_at_se: float = option(
+        0.0, "Stop when every parameter is within so many standard errors of the optimum; 0 does not."
+    )
+    early_stop_patience: int = option(0, "Stop after so many checks in a row without a better test loss; 0 does not.")
+    early_stop_gradient_norm: float = option(
+        0.0, "Stop when the norm of the loss's gradient over all training rows is at most this; 0 does not."
+    )
+    early_stop_every_epochs: int = option(10, "Epochs between the checks of the rules that stop early.")
     virtual_shards: int = option(16, "Parts that every sum is cut into, whatever the hardware.")
 
     # Where it runs. None of these can change the answer.
@@ -144,6 +166,21 @@ class TrainConfig:
         if len(self.m) != self.num_features:
             object.__setattr__(self, "m", self.m * self.num_features)
 
+    @property
+    def from_table(self) -> bool:
+        """Whether rows come from a table rather than from the synthetic source."""
+        return self.data != SYNTHETIC
+
+    @property
+    def standardizes(self) -> bool:
+        """What `standardize` means for this source."""
+        return self.from_table if self.standardize == "auto" else self.standardize == "true"
+
+    @property
+    def split_kind(self) -> str:
+        """What `split` means for this source: "index" or "hash"."""
+        return {"auto": "hash" if self.from_table else "index"}.get(self.split, self.split)
+
     def answer_fields(self) -> dict[str, Any]:
         """The fields whose values can change the fitted parameters, by name."""
         return {
@@ -171,10 +208,20 @@ def _wrong_types(config: TrainConfig) -> Iterator[str]:
     for field in dataclasses.fields(config):
         value, kind = getattr(config, field.name), type(field.default)
         try:
-            object.__setattr__(config, field.name, _coerced(value, kind))
+            object.__setattr__(config, field.name, _coerced_field(value, field))
         except (TypeError, ValueError, OverflowError):
-            wanted = "a list of numbers" if kind is tuple else f"of type {kind.__name__}"
+            listed = "a list of numbers" if field.type == "tuple[float, ...]" else "a list of names"
+            wanted = listed if kind is tuple else f"of type {kind.__name__}"
             yield f"--{field.name}={value!r}: must be {wanted}, not {type(value).__name__}"
+
+
+def _coerced_field(value: Any, field: dataclasses.Field[Any]) -> Any:
+    """`value` as the field's type; a library user may write a switch as a bool, and one name without a list."""
+    if field.metadata["choices"] == SWITCHES and isinstance(value, bool):
+        return written(value)
+    if field.type == "tuple[str, ...]":
+        return tuple(_coerced(item, str) for item in (value if isinstance(value, (tuple, list)) else (value,)))
+    return _coerced(value, type(field.default))
 
 
 def _coerced(value: Any, kind: type) -> Any:
@@ -198,8 +245,9 @@ def _wrong_words(config: TrainConfig) -> Iterator[str]:
         choices, value = field.metadata["choices"], getattr(config, field.name)
         if choices and value not in choices:
             yield f"--{field.name}={shown(value)}: must be one of {', '.join(choices)}"
-        elif isinstance(value, str) and (not value.isprintable() or value != value.strip()):
-            yield f"--{field.name}={value!r}: must not hold control characters, nor blanks at its ends; rename it"
+        for word in value if field.type == "tuple[str, ...]" else (value,):
+            if isinstance(word, str) and (not word.isprintable() or word != word.strip()) and not choices:
+                yield f"--{field.name}={word!r}: must not hold control characters, nor blanks at its ends; rename it"
     if not config.data:
         yield "--data=: must name a source; use 'synthetic' or a table's path"
     if config.run_dir.startswith("gs://"):
@@ -229,6 +277,10 @@ _RANGES: dict[str, tuple[Any, str]] = {
     "adam_beta_1": (lambda v: 0 <= v < 1, "must be in [0, 1)"),
     "adam_beta_2": (lambda v: 0 <= v < 1, "must be in [0, 1)"),
     "adam_epsilon": (lambda v: 0 < v < math.inf, "must be finite and above 0"),
+    "stop_at_se": (lambda v: 0 <= v < math.inf, "must be finite and not negative; try 0.01"),
+    "early_stop_patience": (lambda v: 0 <= v <= _INT64_MAX, "must not be negative"),
+    "early_stop_gradient_norm": (lambda v: 0 <= v < math.inf, "must be finite and not negative"),
+    "early_stop_every_epochs": (lambda v: 1 <= v <= _INT64_MAX, "must be at least 1"),
     "virtual_shards": (lambda v: 1 <= v <= 4096, "must be from 1 to 4096"),
     "num_virtual_devices": (lambda v: 0 <= v <= 256, "must be from 0 to 256"),
     "steps_per_call": (lambda v: 0 <= v <= 2**31, "must be from 0 (automatic) to 2**31"),
@@ -273,5 +325,42 @@ def _wrong_combinations(config: TrainConfig) -> Iterator[str]:
             f"--num_virtual_devices={config.num_virtual_devices}: has no meaning with "
             f"--strategy={config.strategy}; use --strategy=mirrored"
         )
+    yield from _wrong_for_source(config)
+    if config.stop_at_se and config.loss != "squared":
+        yield (
+            f"--stop_at_se={shown(config.stop_at_se)}: needs --loss=squared, not {config.loss}, because standard "
+            "errors belong to least squares; use --early_stop_gradient_norm"
+        )
+    if config.stop_at_se and config.l2:
+        yield (
+            f"--stop_at_se={shown(config.stop_at_se)}: has no meaning with --l2={shown(config.l2)}, which leads away "
+            "from the least-squares optimum; use --early_stop_gradient_norm"
+        )
+    if config.early_stop_patience and not config.test_fraction:
+        yield (
+            f"--early_stop_patience={config.early_stop_patience}: needs test rows; give --test_fraction above 0, "
+            "or use --early_stop_gradient_norm"
+        )
     if config.resume == "must" and not config.run_dir:
         yield "--resume=must: needs --run_dir, the folder of the run to continue"
+
+
+def _wrong_for_source(config: TrainConfig) -> Iterator[str]:
+    """Settings that only tables, or only synthetic rows, have."""
+    if config.from_table:
+        return
+    for name in ("target", "features", "weight"):
+        if value := getattr(config, name):
+            yield (
+                f"--{name}={shown(value)}: has no meaning with --data={SYNTHETIC}, which has no columns to choose; "
+                "name your table by --data=PATH"
+            )
+    if config.on_bad_rows != "error":
+        yield (
+            f"--on_bad_rows={config.on_bad_rows}: has no meaning with --data={SYNTHETIC}, which has no bad rows; "
+            "name your table by --data=PATH"
+        )
+    if config.split == "hash":
+        yield (
+            f"--split=hash: has no meaning with --data={SYNTHETIC}, whose rows are independent draws; use --split=index"
+        )

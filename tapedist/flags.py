@@ -53,7 +53,9 @@ def _absl_flags(options: type, rest: str) -> flags.FlagValues:
         if field.name != rest:
             kind = field.type if isinstance(field.type, str) else field.type.__name__
             parser, help_text = _Parser(READERS[kind]), field.metadata["help"]
-            values[field.name] = flags.Flag(parser, None, field.name, None, help_text, boolean=kind == "bool")
+            # --NAME and --noNAME also say "true" and "false" where "auto" is a third word.
+            switch = kind == "bool" or {"true", "false"} <= set(field.metadata["choices"] or ())
+            values[field.name] = flags.Flag(parser, None, field.name, None, help_text, boolean=switch)
     values["verbosity"] = flags.Flag(_Parser(_verbosity), None, "verbosity", None, "1 shows the traceback of an error.")
     return values
 

@@ -33,6 +33,10 @@ EDGES: dict[str, tuple[list[Any], list[Any]]] = {
     "adam_beta_1": ([0.0], [1.0]),
     "adam_beta_2": ([0.0], [1.0]),
     "adam_epsilon": ([1e-300], [0.0]),
+    "stop_at_se": ([0.0, 0.01], [-1.0, math.nan, math.inf]),
+    "early_stop_patience": ([0, 3], [-1]),
+    "early_stop_gradient_norm": ([0.0, 1e-300], [-1.0, math.nan, math.inf]),
+    "early_stop_every_epochs": ([1], [0]),
     "virtual_shards": ([1, 4096], [0, 4097]),
     "num_virtual_devices": ([0, 16], [-1, 257]),
     "steps_per_call": ([0, 2**31], [-1, 2**31 + 1]),
@@ -44,7 +48,7 @@ EDGES: dict[str, tuple[list[Any], list[Any]]] = {
 
 
 def test_every_number_has_edges():
-    numbers = {f.name for f in dataclasses.fields(TrainConfig) if type(f.default) in (int, float, tuple)}
+    numbers = {f.name for f in dataclasses.fields(TrainConfig) if type(f.default) in (int, float) or f.type == "tuple[float, ...]"}
     assert set(EDGES) == numbers
 
 
@@ -88,6 +92,17 @@ def test_words_are_listed(name: str):
         ({"learning_rate": 10**400}, "--learning_rate=1000"),
         ({"m": "9"}, "--m='9': must be a list of numbers, not str"),
         ({"run_dir": b"x"}, "--run_dir=b'x': must be of type str, not bytes"),
+        ({"target": "y"}, "--target=y: has no meaning with --data=synthetic"),
+        ({"features": ("a", "b")}, "--features=a,b: has no meaning with --data=synthetic"),
+        ({"weight": "w"}, "--weight=w: has no meaning with --data=synthetic"),
+        ({"on_bad_rows": "drop"}, "--on_bad_rows=drop: has no meaning with --data=synthetic"),
+        ({"split": "hash"}, "--split=hash: has no meaning with --data=synthetic"),
+        ({"data": "t.csv", "features": ("a", "b\n")}, "--features='b\\n': must not hold control characters"),
+        ({"data": "t.csv", "features": (1,)}, "--features=(1,): must be a list of names, not tuple"),
+        ({"standardize": 1}, "--standardize=1: must be of type str, not int"),
+        ({"stop_at_se": 0.1, "loss": "huber"}, "--stop_at_se=0.1: needs --loss=squared"),
+        ({"stop_at_se": 0.1, "l2": 0.5}, "--stop_at_se=0.1: has no meaning with --l2=0.5"),
+        ({"early_stop_patience": 2, "test_fraction": 0}, "--early_stop_patience=2: needs test rows"),
     ],
 )
 def test_one_problem(settings: dict[str, Any], start: str):
@@ -124,6 +139,15 @@ def test_what_library_users_pass():
     assert values == (5, 0.5, 3.0, (1.0, 2.0), "a")
     assert [type(value) for value in values] == [int, float, float, tuple, str]
     assert TrainConfig(num_features=3, m=7).m == (7.0, 7.0, 7.0)
+
+
+def test_what_depends_on_the_source():
+    synthetic, table = TrainConfig(), TrainConfig(data="t.csv", features="a")
+    assert (synthetic.standardizes, synthetic.split_kind) == (False, "index")
+    assert (table.standardizes, table.split_kind, table.features) == (True, "hash", ("a",))
+    assert TrainConfig(standardize=True).standardizes
+    assert not TrainConfig(data="t.csv", standardize=False).standardizes
+    assert TrainConfig(data="t.csv", split="index").split_kind == "index"
 
 
 def test_frozen_and_keyword_only():

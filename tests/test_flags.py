@@ -413,3 +413,17 @@ def test_fuzz(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
             lines = err.removesuffix("\n").split("\n")
             assert all(line.startswith("tapedist: error: ") and line.isprintable() for line in lines), note
     assert cases // 50 < accepted < cases
+
+
+@pytest.mark.parametrize(
+    ("words", "value"),
+    [
+        ([], "auto"),
+        (["--standardize"], "true"),
+        (["--nostandardize"], "false"),
+        (["--standardize=false"], "false"),
+        (["--nostandardize", "--standardize=auto"], "auto"),
+    ],
+)
+def test_a_switch_with_a_third_word(words: list[str], value: str):
+    assert CommandLine(TrainConfig, words).options().standardize == value

@@ -18,6 +18,7 @@ from tapedist.cluster import strategies
 from tapedist.config import TrainConfig
 from tapedist.data.blocks import Source
 from tapedist.data.sources import open_source
+from tapedist.data.standardize import RawUnits, StandardUnits
 from tapedist.errors import InputError, StateError
 from tapedist.filesystem import write_atomic
 from tapedist.results import figures
@@ -116,9 +117,10 @@ class Session:
         for notice in getattr(self.source, "notices", ()):
             monitor.say(f"Notice: {notice}")
         self.dtype = tf.as_dtype(config.dtype)
+        self.units = self._choose_units(own_model=model is not None, own_loss=loss is not None)
         self.model, self.initial = self._build_model(model)
         self.setup = Setup(
-            source=self.source,
+            source=self.units.rows(self.source),
             programs={
                 "strategy": self.strategy,
                 "model": self.model,
@@ -134,10 +136,21 @@ class Session:
         )
         self.model_name = getattr(loss, "__name__", "") + (type(self.model).__name__ if model is None else repr(model))
 
+    def _choose_units(self, *, own_model: bool, own_loss: bool) -> RawUnits | StandardUnits:
+        """The units that the masters are in."""
+        config = self.config
+        if own_model and config.standardize == "true":
+            raise InputError("--standardize=true: needs the linear model; scale the columns inside your own model")
+        if own_model or not config.standardizes:
+            return RawUnits()
+        # The target may only be shifted where the loss is known to depend on the difference alone.
+        return StandardUnits.of(self.source, fit_intercept=config.fit_intercept, center_target=not own_loss)
+
     def _build_model(self, build: Callable[[], Any] | None) -> tuple[Any, np.ndarray]:
         config = self.config
         if build is None:
             linear = LinearModel(self.source.num_features, fit_intercept=config.fit_intercept)
+            linear.penalized = self.units.penalized(linear.penalized)
             return linear, linear.initial_parameters(init=config.init, seed=config.seed)
         with self.strategy.scope():
             module = ModuleModel(build(), num_features=self.source.num_features, dtype=self.dtype)
@@ -282,7 +295,7 @@ class Session:
     def _result(
         self, state: TrainingState, engine: Engine, train_loss: float | None, test_loss: float | None
     ) -> TrainResult:
-        parameters = state.vector[: self.model.num_parameters]
+        parameters = self.units.to_raw(state.vector[: self.model.num_parameters])
         linear = isinstance(self.model, LinearModel)
         d = self.source.num_features
         if not linear:
@@ -311,9 +324,12 @@ class Session:
             write_atomic(folder.flags, flags.config_to_flagfile(self.config))
             write_atomic(folder.model, _json(result.as_model_json(**names)))
             if self.config.plots:
-                figures.draw(folder.plots, result, source=self.source, path=state.path)
+                figures.draw(folder.plots, result, source=self.source, path=self._raw_path(state))
             write_atomic(folder.done, _json(result.summary()))
         return result
+
+    def _raw_path(self, state: TrainingState) -> list[tuple[int, np.ndarray]]:
+        return [(epoch, self.units.to_raw(parameters)) for epoch, parameters in state.path]
 
     def _environment(self) -> dict[str, Any]:
         devices = engines.local_devices(self.strategy)

@@ -1,0 +1,45 @@
+"""Rows of any source as NumPy arrays, block by block, for what is computed beside the training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from tapedist.data.blocks import Source
+
+BLOCK_ROWS = 65_536
+
+# x [k, d], y [k] and w [k] or None, float64.
+RowArrays = tuple[np.ndarray, np.ndarray, np.ndarray | None]
+
+
+def row_arrays(source: Source, split: str, indices: np.ndarray) -> RowArrays:
+    """Rows of a split by number.
+
+    Args:
+        source: a table, whose rows are read without TensorFlow, or any other source.
+        split: "train" or "test".
+        indices: int64 `[k]`.
+
+    Raises:
+        StateError: if a file changed since it was opened.
+    """
+    if hasattr(source, "rows"):
+        columns = source.rows(split, indices)
+    else:
+        import tapedist.numerics  # noqa: F401  (before TensorFlow)
+        import tensorflow as tf
+
+        columns = tuple(column.numpy() for column in source.take(split, tf.constant(indices, tf.int64)))
+    x, y, *rest = (np.asarray(column, np.float64) for column in columns)
+    return x, y, rest[0] if rest else None
+
+
+def row_blocks(source: Source, split: str, *, block_rows: int = BLOCK_ROWS) -> Iterator[RowArrays]:
+    """All rows of a split in order. Blocks have a fixed size, so that sums over them do not depend on the machine."""
+    n = source.num_rows(split)
+    # Wide rows come in smaller blocks; the size depends on the rows alone.
+    rows = max(256, min(block_rows, 2**23 // max(1, source.num_features)))
+    for first in range(0, n, rows):
+        yield row_arrays(source, split, np.arange(first, min(first + rows, n)))

@@ -1,0 +1,183 @@
+"""Columns of mean 0 and deviation 1, and the way back: training sees the one, everybody else the raw units.
+
+Legend: `n` rows, `d` features, `P` parameters (the weights, then the bias if there is one).
+
+    x_s = (x - center) / scale        w = w_s / scale
+    y_s = y - target_center           b = b_s + target_center - sum_j center_j * w_j
+
+The target is shifted but not scaled, so that every loss that depends on the difference alone keeps its value and its
+units.
+Without an intercept nothing can be shifted: centers are 0, and a column's scale is its root mean square.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from tapedist.data.blocks import Source
+from tapedist.data.row_arrays import row_blocks
+from tapedist.errors import InputError
+from tapedist.text_values import shown
+
+
+class RawUnits:
+    """Parameters that are in raw units already."""
+
+    def rows(self, source: Source) -> Source:
+        """The source's rows as training sees them."""
+        return source
+
+    def to_raw(self, parameters: np.ndarray) -> np.ndarray:
+        return np.array(parameters, np.float64)
+
+    def from_raw(self, parameters: np.ndarray) -> np.ndarray:
+        return np.array(parameters, np.float64)
+
+    def penalized(self, penalized: np.ndarray) -> np.ndarray:
+        return penalized
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StandardUnits:
+    """What is subtracted from the columns and what they are divided by.
+
+    Attributes:
+        center: float64 `[d]`.
+        scale: float64 `[d]`, positive.
+        target_center: subtracted from the target.
+        fit_intercept: whether the last parameter is a bias.
+    """
+
+    center: np.ndarray
+    scale: np.ndarray
+    target_center: float
+    fit_intercept: bool
+
+    @classmethod
+    def of(cls, source: Source, *, fit_intercept: bool, center_target: bool = True) -> StandardUnits:
+        """Weighted means and deviations of the training rows: one pass, summed in blocks of fixed size and order.
+
+        Args:
+            source: the rows.
+            fit_intercept: whether there is a bias to take up the shift.
+            center_target: whether the target may be shifted.
+
+        Raises:
+            InputError: if a column's squares overflow even in units of its first values.
+        """
+        means, deviations = _column_moments(source)
+        if not fit_intercept:
+            scale = np.hypot(means, deviations)[:-1]
+            return cls(np.zeros(len(scale)), np.where(scale > 0, scale, 1.0), 0.0, False)
+        scale = np.where(deviations > 0, deviations, 1.0)[:-1]
+        return cls(means[:-1], scale, float(means[-1]) if center_target else 0.0, True)
+
+    def rows(self, source: Source) -> Source:
+        """The source's rows as training sees them."""
+        return StandardizedSource(source, self)
+
+    def to_raw(self, parameters: np.ndarray) -> np.ndarray:
+        """`[P]` in raw units; the bias is the exact value for these weights, rounded once."""
+        d = len(self.scale)
+        weights = parameters[:d] / self.scale
+        if not self.fit_intercept:
+            return weights
+        return np.append(weights, self._shifted(parameters[d], weights, sign=1))
+
+    def from_raw(self, parameters: np.ndarray) -> np.ndarray:
+        """`[P]` in the units of training."""
+        d = len(self.scale)
+        weights = parameters[:d] * self.scale
+        if not self.fit_intercept:
+            return weights
+        return np.append(weights, self._shifted(parameters[d], parameters[:d], sign=-1))
+
+    def penalized(self, penalized: np.ndarray) -> np.ndarray:
+        """Factors of the L2 penalty `[P]` that make it the penalty of the raw weights: the objective stays the same."""
+        factors = np.array(penalized, np.float64)
+        factors[: len(self.scale)] /= self.scale**2
+        return factors
+
+    def _shifted(self, bias: float, raw_weights: np.ndarray, *, sign: int) -> float:
+        """`bias + sign * (target_center - sum_j center_j * w_j)`, exact but for the last rounding."""
+        if not (np.isfinite(raw_weights).all() and np.isfinite(bias)):
+            return float("nan")
+        products = (Fraction(c) * Fraction(w) for c, w in zip(self.center.tolist(), raw_weights.tolist(), strict=True))
+        shift = Fraction(self.target_center) - sum(products, Fraction(0))
+        return float(Fraction(float(bias)) + sign * shift)
+
+
+class StandardizedSource:
+    """A source whose rows are in standard units; implements `tapedist.data.blocks.Source`.
+
+    Args:
+        source: the raw rows.
+        units: how they are shifted and scaled.
+    """
+
+    def __init__(self, source: Source, units: StandardUnits):
+        self._source, self._units = source, units
+        self.num_features, self.feature_names = source.num_features, source.feature_names
+        self.target_name, self.weighted = source.target_name, source.weighted
+
+    def num_rows(self, split: str) -> int:
+        return self._source.num_rows(split)
+
+    def fingerprint(self) -> str:
+        units = self._units
+        numbers = np.concatenate([units.center, units.scale, [units.target_center]]).astype("<f8")
+        return hashlib.sha256(self._source.fingerprint().encode() + numbers.tobytes()).hexdigest()
+
+    def take(self, split: str, indices: Any) -> tuple[Any, ...]:
+        """Rows in standard units, float64."""
+        import tapedist.numerics  # noqa: F401  (before TensorFlow)
+        import tensorflow as tf
+
+        x, y, *rest = self._source.take(split, indices)
+        x = (tf.cast(x, tf.float64) - self._units.center) * (1 / self._units.scale)
+        return x, tf.cast(y, tf.float64) - self._units.target_center, *rest
+
+
+def _column_moments(source: Source) -> tuple[np.ndarray, np.ndarray]:
+    """Weighted means and deviations of the features and, last, the target over the training rows, both `[d + 1]`.
+
+    Each block is centred on its own mean and merged by the formula of Chan, Golub and LeVeque (1979). Columns are
+    measured from their first value, so that a constant one is exactly constant, and in powers of two, so that squares
+    fit.
+    """
+    total, first, unit = 0.0, np.zeros(0), np.ones(0)
+    means, squares = np.zeros(source.num_features + 1), np.zeros(source.num_features + 1)
+    for x, y, w in row_blocks(source, "train"):
+        raw = np.concatenate([x, y[:, np.newaxis]], axis=1)
+        if not len(first):
+            first = raw[0]
+            largest = np.abs(raw / 2 - first / 2).max(axis=0)
+            unit = np.ldexp(1.0, np.clip(np.frexp(largest)[1] + 1, -1000, 1000))
+        weights = (np.ones(len(y)) if w is None else w)[:, np.newaxis]
+        block_total = float(weights.sum())
+        if block_total == 0:
+            continue
+        columns = raw / unit - first / unit if (unit > 1e100).any() else (raw - first) / unit
+        block_means = (weights * columns).sum(axis=0) / block_total
+        block_squares = (weights * (columns - block_means) ** 2).sum(axis=0)
+        gap, both = block_means - means, total + block_total
+        squares += block_squares + gap**2 * (total * block_total / both)
+        means += gap * (block_total / both)
+        total = both
+    if total == 0:
+        return np.zeros(len(means)), np.zeros(len(means))
+    result = first + means * unit, np.sqrt(squares / total) * unit
+    _check_finite(source, *result)
+    return result
+
+
+def _check_finite(source: Source, means: np.ndarray, deviations: np.ndarray) -> None:
+    bad = np.flatnonzero(~(np.isfinite(means) & np.isfinite(deviations)))
+    if len(bad):
+        name = [*source.feature_names, source.target_name][bad[0]]
+        raise InputError(f"column {shown(name)}: its squares overflow float64; use larger units for it")

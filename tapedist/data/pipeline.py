@@ -74,8 +74,9 @@ class ElementPlan:
     row_numbers: Callable[[int, np.ndarray], np.ndarray] | None = None
 
 
-def block_elements(plan: BlockPlan, layout: Layout, *, split: str, width: int) -> ElementPlan:
-    """Element `t`: round `t` of the epoch, one block per shard."""
+def shard_elements(plan: BlockPlan, layout: Layout, *, split: str) -> ElementPlan:
+    """The one element of a resident split: all shards of a replica, one block each."""
+    width = layout.loop_width
 
     def first_rows(element: int, replica: int) -> tuple[np.ndarray, np.ndarray]:
         ranges = [plan.round_block(shard, element) for shard in layout.shards(replica)]
@@ -83,6 +84,18 @@ def block_elements(plan: BlockPlan, layout: Layout, *, split: str, width: int) -
         return np.array([[r.start for r in ranges]]), np.array([[len(r) for r in ranges]])
 
     return ElementPlan(split, 1, width, plan.block_rows, first_rows)
+
+
+def block_elements(plan: BlockPlan, layout: Layout, *, split: str) -> ElementPlan:
+    """Element `t`: one block, of round `t // ceil(V / R)` and of the replica's shard `t % ceil(V / R)`."""
+
+    def first_rows(element: int, replica: int) -> tuple[np.ndarray, np.ndarray]:
+        round_, place = divmod(element, layout.replica_width)
+        shards = layout.shards(replica)
+        rows = plan.round_block(shards[place], round_) if place < len(shards) else range(0)
+        return np.array([[rows.start]]), np.array([[len(rows)]])
+
+    return ElementPlan(split, 1, 1, plan.block_rows, first_rows)
 
 
 def batch_elements(

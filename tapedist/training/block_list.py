@@ -23,14 +23,17 @@ class BlockList:
     specs: tuple[tf.TensorSpec, ...]
 
     @classmethod
-    def cut(cls, rows: Rows, blocks: int) -> BlockList:
-        """Cuts the rows of an element, `[blocks * S, ...]` per column, into its blocks."""
-        pieces = [tf.reshape(column, [blocks, column.shape[0] // blocks, *column.shape[1:]]) for column in rows]
+    def empty(cls, specs: tuple[tf.TensorSpec, ...]) -> BlockList:
+        """A list without blocks."""
         handles = tuple(
-            tf.raw_ops.TensorListFromTensor(tensor=piece, element_shape=tf.constant(list(piece.shape[1:]), tf.int32))
-            for piece in pieces
+            tf.raw_ops.EmptyTensorList(
+                element_shape=tf.constant(list(spec.shape), tf.int32),
+                max_num_elements=tf.constant(-1),
+                element_dtype=spec.dtype,
+            )
+            for spec in specs
         )
-        return cls(handles, block_specs(rows, blocks))
+        return cls(handles, specs)
 
     def rows(self, block: tf.Tensor) -> Rows:
         """Block number `block`: `(x [S, d], y [S][, w [S]])`."""
@@ -45,15 +48,10 @@ class BlockList:
         )
         return tuple(tf.ensure_shape(column, spec.shape) for column, spec in zip(columns, self.specs, strict=True))
 
-    def extended(self, other: BlockList) -> BlockList:
-        """This list with the blocks of `other` behind its own."""
+    def with_block(self, rows: Rows) -> BlockList:
+        """This list with one more block behind its own."""
         handles = tuple(
-            tf.raw_ops.TensorListConcatLists(input_a=a, input_b=b, element_dtype=spec.dtype)
-            for a, b, spec in zip(self.handles, other.handles, self.specs, strict=True)
+            tf.raw_ops.TensorListPushBack(input_handle=handle, tensor=column)
+            for handle, column in zip(self.handles, rows, strict=True)
         )
         return BlockList(handles, self.specs)
-
-
-def block_specs(rows: Rows, blocks: int) -> tuple[tf.TensorSpec, ...]:
-    """Shape and type of each column of one of the `blocks` blocks in `rows`."""
-    return tuple(tf.TensorSpec([c.shape[0] // blocks, *c.shape[1:]], c.dtype) for c in rows)

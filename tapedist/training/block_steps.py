@@ -18,7 +18,7 @@ import tapedist.numerics  # noqa: F401  (before TensorFlow)
 import tensorflow as tf
 
 from tapedist.training import partials as fixed_order
-from tapedist.training.block_list import BlockList, Rows, block_specs
+from tapedist.training.block_list import BlockList, Rows
 from tapedist.training.steps import CallResult, StepPrograms, slice_rows, to_result
 
 Specs = tuple[tf.TensorSpec, ...]
@@ -69,39 +69,38 @@ class BlockSteps(StepPrograms):
     # Blocks in device memory.
 
     def hold(self, elements: Any) -> HeldBlocks:
-        """Takes all rounds of an epoch into device memory.
+        """Takes all blocks of an epoch into device memory.
 
         Args:
-            elements: iterable of per-replica `(rows, counts [1, u])`, in round order; at least one.
+            elements: iterable of per-replica `(rows, counts [1, 1])` of one block, round after round; at least one.
         """
         handles, counts, specs = None, [], None
-        for rows, round_counts in elements:
+        for rows, count in elements:
             if specs is None:
-                local_rows = tuple(self.strategy.experimental_local_results(column)[0] for column in rows)
-                width = self.strategy.experimental_local_results(round_counts)[0].shape[1]
-                specs = block_specs(local_rows, width)
-            new = self._cut(rows, round_counts)
-            handles = new if handles is None else self._join(specs)(handles, new)
-            counts.append(round_counts)
-        return HeldBlocks(handles, specs, self._stack(*counts))
-
-    @functools.cached_property
-    def _cut(self) -> Any:
-        def cut(rows, counts):  # type: ignore[no-untyped-def]
-            return BlockList.cut(rows, counts.shape[1]).handles
-
-        return tf.function(lambda rows, counts: self.on_replicas(cut, rows, counts), autograph=False)
+                local = [self.strategy.experimental_local_results(column)[0] for column in rows]
+                specs = tuple(tf.TensorSpec(column.shape, column.dtype) for column in local)
+                handles = self._start(specs)()
+            handles = self._push(specs)(handles, rows)
+            counts.append(count)
+        return HeldBlocks(handles, specs or (), self._stack(*counts))
 
     @functools.cache  # noqa: B019  (lives as long as the run)
-    def _join(self, specs: Specs) -> Any:
-        def join(a, b):  # type: ignore[no-untyped-def]
-            return BlockList(a, specs).extended(BlockList(b, specs)).handles
+    def _start(self, specs: Specs) -> Any:
+        return tf.function(lambda: self.on_replicas(lambda: BlockList.empty(specs).handles), autograph=False)
 
-        return tf.function(lambda a, b: self.on_replicas(join, a, b), autograph=False)
+    @functools.cache  # noqa: B019  (lives as long as the run)
+    def _push(self, specs: Specs) -> Any:
+        def push(handles, rows):  # type: ignore[no-untyped-def]
+            return BlockList(handles, specs).with_block(rows).handles
+
+        return tf.function(lambda handles, rows: self.on_replicas(push, handles, rows), autograph=False)
 
     @functools.cached_property
     def _stack(self) -> Any:
-        return tf.function(lambda *counts: self.on_replicas(lambda *c: tf.concat(c, 0), *counts), autograph=False)
+        def stack(*counts):  # type: ignore[no-untyped-def]
+            return tf.reshape(tf.concat(counts, 0), [-1, self.replica_width])
+
+        return tf.function(lambda *counts: self.on_replicas(stack, *counts), autograph=False)
 
     @functools.cache  # noqa: B019  (lives as long as the run)
     def _held_loop(self, specs: Specs) -> Any:
@@ -132,32 +131,35 @@ class BlockSteps(StepPrograms):
     # Blocks that stream past.
 
     @functools.cached_property
-    def _add_round(self) -> Any:
-        def replica_round(state, sums, rows, counts):  # type: ignore[no-untyped-def]
-            return sums + self._block_partials(state, BlockList.cut(rows, counts.shape[1]), counts[0])
+    def _add_block(self) -> Any:
+        block_sum = self._block_sum
+
+        def replica_add(state, total, rows, counts):  # type: ignore[no-untyped-def]
+            return total + block_sum(state[: self.num_parameters], rows, counts[0, 0])
 
         return tf.function(
-            lambda state, sums, rows, counts: self.on_replicas(replica_round, state, sums, rows, counts),
+            lambda state, total, rows, counts: self.on_replicas(replica_add, state, total, rows, counts),
             autograph=False,
         )
 
     @functools.cached_property
     def _finish(self) -> Any:
+        def replica_finish(state, step, limit, *sums):  # type: ignore[no-untyped-def]
+            return self.gather_and_apply(state, tf.stack(sums), step, limit)
+
         def finish(state, sums, step, limit):  # type: ignore[no-untyped-def]
             return self.repeat(
-                lambda i, state: self.on_replicas(self.gather_and_apply, state, sums, step, limit),
-                state,
-                tf.constant(1),
+                lambda i, state: self.on_replicas(replica_finish, state, step, limit, *sums), state, tf.constant(1)
             )
 
         return tf.function(finish, autograph=False)
 
-    def add_round(self, state: np.ndarray, sums: Any, rows: Any, counts: Any) -> Any:
-        """`sums` plus one round's partials at the parameters in `state`."""
-        return self._add_round(tf.constant(state), sums, rows, counts)
+    def add_block(self, state: np.ndarray, total: Any, rows: Any, counts: Any) -> Any:
+        """A shard's `total` on each replica, plus one block's partial at the parameters in `state`."""
+        return self._add_block(tf.constant(state), total, rows, counts)
 
-    def finish(self, state: np.ndarray, sums: Any, *, step: int, limit: float) -> CallResult:
-        """The update that an epoch's `sums` make."""
+    def finish(self, state: np.ndarray, sums: list[Any], *, step: int, limit: float) -> CallResult:
+        """The update that an epoch's `sums` make, one per shard of a replica."""
         return to_result(
             *self._finish(tf.constant(state), sums, tf.constant(step, tf.int64), tf.constant(limit, tf.float64))
         )
@@ -168,7 +170,7 @@ class HeldBlocks:
     """An epoch's blocks on the replicas.
 
     Attributes:
-        handles: per-replica block lists, one per column.
+        handles: per-replica block lists, one per column, round after round.
         specs: shape and type of each column's blocks.
         counts: per-replica int32 `[rounds, u]`.
     """

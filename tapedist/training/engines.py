@@ -23,6 +23,7 @@ from tapedist.data.blocks import BatchPlan, BlockPlan, Source
 from tapedist.training.block_steps import BlockSteps
 from tapedist.training.moments import Moments, MomentSteps
 from tapedist.training.quadratic import QuadraticForm, QuadraticSteps
+from tapedist.training.round_pass import RoundPass
 from tapedist.training.steps import MAX_STEPS_PER_CALL, CallResult, SlotSteps
 
 _SUPERBATCH_BYTES = 4 * 1024 * 1024
@@ -110,6 +111,11 @@ class Setup:
             self.strategy, self.source, plan, elements=elements, dtype=self.dtype, parallel=cores
         )
 
+    def rounds_from(self, element: pipeline.ElementPlan, plan: BlockPlan) -> Callable[[int], Any]:
+        """`first round -> distributed blocks` from that round to the end of the pass."""
+        width = self.layout.replica_width
+        return lambda first: self.elements(element, range(first * width, plan.rounds * width))
+
 
 def local_devices(strategy: tf.distribute.Strategy) -> tuple[str, ...]:
     """The devices of this process's replicas."""
@@ -135,7 +141,7 @@ class ResidentEngine(_Whole):
 
     def __init__(self, setup: Setup, plan: BlockPlan, *, split: str, steps: SlotSteps):
         self.reason = "the split is small: one compiled loop over its shards"
-        element = pipeline.block_elements(plan, setup.layout, split=split, width=setup.layout.loop_width)
+        element = pipeline.shard_elements(plan, setup.layout, split=split)
         self._rows, self._counts = next(iter(setup.elements(element, range(1))))
         self._steps = steps
 
@@ -155,8 +161,8 @@ class HeldEngine(_Whole):
     def __init__(self, setup: Setup, plan: BlockPlan, *, split: str):
         self.reason = f"{plan.num_blocks} blocks of {plan.block_rows} rows, held in device memory"
         self._steps = BlockSteps(tile_rows=plan.tile_rows, parallel=setup.parallel, **setup.programs)
-        element = pipeline.block_elements(plan, setup.layout, split=split, width=setup.layout.replica_width)
-        self._held = self._steps.hold(setup.elements(element, range(plan.rounds)))
+        element = pipeline.block_elements(plan, setup.layout, split=split)
+        self._held = self._steps.hold(setup.elements(element, range(plan.rounds * setup.layout.replica_width)))
 
     def run(
         self, state: np.ndarray, *, step: int, num_steps: int, limit: float, interrupted: Callable[[], bool]
@@ -174,38 +180,20 @@ class StreamedEngine:
         self.reason = f"{plan.num_blocks} blocks of {plan.block_rows} rows, streamed anew in every epoch"
         self._setup = setup
         self._steps = BlockSteps(tile_rows=plan.tile_rows, parallel=setup.parallel, **setup.programs)
-        self._rounds = plan.rounds
-        self._element = pipeline.block_elements(plan, setup.layout, split=split, width=setup.layout.replica_width)
-        self._round = 0
-        self._sums: Any = None
-        self._iterator: Iterator[Any] | None = None
+        element = pipeline.block_elements(plan, setup.layout, split=split)
+        self._pass = RoundPass(self._steps, rounds=plan.rounds, elements=setup.rounds_from(element, plan))
 
     def run(
         self, state: np.ndarray, *, step: int, num_steps: int, limit: float, interrupted: Callable[[], bool]
     ) -> CallResult | None:
-        if self._iterator is None:
-            self._iterator = iter(self._setup.elements(self._element, range(self._round, self._rounds)))
-        if self._sums is None:
-            self._sums = self._steps.scattered(np.zeros([self._setup.num_shards, self._steps.partial_width]))
-        while self._round < self._rounds:
-            if interrupted():
-                return None
-            rows, counts = next(self._iterator)
-            self._sums = self._steps.add_round(state, self._sums, rows, counts)
-            self._round += 1
-        result = self._steps.finish(state, self._sums, step=step, limit=limit)
-        self._round, self._sums, self._iterator = 0, None, None
-        return result
+        sums = self._pass.run(functools.partial(self._steps.add_block, state), interrupted=interrupted)
+        return None if sums is None else self._steps.finish(state, sums, step=step, limit=limit)
 
     def progress(self) -> dict[str, np.ndarray]:
-        if self._round == 0:
-            return {}
-        return {"round": np.int64(self._round), "sums": self._steps.gathered(self._sums)}
+        return self._pass.progress()
 
     def restore(self, progress: Mapping[str, np.ndarray]) -> None:
-        if progress:
-            self._round = int(progress["round"])
-            self._sums = self._steps.scattered(progress["sums"])
+        self._pass.restore(progress)
 
 
 class MomentsEngine:
@@ -217,32 +205,22 @@ class MomentsEngine:
     def __init__(self, setup: Setup, plan: BlockPlan, *, split: str):
         self.reason = f"one pass over {plan.num_rows} rows, then epochs on their second moments"
         self._setup = setup
-        self._rounds = plan.rounds
-        self._element = pipeline.block_elements(plan, setup.layout, split=split, width=setup.layout.replica_width)
-        self._pass = MomentSteps(
+        element = pipeline.block_elements(plan, setup.layout, split=split)
+        self._sums = MomentSteps(
             strategy=setup.strategy,
             num_features=plan.num_features,
             num_shards=setup.num_shards,
             tile_rows=plan.tile_rows,
-            parallel=setup.parallel,
         )
+        self._pass = RoundPass(self._sums, rounds=plan.rounds, elements=setup.rounds_from(element, plan))
         self._steps = QuadraticSteps(**setup.programs)
-        self._round = 0
-        self._sums: Any = None
         self._moments: Moments | None = None
 
-    def moments(self, interrupted: Callable[[], bool]) -> Moments | None:
+    def moments(self, interrupted: Callable[[], bool] = lambda: False) -> Moments | None:
         """The split's moments, by a pass over the rows if they are not known yet; None if interrupted."""
         if self._moments is None:
-            if self._sums is None:
-                self._sums = self._pass.scattered(np.zeros([self._setup.num_shards, self._pass.partial_width]))
-            for rows, counts in self._setup.elements(self._element, range(self._round, self._rounds)):
-                if interrupted():
-                    return None
-                self._sums = self._pass.add_round(self._sums, rows, counts)
-                self._round += 1
-            self._moments = self._pass.finish(self._sums)
-            self._sums = None
+            sums = self._pass.run(self._sums.add_block, interrupted=interrupted)
+            self._moments = None if sums is None else self._sums.finish(sums)
         return self._moments
 
     @functools.cached_property
@@ -259,18 +237,13 @@ class MomentsEngine:
         return self._steps.run(state, self.form, step=step, num_steps=num_steps, limit=limit)
 
     def progress(self) -> dict[str, np.ndarray]:
-        if self._moments:
-            return {"moments": self._moments.to_vector()}
-        if self._round:
-            return {"round": np.array(self._round), "sums": self._pass.gathered(self._sums)}
-        return {}
+        return {"moments": self._moments.to_vector()} if self._moments else self._pass.progress()
 
     def restore(self, progress: Mapping[str, np.ndarray]) -> None:
         if "moments" in progress:
             self._moments = Moments.from_vector(progress["moments"])
-        elif progress:
-            self._round = int(progress["round"])
-            self._sums = self._pass.scattered(progress["sums"])
+        else:
+            self._pass.restore(progress)
 
 
 class ResidentBatches(_Whole):

@@ -27,8 +27,7 @@ import tapedist.numerics  # noqa: F401  (before TensorFlow)
 import tensorflow as tf
 
 from tapedist.training import partials as fixed_order
-from tapedist.training.block_list import BlockList, Rows
-from tapedist.training.steps import Replicas, slice_rows
+from tapedist.training.steps import Replicas, Rows, slice_rows
 
 _TILE_BYTES = 1024 * 1024
 _NARROW = 4  # Up to this many columns, sums of products beat a product of matrices.
@@ -118,16 +117,12 @@ class MomentSteps(Replicas):
         num_features: `d`.
         num_shards: `V`.
         tile_rows: rows whose sums a core's cache should hold; divides the block.
-        parallel: blocks under way at once on a replica.
     """
 
-    def __init__(
-        self, *, strategy: tf.distribute.Strategy, num_features: int, num_shards: int, tile_rows: int, parallel: int
-    ):
+    def __init__(self, *, strategy: tf.distribute.Strategy, num_features: int, num_shards: int, tile_rows: int):
         super().__init__(strategy=strategy, num_shards=num_shards, partial_width=moments_width(num_features))
         self._columns = num_features + 1
         self._tile_rows = tile_rows
-        self._parallel = parallel
 
     @functools.cached_property
     def _block(self) -> Any:
@@ -148,22 +143,14 @@ class MomentSteps(Replicas):
         return tf.function(block, jit_compile=True, autograph=False)
 
     @functools.cached_property
-    def _add_round(self) -> Any:
+    def _add_block(self) -> Any:
         block = self._block
 
-        def replica_round(sums, rows, counts):  # type: ignore[no-untyped-def]
-            blocks = BlockList.cut(rows, counts.shape[1])
-            width = min(counts.shape[1], sums.shape[0])
-            found = fixed_order.block_partials(
-                lambda shard: block(sums[shard], blocks.rows(shard), counts[0, shard]),
-                num_blocks=width,
-                width=self.partial_width,
-                parallel=self._parallel,
-            )
-            return tf.ensure_shape(found, sums.shape)
+        def replica_add(total, rows, counts):  # type: ignore[no-untyped-def]
+            return block(total, rows, counts[0, 0])
 
         return tf.function(
-            lambda sums, rows, counts: self.on_replicas(replica_round, sums, rows, counts), autograph=False
+            lambda total, rows, counts: self.on_replicas(replica_add, total, rows, counts), autograph=False
         )
 
     @functools.cached_property
@@ -177,11 +164,11 @@ class MomentSteps(Replicas):
 
         return tf.function(fold, jit_compile=True, autograph=False)
 
-    def add_round(self, sums: Any, rows: Any, counts: Any) -> Any:
-        """Each replica's moments `[u, M]` with one more round of blocks merged in."""
-        return self._add_round(sums, rows, counts)
+    def add_block(self, total: Any, rows: Any, counts: Any) -> Any:
+        """A shard's moments `[M]` on each replica, with one more block merged in."""
+        return self._add_block(total, rows, counts)
 
-    def finish(self, sums: Any) -> Moments:
+    def finish(self, sums: list[Any]) -> Moments:
         """The moments of all shards."""
         return Moments.from_vector(self._fold(tf.constant(self.gathered(sums))).numpy())
 

@@ -69,28 +69,41 @@ class Replicas:
         """Calls `replica_fn` on every replica with its share of `args`."""
         return self.strategy.run(replica_fn, args=args)
 
-    def scattered(self, sums: np.ndarray) -> Any:
-        """Each replica's rows `[ceil(V / R), width]` of `sums` float64 `[V, width]`."""
-        width = -(-self.num_shards // self.strategy.num_replicas_in_sync)
+    @property
+    def replica_width(self) -> int:
+        """Shards of the fullest replica, `ceil(V / R)`."""
+        return -(-self.num_shards // self.strategy.num_replicas_in_sync)
+
+    def scattered(self, sums: np.ndarray) -> list[Any]:
+        """Each replica's shards of `sums`.
+
+        Args:
+            sums: float64 `[V, width]`.
+
+        Returns:
+            `ceil(V / R)` per-replica vectors `[width]`; shards beyond `V` are zeros.
+        """
+        width = self.replica_width
         padded = np.zeros([width * self.strategy.num_replicas_in_sync, self.partial_width])
         padded[: self.num_shards] = sums
 
-        def share(context: Any) -> tf.Tensor:
-            first = context.replica_id_in_sync_group * width
-            return tf.constant(padded[first : first + width])
+        def share(place: int) -> Any:
+            return self.strategy.experimental_distribute_values_from_function(
+                lambda context: tf.constant(padded[context.replica_id_in_sync_group * width + place])
+            )
 
-        return self.strategy.experimental_distribute_values_from_function(share)
+        return [share(place) for place in range(width)]
 
-    def gathered(self, sums: Any) -> np.ndarray:
+    def gathered(self, sums: list[Any]) -> np.ndarray:
         """The inverse of `scattered`."""
-        return self.strategy.experimental_local_results(self._gather_sums(sums))[0].numpy()
+        return self.strategy.experimental_local_results(self._gather_sums(*sums))[0].numpy()
 
     @functools.cached_property
     def _gather_sums(self) -> Any:
-        def gather(sums):  # type: ignore[no-untyped-def]
-            return fixed_order.gather(sums, num_shards=self.num_shards)
+        def gather(*sums):  # type: ignore[no-untyped-def]
+            return fixed_order.gather(tf.stack(sums), num_shards=self.num_shards)
 
-        return tf.function(lambda sums: self.on_replicas(gather, sums), autograph=False)
+        return tf.function(lambda *sums: self.on_replicas(gather, *sums), autograph=False)
 
 
 class StepPrograms(Replicas):
@@ -191,8 +204,7 @@ class StepPrograms(Replicas):
 
     def gather_and_apply(self, state: tf.Tensor, partials: tf.Tensor, step: tf.Tensor, limit: tf.Tensor) -> Any:
         """`apply` on all replicas' partials; called on each replica with its own `[u, P + 2]`."""
-        width = -(-self.num_shards // self.strategy.num_replicas_in_sync)
-        everyones = fixed_order.gather(partials[:width], num_shards=self.num_shards)
+        everyones = fixed_order.gather(partials[: self.replica_width], num_shards=self.num_shards)
         return self._compiled_apply(state, everyones, step, limit)
 
     def repeat(self, one_step: Callable[..., Any], state: tf.Tensor, num_steps: tf.Tensor) -> tuple[tf.Tensor, ...]:

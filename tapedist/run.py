@@ -238,7 +238,7 @@ class Session:
     def _full_batch_engine(self) -> Engine:
         config = self.config
         if config.full_batch_engine == "stream":
-            return engines.full_batch(self.setup, split="train")
+            return engines.full_batch(self.setup, split="train", passes=config.num_epochs + 1)
         obstacle = engines.moments_apply(
             config,
             num_features=self.source.num_features,
@@ -250,7 +250,7 @@ class Session:
         if config.full_batch_engine == "moments":
             raise InputError(f"--full_batch_engine=moments: cannot serve, because {obstacle}; use stream")
         self.monitor.say(f"Engine stream instead of moments: {obstacle}")
-        return engines.full_batch(self.setup, split="train")
+        return engines.full_batch(self.setup, split="train", passes=config.num_epochs + 1)
 
     def _trainer(self, engine: Engine, store: RunStore | None) -> Trainer:
         config = self.config
@@ -270,7 +270,15 @@ class Session:
                 checkpoint_every_steps=config.checkpoint_every_steps,
             ),
             observer=self.monitor,
-            evaluate=evaluator(engines.full_batch(self.setup, split="test")) if has_test else None,
+            evaluate=evaluator(
+                engines.full_batch(
+                    self.setup,
+                    split="test",
+                    passes=1 + (config.num_epochs // config.eval_every_epochs if config.eval_every_epochs else 0),
+                )
+            )
+            if has_test
+            else None,
             save=save,
             save_every_secs=config.checkpoint_every_secs,
             call_length=CallLength(config.steps_per_call),

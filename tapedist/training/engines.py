@@ -325,13 +325,19 @@ def _block_plan(setup: Setup, split: str) -> BlockPlan:
     return BlockPlan(setup.source.num_rows(split), setup.source.num_features, setup.dtype.size, setup.num_shards)
 
 
-def full_batch(setup: Setup, *, split: str) -> Engine:
-    """The `stream` engine in the form that fits the split."""
+def full_batch(setup: Setup, *, split: str, passes: int) -> Engine:
+    """The `stream` engine in the form that fits the split.
+
+    Args:
+        setup: what every engine needs.
+        split: "train" or "test".
+        passes: how often the split will be visited; rows that are seen once are not worth holding.
+    """
     plan = _block_plan(setup, split)
     if plan.resident:  # Whatever --cache says: it must not change the form, and with it the bits.
         return ResidentEngine(setup, plan, split=split, steps=SlotSteps(**setup.programs))
     padded = plan.rounds * setup.num_shards * plan.block_rows * setup.row_bytes()
-    if setup.cache == "device" or (setup.cache == "auto" and padded <= _device_budget()):
+    if setup.cache == "device" or (setup.cache == "auto" and passes > 1 and padded <= _device_budget()):
         return HeldEngine(setup, plan, split=split)
     return StreamedEngine(setup, plan, split=split)
 

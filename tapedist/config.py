@@ -115,7 +115,9 @@ class TrainConfig:
     full_batch_engine: str = option("auto", "How a full-batch epoch is computed.", choices=ENGINES)
     num_epochs: int = option(3000, "Visits to every training row; may grow on resume.", changes_answer=False)
     batch_size: int = option(1024, "Rows per update over ALL replicas, in mini-batch mode.")
-    learning_rate: float = option(0.001, "Step size.")
+    learning_rate: float | str = option(
+        0.001, "Step size; auto takes the fastest rate for squared error with sgd in full batch."
+    )
     optimizer: str = option("sgd", "Update rule.", choices=OPTIMIZERS)
     momentum: float = option(0.9, "Momentum of the momentum and nesterov optimizers, in [0, 1).")
     adam_beta_1: float = option(0.9, "Decay of adam's first moment, in [0, 1).")
@@ -156,6 +158,12 @@ class TrainConfig:
     checkpoint_every_secs: float = option(60.0, "Seconds between saves; 0 saves only at the end.", changes_answer=False)
     checkpoint_every_steps: int = option(0, "Updates between saves; 0 leaves it to the clock.", changes_answer=False)
     log_every_epochs: int = option(10, "Epochs between loss lines.", changes_answer=False)
+    statistics: str = option(
+        "auto",
+        "Compute the least-squares optimum and standard errors of a linear model. auto: where it is quick.",
+        choices=SWITCHES,
+        changes_answer=False,
+    )
     eval_every_epochs: int = option(0, "Epochs between test losses; 0 evaluates at the end only.", changes_answer=False)
     plots: bool = option(True, "Draw the figures at the end.", changes_answer=False)
 
@@ -219,6 +227,8 @@ def _coerced_field(value: Any, field: dataclasses.Field[Any]) -> Any:
     """`value` as the field's type; a library user may write a switch as a bool, and one name without a list."""
     if field.metadata["choices"] == SWITCHES and isinstance(value, bool):
         return written(value)
+    if field.type == "float | str" and isinstance(value, str):
+        return value
     if field.type == "tuple[str, ...]":
         return tuple(_coerced(item, str) for item in (value if isinstance(value, (tuple, list)) else (value,)))
     return _coerced(value, type(field.default))
@@ -272,7 +282,10 @@ _RANGES: dict[str, tuple[Any, str]] = {
     "l2": (lambda v: 0 <= v < math.inf, "must be finite and not negative"),
     "num_epochs": (lambda v: 0 <= v <= 2**53, "must be from 0 (evaluate the initial parameters) to 2**53"),
     "batch_size": (lambda v: 1 <= v <= 2**40, "must be from 1 to 2**40"),
-    "learning_rate": (lambda v: 0 < v < math.inf, "must be finite and above 0; try 0.001"),
+    "learning_rate": (
+        lambda v: v == "auto" or (not isinstance(v, str) and 0 < v < math.inf),
+        "must be finite and above 0, or auto; try 0.001",
+    ),
     "momentum": (lambda v: 0 <= v < 1, "must be in [0, 1)"),
     "adam_beta_1": (lambda v: 0 <= v < 1, "must be in [0, 1)"),
     "adam_beta_2": (lambda v: 0 <= v < 1, "must be in [0, 1)"),
@@ -336,11 +349,26 @@ def _wrong_combinations(config: TrainConfig) -> Iterator[str]:
             f"--stop_at_se={shown(config.stop_at_se)}: has no meaning with --l2={shown(config.l2)}, which leads away "
             "from the least-squares optimum; use --early_stop_gradient_norm"
         )
+    if config.stop_at_se and config.statistics == "false":
+        yield f"--stop_at_se={shown(config.stop_at_se)}: needs --statistics; drop --statistics=false"
+    if config.init_from and config.init_from == config.run_dir:
+        yield f"--init_from={shown(config.init_from)}: is --run_dir itself; a run continues by more --num_epochs"
     if config.early_stop_patience and not config.test_fraction:
         yield (
             f"--early_stop_patience={config.early_stop_patience}: needs test rows; give --test_fraction above 0, "
             "or use --early_stop_gradient_norm"
         )
+    if config.learning_rate == "auto":
+        obstacles = [
+            f"--{name}={getattr(config, name)}"
+            for name, needed in (("mode", "full_batch"), ("optimizer", "sgd"), ("loss", "squared"))
+            if getattr(config, name) != needed
+        ]
+        if obstacles:
+            yield (
+                f"--learning_rate=auto: is known only for squared error with plain sgd in full batch, not for "
+                f"{', '.join(obstacles)}; give a number"
+            )
     if config.resume == "must" and not config.run_dir:
         yield "--resume=must: needs --run_dir, the folder of the run to continue"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import sys
 from collections.abc import Callable, Mapping
@@ -13,25 +14,32 @@ import numpy as np
 import tapedist.numerics  # noqa: F401  (before TensorFlow)
 import tensorflow as tf
 
-from tapedist import flags
+from tapedist import flags, rates
 from tapedist.cluster import strategies
 from tapedist.config import TrainConfig
 from tapedist.data.blocks import Source
 from tapedist.data.sources import open_source
 from tapedist.data.standardize import RawUnits, StandardUnits
-from tapedist.errors import InputError, StateError
+from tapedist.errors import DivergedError, InputError, Interrupted, StateError
 from tapedist.filesystem import write_atomic
 from tapedist.results import figures
 from tapedist.results.environment import environment, numerics_class
+from tapedist.results.least_squares import LeastSquares
+from tapedist.results.model_file import warm_start
 from tapedist.results.monitor import Monitor
 from tapedist.results.outcome import TrainResult, digest
+from tapedist.results.regression import distance
+from tapedist.results.statistics import Statistics, optimum
 from tapedist.run_folder import RunFolder
 from tapedist.signals import StopSignals
 from tapedist.training import engines, losses, optimizers
-from tapedist.training.engines import Engine, Setup
+from tapedist.training.engines import Engine, MomentsEngine, Setup
+from tapedist.training.gradients import full_gradient
 from tapedist.training.model import LinearModel, ModuleModel
+from tapedist.training.moments import Moments
 from tapedist.training.persistence import RunStore, identity
 from tapedist.training.schedule import CallLength, Schedule
+from tapedist.training.stopping import Stopping, near_optimum, small_gradient, stale_test_loss
 from tapedist.training.trainer import Trainer, TrainingState, evaluator
 
 __all__ = ["TrainResult", "train"]
@@ -117,15 +125,17 @@ class Session:
         for notice in getattr(self.source, "notices", ()):
             monitor.say(f"Notice: {notice}")
         self.dtype = tf.as_dtype(config.dtype)
+        self.rate = 0.0 if isinstance(config.learning_rate, str) else config.learning_rate
         self.units = self._choose_units(own_model=model is not None, own_loss=loss is not None)
         self.model, self.initial = self._build_model(model)
+        self._fit: LeastSquares | None = None
         self.setup = Setup(
             source=self.units.rows(self.source),
             programs={
                 "strategy": self.strategy,
                 "model": self.model,
                 "loss": loss or losses.by_name(config.loss, huber_delta=config.huber_delta),
-                "optimizer": optimizers.from_config(config),
+                "optimizer": optimizers.from_config(config, auto_rate=0.0),  # Settled before the first step.
                 "num_shards": config.virtual_shards,
                 "l2": config.l2,
                 "dtype": self.dtype,
@@ -134,7 +144,8 @@ class Session:
             cache=config.cache,
             fit_intercept=config.fit_intercept,
         )
-        self.model_name = getattr(loss, "__name__", "") + (type(self.model).__name__ if model is None else repr(model))
+        self.start_digest = getattr(self, "start_digest", "")
+        self.model_name = self.start_digest + getattr(loss, "__name__", "") + (type(self.model).__name__ if model is None else repr(model))
 
     def _choose_units(self, *, own_model: bool, own_loss: bool) -> RawUnits | StandardUnits:
         """The units that the masters are in."""
@@ -151,6 +162,11 @@ class Session:
         if build is None:
             linear = LinearModel(self.source.num_features, fit_intercept=config.fit_intercept)
             linear.penalized = self.units.penalized(linear.penalized)
+            if config.init_from:
+                start, self.start_digest = warm_start(
+                    config.init_from, feature_names=self.source.feature_names, fit_intercept=config.fit_intercept
+                )
+                return linear, self.units.from_raw(start)
             return linear, linear.initial_parameters(init=config.init, seed=config.seed)
         with self.strategy.scope():
             module = ModuleModel(build(), num_features=self.source.num_features, dtype=self.dtype)
@@ -160,6 +176,7 @@ class Session:
         """Resumes, trains, and keeps what was found."""
         config, store = self.config, self._store()
         state, progress = self._resume(store)
+        self._settle_rate(progress)
         engine = self._engine()
         engine.restore(progress)
         if state.step > config.num_epochs * engine.steps_per_epoch:
@@ -169,9 +186,8 @@ class Session:
             )
         trainer = self._trainer(engine, store)
         if self._is_done(state, engine):
-            self.monitor.say(
-                f"Finished: this run has done its {config.num_epochs} epochs; more --num_epochs continue it"
-            )
+            done = f"has done its {config.num_epochs} epochs; more --num_epochs continue it"
+            self.monitor.say(f"Finished: this run {f'stopped early: {state.stopped}' if state.stopped else done}")
             return self._told(self._result(state, engine, *self._stored_losses()))
         rows = {split: self.source.num_rows(split) for split in ("train", "test")}
         self.monitor.begin(
@@ -181,7 +197,12 @@ class Session:
             test_rows=rows["test"],
             steps_per_epoch=engine.steps_per_epoch,
         )
-        trainer.fit(state)
+        try:
+            trainer.fit(state)
+        if state.stopped:
+            self.monitor.say(f"Stopped after {state.step // engine.steps_per_epoch} epochs: {state.stopped}")
+        except DivergedError as error:
+            raise self._explained(error) from None
         if store:
             # Saved before the closing rows, so that a run that grows later has the rows of one that was longer at once.
             store.save(state, progress={}, position=self.monitor.position())
@@ -220,6 +241,42 @@ class Session:
         self.monitor.say(f"Resuming after {state.step} updates from {self.folder.root}")
         return state, progress
 
+    def _settle_rate(self, progress: dict[str, np.ndarray]) -> None:
+        """Turns `--learning_rate=auto` into a number, by a pass over the rows where no pass is stored."""
+        if self.config.learning_rate != "auto":
+            return
+        obstacle = self._moments_obstacle()
+        if obstacle:
+            raise InputError(f"--learning_rate=auto: is known only where moments are, and {obstacle}; give a number")
+        if "moments" not in progress:
+            known = engines.moments(self.setup)
+            known.restore(progress)
+            if known.moments(lambda: self.stop.signum is not None) is None:
+                raise Interrupted(self.stop.signum or 0, "stopped before the first step; nothing to save")
+            progress.update(known.progress())
+            progress.pop("round", None)
+            progress.pop("sums", None)
+        self.rate = rates.auto_rate(Moments.from_vector(progress["moments"]), self.config)
+        self.monitor.say(f"Learning rate: {self.rate:.6g} = 2 / (lambda_min + lambda_max) of these rows")
+        optimizer = optimizers.from_config(self.config, auto_rate=self.rate)
+        self.setup = dataclasses.replace(self.setup, programs={**self.setup.programs, "optimizer": optimizer})
+
+    def _explained(self, error: DivergedError) -> DivergedError:
+        """`error` with the bound that the learning rate broke, where the loss has one."""
+        linear = isinstance(self.model, LinearModel) and self.setup.programs["loss"] is losses.squared
+        if not linear or self.source.num_rows("train") == 0:
+            return error
+        moments = None if self._moments_obstacle() else engines.moments(self.setup).moments()
+        return rates.explained(error, self.config, moments=moments, source=self.setup.source, rate=self.rate)
+
+    def _moments_obstacle(self) -> str:
+        return engines.moments_apply(
+            self.config,
+            num_features=self.source.num_features,
+            is_linear=isinstance(self.model, LinearModel),
+            own_loss=self.setup.programs["loss"] is not losses.squared,
+        )
+
     def _engine(self) -> Engine:
         config = self.config
         if config.mode == "full_batch":
@@ -239,12 +296,7 @@ class Session:
         config = self.config
         if config.full_batch_engine == "stream":
             return engines.full_batch(self.setup, split="train", passes=config.num_epochs + 1)
-        obstacle = engines.moments_apply(
-            config,
-            num_features=self.source.num_features,
-            is_linear=isinstance(self.model, LinearModel),
-            own_loss=self.setup.programs["loss"] is not losses.squared,
-        )
+        obstacle = self._moments_obstacle()
         if not obstacle:
             return engines.moments(self.setup)
         if config.full_batch_engine == "moments":
@@ -260,6 +312,8 @@ class Session:
                 store.save(state, progress=progress, position=self.monitor.position())
 
         has_test = self.source.num_rows("test") > 0
+        evaluate = evaluator(engines.full_batch(self.setup, split="test")) if has_test else None
+        stopping = self._stopping(engine, evaluate)
         return Trainer(
             engine=engine,
             schedule=Schedule(
@@ -286,11 +340,71 @@ class Session:
             stop=self.stop,
         )
 
+    def _stopping(self, engine: Engine, evaluate: Callable[[np.ndarray], tuple[float, float]] | None) -> Stopping:
+        """The rules that the config asks for."""
+        config, rules = self.config, []
+        if config.stop_at_se:
+            fit = self._optimum(engine)
+            if fit is None or fit.problem:
+                raise InputError(
+                    f"--stop_at_se={config.stop_at_se}: needs a linear model with one optimum"
+                    f"{f', but {fit.problem}' if fit else ''}; use --early_stop_gradient_norm"
+                )
+
+            def standard_errors(vector: np.ndarray) -> float | None:
+                weights, bias = self._split(self.units.to_raw(vector[: self.model.num_parameters]))
+                return distance(fit, weights, bias).max_standard_errors
+
+            rules.append(near_optimum(standard_errors, config.stop_at_se))
+        if config.early_stop_gradient_norm:
+            rules.append(small_gradient(full_gradient(self.setup, engine), config.early_stop_gradient_norm))
+        if config.early_stop_patience:
+            if evaluate is None:
+                raise InputError(f"--early_stop_patience={config.early_stop_patience}: there is no test row to judge by")
+            rules.append(stale_test_loss(evaluate, config.early_stop_patience))
+        return Stopping(config.early_stop_every_epochs if rules else 0, tuple(rules))
+
+    def _split(self, parameters: np.ndarray) -> tuple[np.ndarray, float]:
+        """Weights and bias of a linear model's parameters."""
+        d = self.source.num_features
+        return parameters[:d], float(parameters[d]) if self.config.fit_intercept else 0.0
+
+    def _optimum(self, engine: Engine) -> LeastSquares | None:
+        """The least-squares optimum, computed once; None where it has no meaning or costs too much."""
+        if self._fit is None and self._describes_squares():
+            moments = engine.moments() if isinstance(engine, MomentsEngine) and self._rows_are_exact() else None
+            must = self.config.statistics == "true" or self.config.stop_at_se > 0
+            self._fit = optimum(
+                self.source, fit_intercept=self.config.fit_intercept, moments=moments, whatever_it_costs=must
+            )
+            if self._fit is None:
+                self.monitor.say("Statistics: left out, because they take another long look; --statistics=true asks for them")
+        return self._fit
+
+    def _describes_squares(self) -> bool:
+        squares = self.setup.programs["loss"] is losses.squared
+        return isinstance(self.model, LinearModel) and squares and self.config.statistics != "false"
+
+    def _rows_are_exact(self) -> bool:
+        """Whether training sees the rows' own numbers: neither shifted, nor rounded on the way."""
+        return isinstance(self.units, RawUnits) and (self.config.dtype == "float64" or not self.config.from_table)
+
+    def _statistics(self, parameters: np.ndarray, engine: Engine) -> Statistics | None:
+        try:
+            fit = self._optimum(engine)
+        except InputError as error:
+            self.monitor.say(f"Statistics: none, because {error}")
+            return None
+        if fit is None:
+            return None
+        return Statistics.of(fit, *self._split(parameters), truth=getattr(self.source, "truth", None))
+
     def _is_done(self, state: TrainingState, engine: Engine) -> bool:
         """Whether the folder holds this run, finished; forgets the mark if there is more to do."""
         if not (self.folder and self.folder.done.exists()):
             return False
-        if state.step == self.config.num_epochs * engine.steps_per_epoch:
+        state.stopped = json.loads(self.folder.done.read_text())["stopped"]
+        if state.stopped or state.step == self.config.num_epochs * engine.steps_per_epoch:
             return True
         self.folder.done.unlink()
         return False
@@ -319,6 +433,12 @@ class Session:
             steps=state.step,
             digest=digest(parameters),
             truth=getattr(self.source, "truth", None),
+            feature_names=self.source.feature_names,
+            target_name=self.source.target_name,
+            fit_intercept=self.config.fit_intercept,
+            loss=self.setup.programs["loss"].__name__,
+            statistics=self._statistics(parameters, engine),
+            stopped=state.stopped,
             run_dir=self.folder.root if self.folder else None,
             model=None if linear else self.model.module,
         )
@@ -327,10 +447,9 @@ class Session:
         """Writes the run folder's files; the mark of success comes last."""
         folder = self.folder
         if folder:
-            names = {"feature_names": self.source.feature_names, "target_name": self.source.target_name}
             write_atomic(folder.environment, _json(self._environment()))
             write_atomic(folder.flags, flags.config_to_flagfile(self.config))
-            write_atomic(folder.model, _json(result.as_model_json(**names)))
+            write_atomic(folder.model, _json(result.as_model_json()))
             if self.config.plots:
                 figures.draw(folder.plots, result, source=self.source, path=self._raw_path(state))
             write_atomic(folder.done, _json(result.summary()))

@@ -32,6 +32,7 @@ FLOORS = {
     "results": 6,
     "run_lock": 3,
     "run_folder": 4,
+    "rates": 6,
     "run": 7,
     "cli": 8,
     "": 9,  # tapedist/__init__.py and __main__.py

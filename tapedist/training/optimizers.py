@@ -66,9 +66,15 @@ def adam(learning_rate: float, beta_1: float, beta_2: float, epsilon: float) -> 
     return Optimizer(2, update)
 
 
-def from_config(config: TrainConfig) -> Optimizer:
-    """The rule that `--optimizer` names."""
-    rate = config.learning_rate
+def from_config(config: TrainConfig, *, auto_rate: float | None = None) -> Optimizer:
+    """The rule that `--optimizer` names.
+
+    Args:
+        config: the run's settings.
+        auto_rate: what `--learning_rate=auto` stands for.
+    """
+    rate = auto_rate if isinstance(config.learning_rate, str) else config.learning_rate
+    assert rate is not None, "--learning_rate=auto must be settled before"
     if config.optimizer == "sgd":
         return sgd(rate)
     if config.optimizer == "adam":

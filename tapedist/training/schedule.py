@@ -20,6 +20,7 @@ class Schedule:
         log_every_epochs: a training row every so many epochs.
         eval_every_epochs: a test row every so many epochs; 0 for none before the end.
         checkpoint_every_steps: a save every so many updates; 0 for none by count.
+        check_every_epochs: a look at the rules that stop early every so many epochs; 0 for none.
     """
 
     num_epochs: int
@@ -27,6 +28,7 @@ class Schedule:
     log_every_epochs: int
     eval_every_epochs: int
     checkpoint_every_steps: int
+    check_every_epochs: int = 0
 
     @property
     def num_steps(self) -> int:
@@ -41,6 +43,11 @@ class Schedule:
         every = self.eval_every_epochs * self.steps_per_epoch
         return bool(every) and step % every == 0 and step < self.num_steps
 
+    def checks(self, step: int) -> bool:
+        """Whether the rules that stop early are asked at `step`."""
+        every = self.check_every_epochs * self.steps_per_epoch
+        return bool(every) and step % every == 0
+
     def saves(self, step: int) -> bool:
         """Whether a save belongs at `step`."""
         return bool(self.checkpoint_every_steps) and step % self.checkpoint_every_steps == 0
@@ -48,7 +55,8 @@ class Schedule:
     def steps_to_milestone(self, step: int) -> int:
         """Updates from `step` to the next point where the outer loop has something to do."""
         stops = [self.num_steps]
-        for every in (self.eval_every_epochs * self.steps_per_epoch, self.checkpoint_every_steps):
+        by_epochs = (every * self.steps_per_epoch for every in (self.eval_every_epochs, self.check_every_epochs))
+        for every in (*by_epochs, self.checkpoint_every_steps):
             if every:
                 stops.append((step // every + 1) * every)
         return min(stops) - step

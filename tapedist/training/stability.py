@@ -8,6 +8,7 @@ Legend: `d` features, `P` parameters (`d`, and one more with an intercept), in t
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -101,3 +102,44 @@ def _root(sum_weights: float, means: np.ndarray, centred: np.ndarray, fit_interc
     bias = np.zeros((len(weights), 1))
     bias[count] = 1.0
     return np.concatenate([weights, bias], axis=1)
+
+
+def power_iteration(
+    blocks: Callable[[], Iterable[tuple[np.ndarray, ...]]],
+    *,
+    num_features: int,
+    fit_intercept: bool = True,
+    l2: float = 0.0,
+    iterations: int = 20,
+) -> float:
+    """`lambda_max` of the Hessian for features too many for its matrix, from passes over the rows.
+
+    Golub and Van Loan, "Matrix Computations", 4th ed., 7.3.1, from the vector of ones. The result is a Rayleigh
+    quotient, so it never exceeds the true value.
+
+    Args:
+        blocks: each call is one pass of `(x [k, d], y [k][, w [k]])`.
+        num_features: `d`.
+        fit_intercept: whether there is a bias.
+        l2: of the penalty, which leaves the bias alone.
+        iterations: passes.
+    """
+    vector = np.ones(num_features + fit_intercept)
+    largest = 0.0
+    for _ in range(iterations):
+        vector /= np.linalg.norm(vector)
+        image, total = np.zeros_like(vector), 0.0
+        for x, _, *rest in blocks():
+            weights = rest[0] if rest else np.ones(len(x))
+            along = weights * (x @ vector[:num_features] + (vector[-1] if fit_intercept else 0.0))
+            image[:num_features] += along @ x
+            if fit_intercept:
+                image[-1] += along.sum()
+            total += weights.sum()
+        image *= 2 / total
+        image[:num_features] += 2 * l2 * vector[:num_features]
+        largest = float(vector @ image)
+        if not image.any():
+            return 0.0
+        vector = image
+    return largest

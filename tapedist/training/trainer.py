@@ -19,6 +19,7 @@ from tapedist.training.epochs import full_batch_losses, mini_batch_losses
 from tapedist.training.observer import Observer, Row
 from tapedist.training.schedule import CallLength, Schedule
 from tapedist.training.steps import CallResult
+from tapedist.training.stopping import StopMemory, Stopping
 
 DIVERGENCE_FACTOR = 1e6
 _MAX_PATH_POINTS = 2048
@@ -41,6 +42,8 @@ class TrainingState:
         epoch_sums: float64 `[3]`: `(sum w*loss, sum w, penalty at the first batch)` of the epoch under way.
         path: `(epoch, parameters)` at logged epochs, thinned to at most a few thousand; empty if `P` is large.
         path_stride: only epochs that it divides stay in `path`.
+        memory: what the rules that stop early remember.
+        stopped: why one of them stopped the run; empty if none did. Not stored: asked again, they say it again.
     """
 
     vector: np.ndarray
@@ -49,6 +52,8 @@ class TrainingState:
     epoch_sums: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(3))
     path: list[tuple[int, np.ndarray]] = dataclasses.field(default_factory=list)
     path_stride: int = 1
+    memory: StopMemory = dataclasses.field(default_factory=StopMemory)
+    stopped: str = ""
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Plain arrays, readable with NumPy alone."""
@@ -62,6 +67,7 @@ class TrainingState:
             "path_epochs": epochs,
             "path": values,
             "path_stride": np.int64(self.path_stride),
+            "stop_memory": self.memory.to_array(),
         }
 
     @classmethod
@@ -73,6 +79,7 @@ class TrainingState:
             epoch_sums=arrays["epoch_sums"],
             path=list(zip(arrays["path_epochs"].tolist(), arrays["path"], strict=True)),
             path_stride=int(arrays["path_stride"]),
+            memory=StopMemory.from_array(arrays["stop_memory"]),
         )
 
     def add_to_path(self, epoch: int, parameters: np.ndarray) -> None:
@@ -96,6 +103,7 @@ class Trainer:
         call_length: how many steps a call takes.
         train_rows: rows visited per epoch, for rates.
         stop: asked between calls.
+        stopping: rules that end the run early.
         clock: monotonic seconds.
         wall_clock: seconds since 1970.
     """
@@ -112,6 +120,7 @@ class Trainer:
         call_length: CallLength,
         train_rows: int,
         stop: StopRequest,
+        stopping: Stopping = Stopping(),  # noqa: B008  (it is frozen)
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ):
@@ -124,12 +133,13 @@ class Trainer:
         self._call_length = call_length
         self._train_rows = train_rows
         self._stop = stop
+        self._stopping = stopping
         self._clock = clock
         self._wall_clock = wall_clock
         self._rate = 0.0
 
     def fit(self, state: TrainingState) -> None:
-        """Runs to the last epoch; `state` is always that of whole steps.
+        """Runs to the last epoch, or until a rule stops it; `state` is always that of whole steps.
 
         Raises:
             DivergedError: if the loss or an update is not finite, or the loss passes a million times the first. The
@@ -142,6 +152,10 @@ class Trainer:
                 self._leave(state)
             if schedule.evaluates(state.step):
                 self._record_test(state)
+            if schedule.checks(state.step):
+                state.stopped = self._stopping.reason(state.vector, state.step, state.memory)
+                if state.stopped:
+                    return
             wanted = min(self._call_length.steps(), schedule.steps_to_milestone(state.step))
             if math.isnan(state.first_loss):
                 wanted = 1  # The first loss is the measure of divergence for all others.
@@ -187,10 +201,10 @@ class Trainer:
         seconds = self._clock() - start
         self._call_length.observe(len(result.records), seconds)
         self._rate = self._train_rows / self._engine.steps_per_epoch * len(result.records) / max(seconds, 1e-9)
-        self._take(state, result)
+        self._take(state, result, limit)
         return True
 
-    def _take(self, state: TrainingState, result: CallResult) -> None:
+    def _take(self, state: TrainingState, result: CallResult, limit: float) -> None:
         """Books a call's records and moves the state."""
         losses = result.records[:, 0] / result.records[:, 1]
         if math.isnan(state.first_loss) and math.isfinite(losses[0]):
@@ -199,7 +213,7 @@ class Trainer:
         state.vector = result.state
         state.step += result.applied
         if result.applied < len(result.records):
-            raise _diverged(state.step, losses)
+            raise _diverged(state.step, losses, limit=limit)
         self._observer.advance(
             epoch=state.step // self._engine.steps_per_epoch,
             step=state.step,
@@ -243,21 +257,23 @@ class Trainer:
         raise Interrupted(signum, f"stopped by signal {signum} after {state.step} updates")
 
 
-def _diverged(step: int, losses: np.ndarray) -> DivergedError:
+def _diverged(step: int, losses: np.ndarray, *, limit: float) -> DivergedError:
     """The error for a call whose last step failed.
 
     Args:
         step: updates applied.
         losses: the call's losses, the failed step's last.
+        limit: what the loss must not pass.
     """
-    finite = losses[:-1][np.isfinite(losses[:-1])]
-    before = f"; the last good loss was {finite[-1]:.6g}" if len(finite) else ""
-    what = (
-        f"the loss is {losses[-1]:.6g}"
-        if len(losses) > 1 or not np.isfinite(losses[-1])
-        else "its update is not finite"
-    )
-    return DivergedError(f"diverged after {step} updates: {what}{before}")
+    last, before = float(losses[-1]), losses[:-1][np.isfinite(losses[:-1])]
+    if not math.isfinite(last):
+        what = f"the loss is {last}"
+    elif last > limit:
+        what = f"the loss reached {last:.6g}, a million times the first"
+    else:
+        what = f"the next parameters would not be finite (the loss is {last:.6g})"
+    known = f"; the last good loss was {before[-1]:.6g}" if len(before) else ""
+    return DivergedError(f"diverged after {step} updates: {what}{known}")
 
 
 def evaluator(engine: Engine) -> Callable[[np.ndarray], tuple[float, float]]:

@@ -1,0 +1,86 @@
+"""Learning rates from the rows: what `--learning_rate=auto` stands for, and what to say when a run diverged."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+
+import tapedist.numerics  # noqa: F401  (before TensorFlow)
+import tensorflow as tf
+
+from tapedist.config import TrainConfig
+from tapedist.data.blocks import BlockPlan, Source
+from tapedist.errors import DivergedError, InputError
+from tapedist.training.moments import Moments
+from tapedist.training.stability import Curvature, curvature, power_iteration
+
+# Eigenvalues come from a LAPACK library whose last bits depend on its threads; the rate must not.
+_RATE_DIGITS = 9
+_MOST_POWER_ROWS = 100_000
+
+
+def auto_rate(moments: Moments, config: TrainConfig) -> float:
+    """The rate at which plain gradient descent converges fastest, to nine digits.
+
+    Raises:
+        InputError: if the loss does not depend on any parameter.
+    """
+    rate = _curvature(moments, config).auto_rate
+    if rate is None:
+        raise InputError("--learning_rate=auto: the loss is flat in every direction; give a number")
+    return float(f"{rate:.{_RATE_DIGITS - 1}e}")
+
+
+def explained(
+    error: DivergedError, config: TrainConfig, *, moments: Moments | None, source: Source, rate: float
+) -> DivergedError:
+    """`error` with the stable bound of the learning rate, and the advice that follows.
+
+    Args:
+        error: what the trainer raised.
+        config: the run's settings.
+        moments: of the rows that were trained on, where they are known.
+        source: these rows; asked for a sample where there are too many features for moments.
+        rate: the learning rate in use.
+    """
+    if moments is not None:
+        found = _curvature(moments, config)
+    else:
+        largest = _sampled_lambda_max(source, config)
+        found = Curvature(largest, 0.0, 0.0)
+    bound = found.stable_bound(config.optimizer, config.momentum)
+    if bound is None:
+        return DivergedError(f"{error}; lower --learning_rate={rate:g}")
+    formula = {"sgd": "2 / lambda_max", "momentum": "2 (1 + momentum) / lambda_max"}.get(
+        config.optimizer, "2 (1 + momentum) / ((1 + 2 momentum) lambda_max)"
+    )
+    advice = (
+        f"use one below it, or --learning_rate=auto ({found.auto_rate:.6g})"
+        if moments is not None and config.optimizer == "sgd" and config.mode == "full_batch" and found.auto_rate
+        else "use one well below it"
+    )
+    if rate < bound:
+        advice = "the bound is that of full batch: mini-batches need less; lower the rate"
+    return DivergedError(
+        f"{error}; --learning_rate={rate:g} against the stable bound {bound:.6g} = {formula} of this data "
+        f"(lambda_max = {found.lambda_max:.6g}): {advice}"
+    )
+
+
+def _curvature(moments: Moments, config: TrainConfig) -> Curvature:
+    return curvature(**dataclasses.asdict(moments), fit_intercept=config.fit_intercept, l2=config.l2)
+
+
+def _sampled_lambda_max(source: Source, config: TrainConfig) -> float:
+    rows = min(source.num_rows("train"), _MOST_POWER_ROWS)
+    plan = BlockPlan(rows, source.num_features, 8, 1)
+
+    def blocks() -> Iterator[tuple[np.ndarray, ...]]:
+        for block in range(plan.num_blocks):
+            numbers = plan.block_row_range(block)
+            taken = source.take("train", tf.range(numbers.start, numbers.stop, dtype=tf.int64))
+            yield tuple(column.numpy().astype(np.float64) for column in taken)
+
+    return power_iteration(blocks, num_features=source.num_features, fit_intercept=config.fit_intercept, l2=config.l2)

@@ -24,22 +24,18 @@ from tapedist.errors import DivergedError, InputError, Interrupted, StateError
 from tapedist.filesystem import write_atomic
 from tapedist.results import figures
 from tapedist.results.environment import environment, numerics_class
-from tapedist.results.least_squares import LeastSquares
 from tapedist.results.model_file import warm_start
 from tapedist.results.monitor import Monitor
 from tapedist.results.outcome import TrainResult, digest
-from tapedist.results.regression import distance
-from tapedist.results.statistics import Statistics, optimum
 from tapedist.run_folder import RunFolder
+from tapedist.run_optimum import RunOptimum, stopping_rules
 from tapedist.signals import StopSignals
 from tapedist.training import engines, losses, optimizers
-from tapedist.training.engines import Engine, MomentsEngine, Setup
-from tapedist.training.gradients import full_gradient
+from tapedist.training.engines import Engine, Setup
 from tapedist.training.model import LinearModel, ModuleModel
 from tapedist.training.moments import Moments
 from tapedist.training.persistence import RunStore, identity
 from tapedist.training.schedule import CallLength, Schedule
-from tapedist.training.stopping import Stopping, near_optimum, small_gradient, stale_test_loss
 from tapedist.training.trainer import Trainer, TrainingState, evaluator
 
 __all__ = ["TrainResult", "train"]
@@ -127,8 +123,8 @@ class Session:
         self.dtype = tf.as_dtype(config.dtype)
         self.rate = 0.0 if isinstance(config.learning_rate, str) else config.learning_rate
         self.units = self._choose_units(own_model=model is not None, own_loss=loss is not None)
+        self.start = ""  # The digest of the run that this one starts from.
         self.model, self.initial = self._build_model(model)
-        self._fit: LeastSquares | None = None
         self.setup = Setup(
             source=self.units.rows(self.source),
             programs={
@@ -144,8 +140,12 @@ class Session:
             cache=config.cache,
             fit_intercept=config.fit_intercept,
         )
-        self.start_digest = getattr(self, "start_digest", "")
-        self.model_name = self.start_digest + getattr(loss, "__name__", "") + (type(self.model).__name__ if model is None else repr(model))
+        self.optimum = RunOptimum(
+            config, self.source, is_linear=model is None, own_loss=loss is not None, units=self.units, say=monitor.say
+        )
+        self.model_name = (
+            self.start + getattr(loss, "__name__", "") + (type(self.model).__name__ if model is None else repr(model))
+        )
 
     def _choose_units(self, *, own_model: bool, own_loss: bool) -> RawUnits | StandardUnits:
         """The units that the masters are in."""
@@ -163,7 +163,7 @@ class Session:
             linear = LinearModel(self.source.num_features, fit_intercept=config.fit_intercept)
             linear.penalized = self.units.penalized(linear.penalized)
             if config.init_from:
-                start, self.start_digest = warm_start(
+                start, self.start = warm_start(
                     config.init_from, feature_names=self.source.feature_names, fit_intercept=config.fit_intercept
                 )
                 return linear, self.units.from_raw(start)
@@ -199,13 +199,13 @@ class Session:
         )
         try:
             trainer.fit(state)
-        if state.stopped:
-            self.monitor.say(f"Stopped after {state.step // engine.steps_per_epoch} epochs: {state.stopped}")
         except DivergedError as error:
             raise self._explained(error) from None
+        if state.stopped:
+            self.monitor.say(f"Stopped after {state.step // engine.steps_per_epoch} epochs: {state.stopped}")
         if store:
             # Saved before the closing rows, so that a run that grows later has the rows of one that was longer at once.
-            store.save(state, progress={}, position=self.monitor.position())
+            store.save(state, progress=engine.progress(), position=self.monitor.position())
         result = self._result(state, engine, *trainer.close(state))
         return self._told(self._kept(result, state))
 
@@ -311,9 +311,8 @@ class Session:
             if store:
                 store.save(state, progress=progress, position=self.monitor.position())
 
-        has_test = self.source.num_rows("test") > 0
-        evaluate = evaluator(engines.full_batch(self.setup, split="test")) if has_test else None
-        stopping = self._stopping(engine, evaluate)
+        evaluate = self._test_evaluator()
+        stopping = stopping_rules(config, self.setup, engine, self.optimum, evaluate=evaluate)
         return Trainer(
             engine=engine,
             schedule=Schedule(
@@ -322,17 +321,11 @@ class Session:
                 log_every_epochs=config.log_every_epochs,
                 eval_every_epochs=config.eval_every_epochs,
                 checkpoint_every_steps=config.checkpoint_every_steps,
+                check_every_epochs=stopping.every_epochs,
             ),
             observer=self.monitor,
-            evaluate=evaluator(
-                engines.full_batch(
-                    self.setup,
-                    split="test",
-                    passes=1 + (config.num_epochs // config.eval_every_epochs if config.eval_every_epochs else 0),
-                )
-            )
-            if has_test
-            else None,
+            evaluate=evaluate,
+            stopping=stopping,
             save=save,
             save_every_secs=config.checkpoint_every_secs,
             call_length=CallLength(config.steps_per_call),
@@ -340,64 +333,16 @@ class Session:
             stop=self.stop,
         )
 
-    def _stopping(self, engine: Engine, evaluate: Callable[[np.ndarray], tuple[float, float]] | None) -> Stopping:
-        """The rules that the config asks for."""
-        config, rules = self.config, []
-        if config.stop_at_se:
-            fit = self._optimum(engine)
-            if fit is None or fit.problem:
-                raise InputError(
-                    f"--stop_at_se={config.stop_at_se}: needs a linear model with one optimum"
-                    f"{f', but {fit.problem}' if fit else ''}; use --early_stop_gradient_norm"
-                )
-
-            def standard_errors(vector: np.ndarray) -> float | None:
-                weights, bias = self._split(self.units.to_raw(vector[: self.model.num_parameters]))
-                return distance(fit, weights, bias).max_standard_errors
-
-            rules.append(near_optimum(standard_errors, config.stop_at_se))
-        if config.early_stop_gradient_norm:
-            rules.append(small_gradient(full_gradient(self.setup, engine), config.early_stop_gradient_norm))
+    def _test_evaluator(self) -> Callable[[np.ndarray], tuple[float, float]] | None:
+        """The loss of a state on the test split; None without test rows."""
+        config, passes = self.config, 1
+        if not self.source.num_rows("test"):
+            return None
+        if config.eval_every_epochs:
+            passes += config.num_epochs // config.eval_every_epochs
         if config.early_stop_patience:
-            if evaluate is None:
-                raise InputError(f"--early_stop_patience={config.early_stop_patience}: there is no test row to judge by")
-            rules.append(stale_test_loss(evaluate, config.early_stop_patience))
-        return Stopping(config.early_stop_every_epochs if rules else 0, tuple(rules))
-
-    def _split(self, parameters: np.ndarray) -> tuple[np.ndarray, float]:
-        """Weights and bias of a linear model's parameters."""
-        d = self.source.num_features
-        return parameters[:d], float(parameters[d]) if self.config.fit_intercept else 0.0
-
-    def _optimum(self, engine: Engine) -> LeastSquares | None:
-        """The least-squares optimum, computed once; None where it has no meaning or costs too much."""
-        if self._fit is None and self._describes_squares():
-            moments = engine.moments() if isinstance(engine, MomentsEngine) and self._rows_are_exact() else None
-            must = self.config.statistics == "true" or self.config.stop_at_se > 0
-            self._fit = optimum(
-                self.source, fit_intercept=self.config.fit_intercept, moments=moments, whatever_it_costs=must
-            )
-            if self._fit is None:
-                self.monitor.say("Statistics: left out, because they take another long look; --statistics=true asks for them")
-        return self._fit
-
-    def _describes_squares(self) -> bool:
-        squares = self.setup.programs["loss"] is losses.squared
-        return isinstance(self.model, LinearModel) and squares and self.config.statistics != "false"
-
-    def _rows_are_exact(self) -> bool:
-        """Whether training sees the rows' own numbers: neither shifted, nor rounded on the way."""
-        return isinstance(self.units, RawUnits) and (self.config.dtype == "float64" or not self.config.from_table)
-
-    def _statistics(self, parameters: np.ndarray, engine: Engine) -> Statistics | None:
-        try:
-            fit = self._optimum(engine)
-        except InputError as error:
-            self.monitor.say(f"Statistics: none, because {error}")
-            return None
-        if fit is None:
-            return None
-        return Statistics.of(fit, *self._split(parameters), truth=getattr(self.source, "truth", None))
+            passes += config.num_epochs // config.early_stop_every_epochs
+        return evaluator(engines.full_batch(self.setup, split="test", passes=passes))
 
     def _is_done(self, state: TrainingState, engine: Engine) -> bool:
         """Whether the folder holds this run, finished; forgets the mark if there is more to do."""
@@ -437,7 +382,7 @@ class Session:
             target_name=self.source.target_name,
             fit_intercept=self.config.fit_intercept,
             loss=self.setup.programs["loss"].__name__,
-            statistics=self._statistics(parameters, engine),
+            statistics=self.optimum.statistics(parameters, engine) if linear else None,
             stopped=state.stopped,
             run_dir=self.folder.root if self.folder else None,
             model=None if linear else self.model.module,

@@ -144,6 +144,17 @@ class TrainConfig:
         0, "Split the CPU into this many logical devices; 0 leaves it whole.", changes_answer=False
     )
     tpu: str = option("local", "TPU address for --strategy=tpu.", changes_answer=False)
+    workers: tuple[str, ...] = option(
+        (), "Addresses of all processes, host:port each, in rank order; TF_CONFIG and SLURM come first.",
+        changes_answer=False,
+    )  # fmt: skip
+    worker_index: int = option(-1, "This process's place in --workers; -1 where it has none.", changes_answer=False)
+    cluster_timeout_secs: float = option(
+        300.0, "How long to wait for all workers at the start, in seconds.", changes_answer=False
+    )
+    peer_timeout_secs: float = option(
+        60.0, "How long to wait for a silent worker before giving it up, in seconds.", changes_answer=False
+    )
     cache: str = option(
         "auto", "Keep the training rows in device memory, or stream them.", choices=CACHES, changes_answer=False
     )
@@ -296,6 +307,9 @@ _RANGES: dict[str, tuple[Any, str]] = {
     "early_stop_every_epochs": (lambda v: 1 <= v <= _INT64_MAX, "must be at least 1"),
     "virtual_shards": (lambda v: 1 <= v <= 4096, "must be from 1 to 4096"),
     "num_virtual_devices": (lambda v: 0 <= v <= 256, "must be from 0 to 256"),
+    "worker_index": (lambda v: v >= -1, "must be -1 (none) or more"),
+    "cluster_timeout_secs": (lambda v: 0 < v < math.inf, "must be finite and above 0"),
+    "peer_timeout_secs": (lambda v: 1 <= v < math.inf, "must be finite and at least 1"),
     "steps_per_call": (lambda v: 0 <= v <= 2**31, "must be from 0 (automatic) to 2**31"),
     "checkpoint_every_secs": (lambda v: 0 <= v < math.inf, "must be finite and not negative"),
     "checkpoint_every_steps": (lambda v: 0 <= v <= _INT64_MAX, "must not be negative"),

@@ -33,6 +33,7 @@ FLOORS = {
     "run_lock": 3,
     "run_folder": 4,
     "rates": 6,
+    "run_optimum": 6.5,
     "run": 7,
     "cli": 8,
     "": 9,  # tapedist/__init__.py and __main__.py

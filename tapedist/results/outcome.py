@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from tapedist.results.prediction import predict_rows
+from tapedist.results.statistics import Statistics
 from tapedist.training.observer import Row
 
 
@@ -33,6 +35,12 @@ class TrainResult:
         steps: updates done.
         digest: see `digest`.
         truth: `(weights, bias)` that made synthetic rows; else None.
+        feature_names: `d` names.
+        target_name: what is predicted.
+        fit_intercept: whether a linear model has a bias.
+        loss: name of the per-example loss.
+        statistics: the optimum and the distance to it; None where it is unknown or the model is not linear.
+        stopped: why training stopped before its last epoch; empty if it did not.
         run_dir: the run's folder, or None.
         model: the trained `tf.Module`, if one was given.
     """
@@ -47,19 +55,38 @@ class TrainResult:
     steps: int
     digest: str
     truth: tuple[tuple[float, ...], float] | None
+    feature_names: tuple[str, ...]
+    target_name: str
+    fit_intercept: bool
+    loss: str
+    statistics: Statistics | None
+    stopped: str
     run_dir: Path | None
     model: Any = None
 
-    def as_model_json(self, *, feature_names: Sequence[str], target_name: str) -> dict[str, Any]:
+    def predict(self, x: Any) -> np.ndarray:
+        """Predictions `[k]` for rows `[k, d]` in raw units; those of a linear model equal `tapedist predict`'s bits.
+
+        Raises:
+            InputError: if `x` has another shape.
+        """
+        if self.model is not None:
+            return np.asarray(self.model(np.asarray(x)))
+        return predict_rows(x, self.weights, self.bias)
+
+    def as_model_json(self) -> dict[str, Any]:
         """The content of `model.json`."""
         return {
             "weights": self.weights.tolist(),
             "bias": self.bias,
             "parameters": self.parameters.tolist(),
             "digest": self.digest,
-            "feature_names": list(feature_names),
-            "target_name": target_name,
+            "feature_names": list(self.feature_names),
+            "target_name": self.target_name,
+            "fit_intercept": self.fit_intercept,
+            "loss": self.loss,
             **self.summary(),
+            "statistics": self.statistics.as_json() if self.statistics else None,
         }
 
     def summary(self) -> dict[str, Any]:
@@ -70,6 +97,7 @@ class TrainResult:
             "train_loss": _finite(self.train_loss),
             "test_loss": _finite(self.test_loss),
             "digest": self.digest,
+            "stopped": self.stopped,
         }
 
     def lines(self) -> list[str]:
@@ -85,6 +113,8 @@ class TrainResult:
                 f"True W: {_numbers(weights)}, true B: {bias:.6g}; largest error "
                 f"{max(np.abs(self.weights - weights).max(), abs(self.bias - bias)):.3g}"
             )
+        if self.statistics:
+            lines += self.statistics.lines()
         lines.append(f"Digest: {self.digest}")
         return lines
 

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from tapedist.errors import DivergedError, Interrupted
+from tapedist.training.consensus import Alone, Consensus, Turn
 from tapedist.training.engines import Engine
 from tapedist.training.epochs import full_batch_losses, mini_batch_losses
 from tapedist.training.observer import Observer, Row
@@ -104,6 +105,7 @@ class Trainer:
         train_rows: rows visited per epoch, for rates.
         stop: asked between calls.
         stopping: rules that end the run early.
+        consensus: what all processes of the run agree on.
         clock: monotonic seconds.
         wall_clock: seconds since 1970.
     """
@@ -121,6 +123,7 @@ class Trainer:
         train_rows: int,
         stop: StopRequest,
         stopping: Stopping = Stopping(),  # noqa: B008  (it is frozen)
+        consensus: Consensus = Alone(),  # noqa: B008  (it holds nothing)
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ):
@@ -134,9 +137,11 @@ class Trainer:
         self._train_rows = train_rows
         self._stop = stop
         self._stopping = stopping
+        self._consensus = consensus
         self._clock = clock
         self._wall_clock = wall_clock
         self._rate = 0.0
+        self._last_save = clock()
 
     def fit(self, state: TrainingState) -> None:
         """Runs to the last epoch, or until a rule stops it; `state` is always that of whole steps.
@@ -146,25 +151,26 @@ class Trainer:
                 update is not applied.
             Interrupted: if a stop was asked for; the state has been saved.
         """
-        schedule, last_save = self._schedule, self._clock()
+        schedule, saved_step = self._schedule, state.step
+        self._last_save = self._clock()
         while state.step < schedule.num_steps:
-            if self._stop.signum is not None:
-                self._leave(state)
+            turn = self._consensus.turn(Turn(self._stop.signum or 0, self._call_length.steps(), self._save_is_due()))
+            if turn.stop:
+                self._leave(state, turn.stop)
+            if turn.save or (schedule.saves(state.step) and state.step != saved_step):
+                self._save(state, self._engine.progress())
+                self._last_save, saved_step = self._clock(), state.step
             if schedule.evaluates(state.step):
                 self._record_test(state)
             if schedule.checks(state.step):
-                state.stopped = self._stopping.reason(state.vector, state.step, state.memory)
+                reason = self._stopping.reason(state.vector, state.step, state.memory)
+                state.stopped = self._consensus.chiefs(reason)
                 if state.stopped:
                     return
-            wanted = min(self._call_length.steps(), schedule.steps_to_milestone(state.step))
+            wanted = min(turn.steps, schedule.steps_to_milestone(state.step))
             if math.isnan(state.first_loss):
                 wanted = 1  # The first loss is the measure of divergence for all others.
-            if not self._advance(state, wanted):
-                continue  # Interrupted inside a long step.
-            due = self._save_every_secs and self._clock() - last_save >= self._save_every_secs
-            if (due or schedule.saves(state.step)) and state.step < schedule.num_steps:
-                self._save(state, self._engine.progress())
-                last_save = self._clock()
+            self._advance(state, wanted)
 
     def close(self, state: TrainingState) -> tuple[float | None, float | None]:
         """Measures the final parameters: `(train loss, test loss)`, and records them.
@@ -174,8 +180,9 @@ class Trainer:
         Raises:
             Interrupted: if a stop was asked for; the state has been saved.
         """
-        if self._stop.signum is not None:
-            self._leave(state)
+        turn = self._consensus.turn(Turn(self._stop.signum or 0, 0, False))
+        if turn.stop:
+            self._leave(state, turn.stop)
         epoch = state.step // self._engine.steps_per_epoch
         train_loss = None
         if self._engine.name != "mini_batch":
@@ -185,8 +192,11 @@ class Trainer:
             train_loss = float(state.epoch_sums[0] / state.epoch_sums[1])
         return train_loss, self._record_test(state)
 
-    def _advance(self, state: TrainingState, num_steps: int) -> bool:
-        """One call of the engine; False if it was interrupted before a step was whole."""
+    def _save_is_due(self) -> bool:
+        return 0 < self._save_every_secs <= self._clock() - self._last_save
+
+    def _advance(self, state: TrainingState, num_steps: int) -> None:
+        """One call of the engine, which may be interrupted before a step is whole."""
         limit = math.inf if math.isnan(state.first_loss) else DIVERGENCE_FACTOR * state.first_loss
         start = self._clock()
         result = self._engine.run(
@@ -194,15 +204,14 @@ class Trainer:
             step=state.step,
             num_steps=num_steps,
             limit=limit,
-            interrupted=lambda: self._stop.signum is not None,
+            interrupted=lambda: self._consensus.interrupted(self._stop.signum or 0),
         )
         if result is None:
-            return False
+            return
         seconds = self._clock() - start
         self._call_length.observe(len(result.records), seconds)
         self._rate = self._train_rows / self._engine.steps_per_epoch * len(result.records) / max(seconds, 1e-9)
         self._take(state, result, limit)
-        return True
 
     def _take(self, state: TrainingState, result: CallResult, limit: float) -> None:
         """Books a call's records and moves the state."""
@@ -250,9 +259,7 @@ class Trainer:
             examples_per_sec=self._rate or None, seconds=self._wall_clock(),
         )  # fmt: skip
 
-    def _leave(self, state: TrainingState) -> None:
-        signum = self._stop.signum
-        assert signum is not None
+    def _leave(self, state: TrainingState, signum: int) -> None:
         self._save(state, self._engine.progress())
         raise Interrupted(signum, f"stopped by signal {signum} after {state.step} updates")
 

@@ -1,0 +1,109 @@
+"""What a linear model's rows say about its parameters: the least-squares optimum of the training rows, how sure it is,
+and how far what was learned is from it.
+
+Legend: `n` training rows, `d` features.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Protocol
+
+import numpy as np
+
+from tapedist.data.blocks import Source
+from tapedist.data.row_arrays import row_blocks
+from tapedist.results.least_squares import FLOAT32_ROUNDING, FLOAT64_ROUNDING, LeastSquares, from_moments, least_squares
+from tapedist.results.prediction import IntervalShape
+from tapedist.results.regression import Distance, as_dict, distance, truth_errors
+from tapedist.results.regression_table import format_table
+
+# About five seconds of reading on two cores.
+_AFFORDABLE = 5e8
+_MOST_INTERVAL_NUMBERS = 1_000_000
+
+
+class SecondMoments(Protocol):
+    """Centred second moments of the training rows, as `training.moments` has them; columns in raw units."""
+
+    @property
+    def sum_weights(self) -> float: ...
+    @property
+    def means(self) -> np.ndarray: ...
+    @property
+    def centred(self) -> np.ndarray: ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Statistics:
+    """The optimum, and the learned parameters beside it.
+
+    Attributes:
+        fit: the least-squares optimum of the training rows.
+        learned: how far the learned parameters are from it.
+        truth: `(optimum - truth) / standard error` per parameter; None where no truth is known.
+    """
+
+    fit: LeastSquares
+    learned: Distance
+    truth: tuple[float | None, ...] | None
+
+    @classmethod
+    def of(cls, fit: LeastSquares, weights: np.ndarray, bias: float, truth: Any = None) -> Statistics:
+        """The statistics of parameters in raw units; `truth` is `(weights, bias)` or None."""
+        errors = truth_errors(fit, np.asarray(truth[0]), truth[1]) if truth else None
+        return cls(fit=fit, learned=distance(fit, weights, bias), truth=errors)
+
+    def lines(self) -> list[str]:
+        """The table for a terminal."""
+        return format_table(self.fit, self.learned, self.truth).split("\n")
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values for `model.json`; what is undefined is None."""
+        shape = IntervalShape.of(self.fit)
+        small = shape is not None and shape.inverse.size <= _MOST_INTERVAL_NUMBERS
+        return {
+            **as_dict(self.fit),
+            "learned": dataclasses.asdict(self.learned),
+            "truth_errors": None if self.truth is None else list(self.truth),
+            "interval": shape.as_json() if shape is not None and small else None,
+        }
+
+
+def optimum(
+    source: Source, *, fit_intercept: bool, moments: SecondMoments | None = None, whatever_it_costs: bool = False
+) -> LeastSquares | None:
+    """The least-squares optimum of the training rows, or None where another pass over them would take long.
+
+    Args:
+        source: the rows, raw.
+        fit_intercept: whether the model has a bias.
+        moments: second moments of the rows, if somebody has them; used where they are good enough, or all there is.
+        whatever_it_costs: whether to read the rows however many there are.
+
+    Raises:
+        InputError: if the rows have no optimum in float64 range.
+    """
+    n, d = source.num_rows("train"), source.num_features
+    known: dict[str, Any] = {"fit_intercept": fit_intercept, "names": source.feature_names}
+    if moments is not None and source.weighted:
+        moments = None  # How many rows have a positive weight is not among them.
+    if moments is not None:
+        fit = _from_moments(moments, n, digits=9, **known)
+        if fit is not None:
+            return fit
+    if whatever_it_costs or n * (d + 2) * max(d + 2, 8) <= _AFFORDABLE:
+        precision = FLOAT64_ROUNDING if hasattr(source, "rows") else FLOAT32_ROUNDING
+        return least_squares(lambda: row_blocks(source, "train"), num_features=d, precision=precision, **known)
+    return None if moments is None else _from_moments(moments, n, digits=0, **known)
+
+
+def _from_moments(moments: SecondMoments, n: int, *, digits: int, **known: Any) -> LeastSquares | None:
+    return from_moments(
+        num_rows=n,
+        sum_weights=moments.sum_weights,
+        means=moments.means,
+        centred=moments.centred,
+        digits=digits,
+        **known,
+    )

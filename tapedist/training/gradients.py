@@ -1,0 +1,45 @@
+"""The gradient of the objective over all training rows, for who wants to know how flat it is where a run stands."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from tapedist.training import engines
+from tapedist.training.engines import Engine, MomentsEngine, Setup
+from tapedist.training.optimizers import Optimizer
+from tapedist.training.quadratic import QuadraticSteps
+
+# An update rule that leaves the gradient in the place of the parameters.
+_GRADIENT = Optimizer(0, lambda theta, slots, gradient, step: (gradient, slots))
+
+
+def full_gradient(setup: Setup, engine: Engine, *, passes: int) -> Callable[[np.ndarray], np.ndarray]:
+    """`state -> gradient [P]`, by the same sums that a full-batch step makes.
+
+    Args:
+        setup: of the run.
+        engine: the run's engine; the moments of one that has them are used, else every call visits every row.
+        passes: how often the gradient will be asked for, at most.
+    """
+    programs = {**setup.programs, "optimizer": _GRADIENT}
+    count = programs["model"].num_parameters
+    if isinstance(engine, MomentsEngine):
+        steps, moments_engine = QuadraticSteps(**programs), engine
+
+        def from_moments(state: np.ndarray) -> np.ndarray:
+            moments_engine.moments()
+            return steps.run(state[:count], moments_engine.form, step=0, num_steps=1, limit=math.inf).state
+
+        return from_moments
+    rows = engines.full_batch(dataclasses.replace(setup, programs=programs), split="train", passes=passes)
+
+    def from_rows(state: np.ndarray) -> np.ndarray:
+        result = rows.run(state[:count], step=0, num_steps=1, limit=math.inf, interrupted=lambda: False)
+        assert result
+        return result.state
+
+    return from_rows

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,9 @@ from typing import Any, NoReturn
 
 import tapedist
 from tapedist import flags, process
+from tapedist.cluster import doctor, launch
+from tapedist.cluster.doctor import DoctorConfig
+from tapedist.cluster.launch import LaunchConfig
 from tapedist.config import GROUPS, TrainConfig
 from tapedist.errors import InputError, TapedistError
 from tapedist.help_text import command_help, commands_help
@@ -63,15 +67,24 @@ def _check_run_dir(config: TrainConfig) -> None:
 
 
 def _train(config: TrainConfig) -> None:
+    from tapedist.cluster import peers, resolve
     from tapedist.data import sources
 
-    if config.run_dir:
+    spec = resolve.of_run(config, os.environ)
+    peers.check_own_port(spec.address)
+    if config.run_dir and spec.is_chief:
         _check_run_dir(config)
     sources.check_source(config)
 
     from tapedist import run  # From here on there is TensorFlow.
 
     run.train(config, quiet=False)
+
+
+def _launch(options: LaunchConfig) -> int:
+    # A flag that no worker would take is refused here, once.
+    flags.CommandLine(TrainConfig, options.worker_argv[1:]).options()
+    return launch.main(options)
 
 
 COMMANDS: dict[str, Command] = {
@@ -86,6 +99,22 @@ COMMANDS: dict[str, Command] = {
             "train --mode=mini_batch --batch_size=4096 --optimizer=adam --learning_rate=0.01",
             "train --num_virtual_devices=4 --run_dir=runs/four",
         ),
+    ),
+    "launch": Command(
+        summary="Train in several processes of this machine, restarted together when one is lost.",
+        options=LaunchConfig,
+        run=_launch,
+        rest="worker_argv",
+        examples=(
+            "launch --num_workers=2 -- train --flagfile=configs/mini_batch.flags",
+            "launch --num_workers=4 --max_restarts=10 --log_dir=logs -- train --run_dir=runs/four",
+        ),
+    ),
+    "doctor": Command(
+        summary="Look at this machine: what is here, whether it works, what to fix.",
+        options=DoctorConfig,
+        run=doctor.main,
+        examples=("doctor", "doctor --run_dir=runs/tutorial"),
     ),
 }
 

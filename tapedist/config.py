@@ -36,6 +36,12 @@ SYNTHETIC = "synthetic"
 
 _INT64_MAX = 2**63 - 1
 
+# Fields that do not change the answer, but what every worker must do for it.
+_SHARED = (
+    "num_epochs", "num_virtual_devices", "cache", "checkpoint_every_steps", "log_every_epochs", "eval_every_epochs",
+    "statistics",
+)  # fmt: skip
+
 
 # The first field of each group of flags in the help, with the group's heading.
 GROUPS = {
@@ -206,6 +212,14 @@ class TrainConfig:
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
             if field.metadata["changes_answer"]
+        }
+
+    def shared_fields(self) -> dict[str, Any]:
+        """The fields that must be equal on all workers of a run: the answer, and how often they wait for each other."""
+        return {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.metadata["changes_answer"] or field.name in _SHARED
         }
 
     def fingerprint(self) -> str:

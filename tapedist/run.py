@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,7 +16,10 @@ import tapedist.numerics  # noqa: F401  (before TensorFlow)
 import tensorflow as tf
 
 from tapedist import flags, rates
-from tapedist.cluster import strategies
+from tapedist.cluster import resolve
+from tapedist.cluster.membership import joined
+from tapedist.cluster.strategies import Choice
+from tapedist.cluster.team import Solo, Team
 from tapedist.config import TrainConfig
 from tapedist.data.blocks import Source
 from tapedist.data.sources import open_source
@@ -31,10 +35,11 @@ from tapedist.run_folder import RunFolder
 from tapedist.run_optimum import RunOptimum, stopping_rules
 from tapedist.signals import StopSignals
 from tapedist.training import engines, losses, optimizers
+from tapedist.training.consensus import Turn
 from tapedist.training.engines import Engine, Setup
 from tapedist.training.model import LinearModel, ModuleModel
 from tapedist.training.moments import Moments
-from tapedist.training.persistence import RunStore, identity
+from tapedist.training.persistence import RunStore, from_arrays, identity, to_arrays
 from tapedist.training.schedule import CallLength, Schedule
 from tapedist.training.trainer import Trainer, TrainingState, evaluator
 
@@ -67,21 +72,34 @@ def train(
         StateError: if the run folder's state cannot be trusted or belongs to another run.
         DivergedError: if the loss or the parameters left the finite numbers; the last checkpoint stays.
         StorageError: if the run folder cannot be written.
+        PeerLostError: if another worker of the cluster was lost, hangs or never came.
         Interrupted: if SIGINT or SIGTERM came; the state is saved. Handlers are installed only in the main thread, and
             restored.
     """
+    spec = resolve.of_run(config, os.environ)
     with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(RunFolder.open(config.run_dir)) if config.run_dir else None
+        # The chief alone reads, writes and speaks.
+        folder = stack.enter_context(RunFolder.open(config.run_dir)) if config.run_dir and spec.is_chief else None
         stop = stack.enter_context(StopSignals())
-        monitor = Monitor.of_run(folder.root if folder else None, log_every_epochs=config.log_every_epochs, quiet=quiet)
+        monitor = Monitor.of_run(
+            folder.root if folder else None,
+            log_every_epochs=config.log_every_epochs,
+            quiet=quiet or not spec.is_chief,
+        )
         stack.callback(monitor.close)
-        session = Session(config, monitor=monitor, folder=folder, stop=stop, model=model, loss=loss, source=source)
+        strategy, choice, team = stack.enter_context(joined(config, spec, stop_signal=lambda: stop.signum, quiet=quiet))
         try:
+            session = Session(
+                config, strategy=strategy, choice=choice, team=team, monitor=monitor, folder=folder, stop=stop,
+                model=model, loss=loss, source=source,
+            )  # fmt: skip
             return session.run()
-        except tf.errors.OpError:
-            # What a source raises inside tf.data arrives without its type.
-            if failure := getattr(session.source, "failure", None):
-                raise failure from None
+        except (DivergedError, Interrupted):  # All workers agree on these.
+            team.leave()
+            raise
+        except tf.errors.OpError as error:
+            if lost := team.lost(error):
+                raise lost from error
             raise
 
 
@@ -90,6 +108,9 @@ class Session:
 
     Args:
         config: the run's settings.
+        strategy: where replicas live.
+        choice: why it is that one.
+        team: all workers of the run.
         monitor: told about everything.
         folder: where state and results go, or None.
         stop: whether a signal asked to stop.
@@ -102,6 +123,9 @@ class Session:
         self,
         config: TrainConfig,
         *,
+        strategy: tf.distribute.Strategy,
+        choice: Choice,
+        team: Team | Solo,
         monitor: Monitor,
         folder: RunFolder | None,
         stop: StopSignals,
@@ -113,13 +137,14 @@ class Session:
         self.monitor = monitor
         self.folder = folder
         self.stop = stop
-        self.strategy, self.choice = strategies.create(config)
+        self.strategy, self.choice, self.team = strategy, choice, team
         monitor.say(
             f"Strategy: {self.choice.name} on {self.strategy.num_replicas_in_sync} replica(s) ({self.choice.reason})"
         )
         self.source = source if source is not None else open_source(config)
         for notice in getattr(self.source, "notices", ()):
             monitor.say(f"Notice: {notice}")
+        team.compare({**config.shared_fields(), "rows": self.source.fingerprint(), **numerics_class()})
         self.dtype = tf.as_dtype(config.dtype)
         self.rate = 0.0 if isinstance(config.learning_rate, str) else config.learning_rate
         self.units = self._choose_units(own_model=model is not None, own_loss=loss is not None)
@@ -139,6 +164,7 @@ class Session:
             num_shards=config.virtual_shards,
             cache=config.cache,
             fit_intercept=config.fit_intercept,
+            budget=team.smallest(engines.memory_budget()),
         )
         self.optimum = RunOptimum(
             config, self.source, is_linear=model is None, own_loss=loss is not None, units=self.units, say=monitor.say
@@ -173,9 +199,24 @@ class Session:
         return module, module.initial_parameters()
 
     def run(self) -> TrainResult:
-        """Resumes, trains, and keeps what was found."""
+        """Resumes, trains, and keeps what was found.
+
+        Raises:
+            TapedistError: see `train`.
+        """
+        try:
+            result = self._run()
+            self.team.leave()
+        except tf.errors.OpError:
+            # What a source raises inside tf.data arrives without its type.
+            if failure := getattr(self.source, "failure", None):
+                raise failure from None
+            raise
+        return result
+
+    def _run(self) -> TrainResult:
         config, store = self.config, self._store()
-        state, progress = self._resume(store)
+        state, progress = from_arrays(self.team.from_chief(lambda: to_arrays(*self._resume(store))))
         self._settle_rate(progress)
         engine = self._engine()
         engine.restore(progress)
@@ -185,10 +226,11 @@ class Session:
                 f"{state.step // engine.steps_per_epoch} already; ask for more, or give another --run_dir"
             )
         trainer = self._trainer(engine, store)
-        if self._is_done(state, engine):
+        losses = self._losses_if_done(state, engine)
+        if losses:
             done = f"has done its {config.num_epochs} epochs; more --num_epochs continue it"
             self.monitor.say(f"Finished: this run {f'stopped early: {state.stopped}' if state.stopped else done}")
-            return self._told(self._result(state, engine, *self._stored_losses()))
+            return self._told(self._result(state, engine, *losses))
         rows = {split: self.source.num_rows(split) for split in ("train", "test")}
         self.monitor.begin(
             epochs=config.num_epochs,
@@ -251,8 +293,9 @@ class Session:
         if "moments" not in progress:
             known = engines.moments(self.setup)
             known.restore(progress)
-            if known.moments(lambda: self.stop.signum is not None) is None:
-                raise Interrupted(self.stop.signum or 0, "stopped before the first step; nothing to save")
+            if known.moments(lambda: self.team.interrupted(self.stop.signum or 0)) is None:
+                signum = self.team.turn(Turn(self.stop.signum or 0, 0, False)).stop
+                raise Interrupted(signum, "stopped before the first step; nothing to save")
             progress.update(known.progress())
             progress.pop("round", None)
             progress.pop("sums", None)
@@ -326,6 +369,7 @@ class Session:
             observer=self.monitor,
             evaluate=evaluate,
             stopping=stopping,
+            consensus=self.team,
             save=save,
             save_every_secs=config.checkpoint_every_secs,
             call_length=CallLength(config.steps_per_call),
@@ -344,19 +388,23 @@ class Session:
             passes += config.num_epochs // config.early_stop_every_epochs
         return evaluator(engines.full_batch(self.setup, split="test", passes=passes))
 
-    def _is_done(self, state: TrainingState, engine: Engine) -> bool:
-        """Whether the folder holds this run, finished; forgets the mark if there is more to do."""
-        if not (self.folder and self.folder.done.exists()):
-            return False
-        state.stopped = json.loads(self.folder.done.read_text())["stopped"]
-        if state.stopped or state.step == self.config.num_epochs * engine.steps_per_epoch:
-            return True
-        self.folder.done.unlink()
-        return False
+    def _losses_if_done(self, state: TrainingState, engine: Engine) -> tuple[float | None, float | None] | None:
+        """`(train loss, test loss)` if the folder holds this run, finished; forgets the mark if there is more to do."""
 
-    def _stored_losses(self) -> tuple[float | None, float | None]:
-        assert self.folder
-        summary = json.loads(self.folder.done.read_text())
+        def look() -> dict[str, np.ndarray]:
+            if not (self.folder and self.folder.done.exists()):
+                return {}
+            summary = json.loads(self.folder.done.read_text())
+            if summary["stopped"] or state.step == self.config.num_epochs * engine.steps_per_epoch:
+                return {"summary": np.array(json.dumps(summary))}
+            self.folder.done.unlink()
+            return {}
+
+        found = self.team.from_chief(look)
+        if not found:
+            return None
+        summary = json.loads(str(found["summary"]))
+        state.stopped = summary["stopped"]
         return summary["train_loss"], summary["test_loss"]
 
     def _result(

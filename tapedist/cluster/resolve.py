@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tapedist.cluster import slurm
+from tapedist.config import TrainConfig
 from tapedist.errors import InputError
 
 _TASK_TYPES = ("chief", "worker")
@@ -79,7 +80,23 @@ def resolve(environ: Mapping[str, str], *, workers: Sequence[str] = (), worker_i
     if flags:
         _refuse(*_wrong_flags(workers, worker_index))
         return ClusterSpec(tuple(workers), worker_index or 0, "--workers")
-    return ClusterSpec((), 0, "no cluster setting")
+    return ONE_PROCESS
+
+
+ONE_PROCESS = ClusterSpec((), 0, "no cluster setting")
+
+
+def of_run(config: TrainConfig, environ: Mapping[str, str]) -> ClusterSpec:
+    """`resolve` for a run's settings, with its strategy checked.
+
+    Raises:
+        InputError: as `resolve` and `check_strategy`.
+    """
+    spec = resolve(
+        environ, workers=config.workers, worker_index=None if config.worker_index < 0 else config.worker_index
+    )
+    check_strategy(spec, config.strategy)
+    return spec
 
 
 def check_strategy(spec: ClusterSpec, strategy: str) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import tapedist.numerics  # noqa: F401  (before TensorFlow)
 import tensorflow as tf
 
+from tapedist.cluster.resolve import ONE_PROCESS, ClusterSpec
 from tapedist.config import TrainConfig
 from tapedist.errors import InputError
 
@@ -61,12 +62,12 @@ def split_cpu(num_devices: int) -> None:
         )
 
 
-def create(config: TrainConfig, *, num_workers: int = 1) -> tuple[tf.distribute.Strategy, Choice]:
+def create(config: TrainConfig, *, spec: ClusterSpec = ONE_PROCESS) -> tuple[tf.distribute.Strategy, Choice]:
     """Sets the devices up and makes the strategy.
 
     Args:
         config: its `strategy`, `num_virtual_devices`, `tpu` and `virtual_shards`.
-        num_workers: processes in the cluster.
+        spec: the cluster; all its workers must be there, because TensorFlow waits for them.
 
     Raises:
         InputError: if the devices it needs are not here, or are more than there are shards.
@@ -77,13 +78,13 @@ def create(config: TrainConfig, *, num_workers: int = 1) -> tuple[tf.distribute.
             tf.config.experimental.set_memory_growth(gpu, True)
         except RuntimeError:
             break  # Started already: the program that did so has decided.
-    choice = choose(config, num_workers=num_workers, num_gpus=len(gpus))
+    choice = choose(config, num_workers=spec.num_workers, num_gpus=len(gpus))
     if config.num_virtual_devices > 0 and choice.name != "tpu":
         split_cpu(config.num_virtual_devices)
     strategy = {
         "default": tf.distribute.get_strategy,
         "mirrored": lambda: _mirrored(config, len(gpus)),
-        "multiworker": tf.distribute.MultiWorkerMirroredStrategy,
+        "multiworker": lambda: _multiworker(spec, on_gpus=bool(gpus)),
         "tpu": lambda: _tpu(config.tpu),
     }[choice.name]()
     replicas = strategy.num_replicas_in_sync
@@ -104,6 +105,16 @@ def _mirrored(config: TrainConfig, num_gpus: int) -> tf.distribute.Strategy:
             "logical CPUs, or install the GPU libraries with pip install 'tapedist[gpu]'"
         )
     return tf.distribute.MirroredStrategy()
+
+
+def _multiworker(spec: ClusterSpec, *, on_gpus: bool) -> tf.distribute.Strategy:
+    jobs = {"worker": list(spec.workers)} if spec.num_workers > 1 else {}
+    resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
+        tf.train.ClusterSpec(jobs), task_type="worker", task_id=spec.index, rpc_layer="grpc"
+    )
+    kinds = tf.distribute.experimental.CommunicationImplementation
+    options = tf.distribute.experimental.CommunicationOptions(implementation=kinds.AUTO if on_gpus else kinds.RING)
+    return tf.distribute.MultiWorkerMirroredStrategy(resolver, options)
 
 
 def _tpu(address: str) -> tf.distribute.Strategy:

@@ -77,6 +77,7 @@ class Setup:
         num_shards: `V`.
         cache: "auto", "device" or "none".
         fit_intercept: whether a linear model has a bias.
+        budget: bytes of rows that may be held in memory; equal on all workers, which must choose the same form.
     """
 
     source: Source
@@ -84,6 +85,7 @@ class Setup:
     num_shards: int
     cache: str
     fit_intercept: bool = True
+    budget: int = dataclasses.field(default_factory=lambda: memory_budget())
 
     @property
     def strategy(self) -> tf.distribute.Strategy:
@@ -337,7 +339,7 @@ def full_batch(setup: Setup, *, split: str, passes: int) -> Engine:
     if plan.resident:  # Whatever --cache says: it must not change the form, and with it the bits.
         return ResidentEngine(setup, plan, split=split, steps=SlotSteps(**setup.programs))
     padded = plan.rounds * setup.num_shards * plan.block_rows * setup.row_bytes()
-    if setup.cache == "device" or (setup.cache == "auto" and passes > 1 and padded <= _device_budget()):
+    if setup.cache == "device" or (setup.cache == "auto" and passes > 1 and padded <= setup.budget):
         return HeldEngine(setup, plan, split=split)
     return StreamedEngine(setup, plan, split=split)
 
@@ -346,14 +348,14 @@ def mini_batch(setup: Setup, *, batch_size: int, shuffle: str, seed: int) -> Eng
     """The mini-batch engine in the form that fits the split."""
     plan = BatchPlan(setup.source.num_rows("train"), batch_size, setup.num_shards)
     padded = plan.steps_per_epoch * setup.num_shards * plan.shard_rows * setup.row_bytes()
-    most = {"auto": _RESIDENT_BATCHES_BYTES, "device": _device_budget(), "none": 0}[setup.cache]
+    most = {"auto": _RESIDENT_BATCHES_BYTES, "device": setup.budget, "none": 0}[setup.cache]
     # Rows that are shuffled one by one meet in other batches in every epoch.
     if shuffle != "rows" and padded <= most and padded // setup.row_bytes() < 2**31:
         return ResidentBatches(setup, plan, shuffle=shuffle, seed=seed)
     return StreamedBatches(setup, plan, shuffle=shuffle, seed=seed)
 
 
-def _device_budget() -> int:
+def memory_budget() -> int:
     """Bytes of rows that `--cache=auto` may hold: a quarter of the memory, which leaves room for the copies made on the
     way in."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4

@@ -51,11 +51,7 @@ class RunStore:
         Raises:
             StorageError: if it cannot be written; the previous one stays valid.
         """
-        arrays = {
-            **state.to_arrays(),
-            "metrics_position": np.int64(position),
-            **{_PROGRESS + name: value for name, value in progress.items()},
-        }
+        arrays = {**to_arrays(state, progress), "metrics_position": np.int64(position)}
         meta = {"identity": self._identity, "environment": self._environment}
         self._store.save(arrays, step=state.step, meta=meta)
 
@@ -70,8 +66,7 @@ class RunStore:
             return None
         self._check(checkpoint)
         arrays = checkpoint.arrays
-        progress = {name.removeprefix(_PROGRESS): v for name, v in arrays.items() if name.startswith(_PROGRESS)}
-        return TrainingState.from_arrays(arrays), progress, int(arrays["metrics_position"])
+        return *from_arrays(arrays), int(arrays["metrics_position"])
 
     def _check(self, checkpoint: Checkpoint) -> None:
         differences = answer_differences(checkpoint.meta["identity"], self._identity)
@@ -83,6 +78,17 @@ class RunStore:
         changed = answer_differences(checkpoint.meta["environment"], self._environment)
         if changed:
             self._warn(f"the run was begun in another environment ({'; '.join(changed)}): bits may differ")
+
+
+def to_arrays(state: TrainingState, progress: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A state and the engine's sums of the step under way as one set of arrays."""
+    return {**state.to_arrays(), **{_PROGRESS + name: value for name, value in progress.items()}}
+
+
+def from_arrays(arrays: Mapping[str, np.ndarray]) -> tuple[TrainingState, dict[str, np.ndarray]]:
+    """The inverse of `to_arrays`; other arrays are left alone."""
+    progress = {name.removeprefix(_PROGRESS): v for name, v in arrays.items() if name.startswith(_PROGRESS)}
+    return TrainingState.from_arrays(arrays), progress
 
 
 def identity(config: TrainConfig, *, rows: str, model: str) -> dict[str, Any]:

@@ -43,6 +43,7 @@ class TrainingState:
         epoch_sums: float64 `[3]`: `(sum w*loss, sum w, penalty at the first batch)` of the epoch under way.
         path: `(epoch, parameters)` at logged epochs, thinned to at most a few thousand; empty if `P` is large.
         path_stride: only epochs that it divides stay in `path`.
+        tested_step: updates done at the last test row before the end; -1 before the first.
         memory: what the rules that stop early remember.
         stopped: why one of them stopped the run; empty if none did. Not stored: asked again, they say it again.
     """
@@ -53,13 +54,14 @@ class TrainingState:
     epoch_sums: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(3))
     path: list[tuple[int, np.ndarray]] = dataclasses.field(default_factory=list)
     path_stride: int = 1
+    tested_step: int = -1
     memory: StopMemory = dataclasses.field(default_factory=StopMemory)
     stopped: str = ""
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Plain arrays, readable with NumPy alone."""
         epochs = np.array([epoch for epoch, _ in self.path], np.int64)
-        values = np.array([theta for _, theta in self.path]).reshape(len(self.path), -1)
+        values = np.stack([theta for _, theta in self.path]) if self.path else np.zeros([0, 0])
         return {
             "vector": self.vector,
             "step": np.int64(self.step),
@@ -68,6 +70,7 @@ class TrainingState:
             "path_epochs": epochs,
             "path": values,
             "path_stride": np.int64(self.path_stride),
+            "tested_step": np.int64(self.tested_step),
             "stop_memory": self.memory.to_array(),
         }
 
@@ -80,6 +83,7 @@ class TrainingState:
             epoch_sums=arrays["epoch_sums"],
             path=list(zip(arrays["path_epochs"].tolist(), arrays["path"], strict=True)),
             path_stride=int(arrays["path_stride"]),
+            tested_step=int(arrays["tested_step"]),
             memory=StopMemory.from_array(arrays["stop_memory"]),
         )
 
@@ -160,8 +164,10 @@ class Trainer:
             if turn.save or (schedule.saves(state.step) and state.step != saved_step):
                 self._save(state, self._engine.progress())
                 self._last_save, saved_step = self._clock(), state.step
-            if schedule.evaluates(state.step):
+            # A step that was interrupted halfway is met again, and has its test row already.
+            if schedule.evaluates(state.step) and state.tested_step != state.step:
                 self._record_test(state)
+                state.tested_step = state.step
             if schedule.checks(state.step):
                 reason = self._stopping.reason(state.vector, state.step, state.memory)
                 state.stopped = self._consensus.chiefs(reason)
@@ -196,7 +202,7 @@ class Trainer:
         return 0 < self._save_every_secs <= self._clock() - self._last_save
 
     def _advance(self, state: TrainingState, num_steps: int) -> None:
-        """One call of the engine, which may be interrupted before a step is whole."""
+        """One call of the engine, which may be interrupted before a step is whole: by a stop, or when a save is due."""
         limit = math.inf if math.isnan(state.first_loss) else DIVERGENCE_FACTOR * state.first_loss
         start = self._clock()
         result = self._engine.run(
@@ -204,7 +210,7 @@ class Trainer:
             step=state.step,
             num_steps=num_steps,
             limit=limit,
-            interrupted=lambda: self._consensus.interrupted(self._stop.signum or 0),
+            interrupted=lambda: self._consensus.interrupted(self._stop.signum or int(self._save_is_due())),
         )
         if result is None:
             return

@@ -1,0 +1,181 @@
+"""The workers of a run as one: what each knows, gathered by TensorFlow's own collectives; the chief's word for all.
+
+Legend: `W` workers. Every method is a collective: all workers call it, in the same order.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+import tapedist.numerics  # noqa: F401  (before TensorFlow)
+import tensorflow as tf
+
+from tapedist import errors
+from tapedist.cluster.resolve import ClusterSpec
+from tapedist.cluster.watchdog import Watchdog, peer_lost
+from tapedist.errors import InputError, PeerLostError, TapedistError
+from tapedist.training.consensus import Alone, Turn
+
+_ASK_EVERY_SECS = 0.5
+_MAX_SHOWN = 80
+
+
+class Team:
+    """See the module's docstring.
+
+    Args:
+        strategy: the multi-worker strategy.
+        spec: the cluster.
+        watchdog: told about every agreement.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        strategy: tf.distribute.Strategy,
+        spec: ClusterSpec,
+        watchdog: Watchdog,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self.spec = spec
+        self._strategy = strategy
+        self._watchdog = watchdog
+        self._clock = clock
+        self._gather = tf.function(lambda value: strategy.gather(value, axis=0), autograph=False)
+        self._silent_rounds = 0
+        self._rounds_per_ask = 1
+        self._last_ask = clock()
+
+    def gather(self, mine: np.ndarray) -> np.ndarray:
+        """Everybody's `mine` int64 `[k]`, as `[W, k]` in rank order."""
+        row = tf.constant(mine, tf.int64)[tf.newaxis]
+        value = self._strategy.experimental_distribute_values_from_function(lambda _: row)
+        found = self._strategy.experimental_local_results(self._gather(value))[0].numpy()
+        self._watchdog.beat()
+        return found[:: len(found) // self.spec.num_workers]  # A worker's replicas all say the same.
+
+    def exchange(self, mine: bytes) -> list[bytes]:
+        """Everybody's `mine`, in rank order."""
+        lengths = self.gather(np.array([len(mine)]))[:, 0]
+        padded = mine.ljust(-(-int(lengths.max()) // 8) * 8, b"\0")
+        everyones = self.gather(np.frombuffer(padded, np.int64))
+        return [row.tobytes()[:length] for row, length in zip(everyones, lengths, strict=True)]
+
+    # What `training.consensus.Consensus` asks for.
+
+    def turn(self, mine: Turn) -> Turn:
+        everyones = self.gather(np.array(mine, np.int64))
+        self._silent_rounds = 0
+        self._last_ask = self._clock()
+        return Turn(int(everyones[:, 0].max()), int(everyones[0, 1]), bool(everyones[0, 2]))
+
+    def interrupted(self, stop: int) -> bool:
+        # Asked for every block, which may take less time than a gather: the chief's clock says how often is enough.
+        self._silent_rounds += 1
+        self._watchdog.beat()
+        if self._silent_rounds < self._rounds_per_ask:
+            return False
+        seconds = max(self._clock() - self._last_ask, 1e-6)
+        rounds = int(min(self._silent_rounds * _ASK_EVERY_SECS / seconds, 2 * self._rounds_per_ask, 1e9))
+        everyones = self.gather(np.array([stop, max(1, rounds)]))
+        self._rounds_per_ask = int(everyones[0, 1])
+        self._silent_rounds = 0
+        self._last_ask = self._clock()
+        return bool(everyones[:, 0].any())
+
+    def chiefs(self, words: str) -> str:
+        return self.exchange(words.encode() if self.spec.is_chief else b"")[0].decode()
+
+    # The start and the end of a run.
+
+    def from_chief(self, make: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        """What `make` returns on the chief, which alone calls it; an error of its is everybody's.
+
+        Raises:
+            TapedistError: what `make` raised.
+        """
+        payload = _packed(make) if self.spec.is_chief else b""
+        return _unpacked(self.exchange(payload)[0])
+
+    def compare(self, facts: Mapping[str, Any]) -> None:
+        """Refuses to go on with workers that would compute another answer, or another number of steps.
+
+        Args:
+            facts: by name, JSON values that must be equal everywhere.
+
+        Raises:
+            InputError: on every worker, naming ranks and keys.
+        """
+        mine = json.dumps(facts, sort_keys=True).encode()
+        chief, *others = (json.loads(words) for words in self.exchange(mine))
+        problems = [
+            f"rank {rank} ({self.spec.workers[rank]}): {key} is {_shown(theirs.get(key))}, but "
+            f"{_shown(chief.get(key))} on rank 0 ({self.spec.workers[0]}); start all workers with the same flags, "
+            "files and versions"
+            for rank, theirs in enumerate(others, start=1)
+            for key in sorted(chief.keys() | theirs.keys())
+            if chief.get(key) != theirs.get(key)
+        ]
+        if problems:
+            raise InputError(*problems)
+
+    def smallest(self, value: int) -> int:
+        """The smallest of everybody's `value`."""
+        return int(self.gather(np.array([value])).min())
+
+    def leave(self) -> None:
+        """Waits until all are here, so that nobody takes the first who leaves for lost."""
+        self.gather(np.zeros(1))
+
+    def lost(self, error: tf.errors.OpError) -> PeerLostError | None:
+        """What TensorFlow's `error` says about the other workers; None if nothing. Not a collective."""
+        return peer_lost(error, self.spec, self._watchdog)
+
+
+class Solo(Alone):
+    """A team of one process."""
+
+    def from_chief(self, make: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        return dict(make())
+
+    def compare(self, facts: Mapping[str, Any]) -> None:
+        pass
+
+    def smallest(self, value: int) -> int:
+        return value
+
+    def leave(self) -> None:
+        pass
+
+    def lost(self, error: tf.errors.OpError) -> PeerLostError | None:
+        return None
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
+
+
+def _packed(make: Callable[[], Mapping[str, np.ndarray]]) -> bytes:
+    try:
+        buffer = io.BytesIO()
+        np.savez(buffer, **make())
+        return buffer.getvalue()
+    except TapedistError as error:
+        return json.dumps({"error": type(error).__name__, "message": str(error)}).encode()
+
+
+def _unpacked(payload: bytes) -> dict[str, np.ndarray]:
+    if payload.startswith(b"{"):
+        told = json.loads(payload)
+        kind = getattr(errors, told["error"])
+        raise InputError(*told["message"].split("\n")) if kind is InputError else kind(told["message"])
+    with np.load(io.BytesIO(payload), allow_pickle=False) as arrays:
+        return dict(arrays)

@@ -1,0 +1,155 @@
+"""Notices that a peer is lost or stuck while this process waits for it, and says which one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+import tapedist.numerics  # noqa: F401  (before TensorFlow)
+import tensorflow as tf
+
+from tapedist.cluster.peers import unreachable
+from tapedist.cluster.resolve import ClusterSpec
+from tapedist.errors import PeerLostError
+
+_TCP_SECS = 2.0
+_PING_SECS = 5.0
+_LEAVE_SECS = 10.0
+# If all answer, the wait may be long and right: a compilation, a scan of a table.
+_PATIENCE = 10
+
+
+class Watchdog:
+    """A thread that expects a sign of progress now and then.
+
+    After half of the time without one it asks who is still there; whoever is not ends the run: the collectives under
+    way are aborted, so that the main thread raises `PeerLostError`; if it does not get to it, the process exits by 75.
+
+    Args:
+        spec: the cluster.
+        timeout_secs: `--peer_timeout_secs`.
+        ask: whom to call lost; by default `lost_peers`.
+    """
+
+    def __init__(
+        self, spec: ClusterSpec, timeout_secs: float, *, ask: Callable[[ClusterSpec], list[str]] | None = None
+    ):
+        self.verdict = ""
+        self._spec = spec
+        self._timeout_secs = timeout_secs
+        self._ask = ask or lost_peers
+        self._last = time.monotonic()
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True, name="tapedist-watchdog")
+
+    def __enter__(self) -> Watchdog:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+
+    def beat(self) -> None:
+        """Something was done."""
+        self._last = time.monotonic()
+
+    def _watch(self) -> None:
+        warned = 0.0
+        while not self._done.wait(min(1.0, self._timeout_secs / 8)):
+            beat = self._last
+            waited = time.monotonic() - beat
+            if waited < self._timeout_secs / 2:
+                continue
+            lost = self._ask(self._spec)
+            if self._done.is_set() or beat != self._last:
+                continue
+            waited = time.monotonic() - beat
+            if lost:
+                self._end(f"no answer from {named(lost, self._spec)} while waiting for {waited:.0f} s")
+            elif waited >= _PATIENCE * self._timeout_secs:
+                others = [address for address in self._spec.workers if address != self._spec.address]
+                self._end(
+                    f"nothing was finished for {waited:.0f} s, though {named(others, self._spec)} answer; one of them "
+                    "is stuck, or --peer_timeout_secs is too short"
+                )
+            elif waited >= self._timeout_secs and beat != warned:
+                warned = beat
+                print(
+                    f"tapedist: warning: nothing was finished for {waited:.0f} s; all peers answer; giving up after "
+                    f"{_PATIENCE * self._timeout_secs:.0f} s",
+                    file=sys.stderr,
+                )
+
+    def _end(self, verdict: str) -> None:
+        self.verdict = verdict
+        with contextlib.suppress(Exception):
+            from tensorflow.python.eager import context
+
+            context.context().abort_collective_ops(tf.errors.UNAVAILABLE, verdict)
+        if not self._done.wait(_LEAVE_SECS):
+            print(f"tapedist: error: {advised(verdict)}", file=sys.stderr, flush=True)
+            os._exit(PeerLostError.exit_code)
+        raise SystemExit  # Ends this thread.
+
+
+def lost_peers(spec: ClusterSpec) -> list[str]:
+    """Addresses of the other workers that do not answer: by TCP, then by TensorFlow's own health check.
+
+    A stopped process still accepts connections, because its kernel does; TensorFlow's server in it does not answer.
+    """
+    others = [address for address in spec.workers if address != spec.address]
+    dead = unreachable(others, _TCP_SECS)
+    return dead or [address for address in others if not _healthy(spec.workers.index(address))]
+
+
+def _healthy(rank: int) -> bool:
+    """Whether the TensorFlow server of worker `rank` answers; true where TensorFlow cannot be asked."""
+    try:
+        from tensorflow.python.eager import context
+
+        context.context().check_collective_ops_peer_health(
+            f"/job:worker/replica:0/task:{rank}", timeout_in_ms=int(_PING_SECS * 1000)
+        )
+    except (tf.errors.UnavailableError, tf.errors.DeadlineExceededError, tf.errors.FailedPreconditionError):
+        return False
+    except Exception:  # Another version without it: TCP has to do.
+        return True
+    return True
+
+
+def peer_lost(error: tf.errors.OpError, spec: ClusterSpec, watchdog: Watchdog) -> PeerLostError | None:
+    """What a collective's `error` says about the peers; None if it has nothing to do with them."""
+    if watchdog.verdict:
+        return PeerLostError(advised(watchdog.verdict))
+    kinds = (
+        tf.errors.UnavailableError, tf.errors.DeadlineExceededError, tf.errors.FailedPreconditionError,
+        tf.errors.AbortedError, tf.errors.InternalError, tf.errors.CancelledError,
+    )  # fmt: skip
+    if not isinstance(error, kinds):
+        return None
+    others = [address for address in spec.workers if address != spec.address]
+    lost = unreachable(others, _TCP_SECS) or _blamed(str(error), spec)
+    if lost:
+        return PeerLostError(advised(f"lost {named(lost, spec)}"))
+    if "ollective" not in str(error) and "oordination" not in str(error):
+        return None
+    return PeerLostError(advised(f"lost contact with one of {named(others, spec)}"))
+
+
+def _blamed(text: str, spec: ClusterSpec) -> list[str]:
+    """Addresses of the tasks that TensorFlow's message calls unhealthy."""
+    ranks = {int(rank) for rank in re.findall(r"/job:worker/(?:replica:\d+/)?task:(\d+)", text)}
+    return [spec.workers[rank] for rank in sorted(ranks) if rank < spec.num_workers and rank != spec.index]
+
+
+def named(addresses: list[str], spec: ClusterSpec) -> str:
+    return ", ".join(f"{address} (rank {spec.workers.index(address)})" for address in addresses)
+
+
+def advised(verdict: str) -> str:
+    return f"{verdict}; start all workers again, they continue from the last checkpoint"

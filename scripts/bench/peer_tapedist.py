@@ -1,0 +1,160 @@
+"""tapedist, through the engines that `train` runs, and TensorFlow programs to hold them against.
+
+A task's `config` holds fields of `TrainConfig`. Kinds: `engine` (steps of the engine that the config chooses), `pass` (the
+same, with everything the engine has learned from the rows forgotten before), `plain` (mini-batches summed by XLA as it
+likes, without shards), `rows` (nothing but making rows, in a parallel map).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import sys
+from typing import Any
+
+import numpy as np
+from peer import RATE, Work, make_rows, starts
+
+import tapedist.numerics  # noqa: F401  (before TensorFlow)
+import tensorflow as tf
+
+import tapedist
+from tapedist.cluster import strategies
+from tapedist.config import TrainConfig
+from tapedist.data.sources import open_source
+from tapedist.data.synthetic import SyntheticSource
+from tapedist.training import engines, losses, optimizers
+from tapedist.training.model import LinearModel
+
+VERSION = f"tapedist {tapedist.__version__}, tensorflow {tf.__version__}"
+_DEVICES = int(sys.argv[2]) if len(sys.argv) > 2 else 0
+
+
+class MemoryRows:
+    """A source of rows that lie in memory."""
+
+    weighted = False
+    feature_names: tuple[str, ...] = ()
+    target_name = "y"
+
+    def __init__(self, n: int, d: int, dtype: str):
+        x, y = make_rows(n, d, dtype)
+        self._columns = tf.constant(x.reshape(n, d)), tf.constant(y)
+        self.num_features = d
+
+    def num_rows(self, split: str) -> int:
+        return self._columns[1].shape[0] if split == "train" else 0
+
+    def fingerprint(self) -> str:
+        return "memory"
+
+    def take(self, split: str, indices: Any) -> tuple[Any, Any]:
+        x, y = self._columns
+        return tf.gather(x, indices), tf.gather(y, indices)
+
+
+def make(task: dict[str, Any]) -> Work:
+    kinds = {"engine": _engine, "pass": _engine, "plain": _plain, "rows": _rows}
+    return kinds[task["kind"]](task)
+
+
+def _engine(task: dict[str, Any]) -> Work:
+    config = TrainConfig(test_fraction=0.0, learning_rate=RATE, num_virtual_devices=_DEVICES, **task["config"])
+    engine = _open(config, in_memory=task["in_memory"])
+    untouched = dict(vars(engine))
+
+    def run() -> dict[str, Any]:
+        if task["kind"] == "pass":
+            vars(engine).clear()
+            vars(engine).update(untouched)
+        state, step, records = np.zeros(config.num_features + 1), 0, np.zeros([1, 2])
+        while step < task["steps"]:
+            result = engine.run(
+                state, step=step, num_steps=task["steps"] - step, limit=math.inf, interrupted=lambda: False
+            )
+            state, step, records = result.state, step + result.applied, result.records
+        loss = float(records[-1, 0] / records[-1, 1])
+        return {"weight": float(state[0]), "bias": float(state[-1]), "loss": loss}
+
+    return Work(run, note=f"{engine.name}: {engine.reason}")
+
+
+def _open(config: TrainConfig, *, in_memory: bool) -> engines.Engine:
+    """The engine that `train` would run."""
+    source: Any = open_source(config)
+    if in_memory:
+        source = MemoryRows(config.n_samples, config.num_features, config.dtype)
+    setup = engines.Setup(
+        source=source,
+        programs={
+            "strategy": _strategy(),
+            "model": LinearModel(config.num_features),
+            "loss": losses.squared,
+            "optimizer": optimizers.from_config(config),
+            "num_shards": config.virtual_shards,
+            "l2": 0.0,
+            "dtype": tf.as_dtype(config.dtype),
+        },
+        num_shards=config.virtual_shards,
+        cache=config.cache,
+    )
+    if config.mode == "mini_batch":
+        return engines.mini_batch(setup, batch_size=config.batch_size, shuffle="batches", seed=config.seed)
+    if config.full_batch_engine == "moments":
+        return engines.moments(setup)
+    return engines.full_batch(setup, split="train", passes=config.num_epochs)
+
+
+@functools.cache
+def _strategy() -> tf.distribute.Strategy:
+    return strategies.create(TrainConfig(num_virtual_devices=_DEVICES))[0]
+
+
+def _plain(task: dict[str, Any]) -> Work:
+    n, d, batch, steps = task["n"], task["d"], task["batch"], task["steps"]
+    x, y = (tf.constant(column) for column in make_rows(n, d))
+    firsts = tf.constant(starts(n, batch, steps))
+
+    @tf.function(jit_compile=True, autograph=False)
+    def loop(x: Any, y: Any, firsts: Any) -> Any:
+        def body(step: Any, theta: Any, losses: Any) -> tuple[Any, Any, Any]:
+            first = firsts[step]
+            xs = tf.slice(x, [first], [batch]) if d == 1 else tf.slice(x, [first, 0], [batch, d])
+            with tf.GradientTape() as tape:
+                values = tf.cast(theta, tf.float32)
+                w, b = (values[0] if d == 1 else values[:d]), values[d]
+                tape.watch([w, b])
+                r = (xs * w if d == 1 else tf.linalg.matvec(xs, w)) + b - tf.slice(y, [first], [batch])
+                loss = tf.reduce_sum(r * r)
+            gw, gb = tape.gradient(loss, [w, b])
+            g = tf.cast(tf.concat([tf.reshape(gw, [-1]), [gb]], 0), tf.float64) / batch
+            return step + 1, theta - RATE * g, tf.tensor_scatter_nd_update(losses, [[step]], [loss / batch])
+
+        start = (tf.constant(0), tf.zeros([d + 1], tf.float64), tf.zeros([steps]))
+        return tf.while_loop(lambda step, *_: step < steps, body, start)[1:]
+
+    def run() -> dict[str, Any]:
+        theta, losses = loop(x, y, firsts)
+        return {"weight": float(theta[0]), "loss": float(losses[-1])}
+
+    return Work(run, note="one XLA loop, no shards")
+
+
+def _rows(task: dict[str, Any]) -> Work:
+    source = SyntheticSource(
+        n_samples=2**61, test_fraction=0.0, seed=0, m=(9.0,) * task["d"], c=-2.0, mean=0.0, std=1.0, noise_std=1.0
+    )
+    block_rows = 131_072
+    blocks = -(-task["n"] // block_rows)
+
+    def block(number: Any) -> list[Any]:
+        rows = source.take("train", number * block_rows + tf.range(block_rows, dtype=tf.int64))
+        return [tf.reshape(array, [-1])[-1] for array in rows]
+
+    dataset = tf.data.Dataset.range(blocks).map(block, num_parallel_calls=tf.data.AUTOTUNE).batch(blocks)
+
+    def run() -> dict[str, Any]:
+        last = next(iter(dataset))
+        return {"last": float(last[-1][-1])}
+
+    return Work(run, scale=task["n"] / (blocks * block_rows), note=f"blocks of {block_rows} rows")

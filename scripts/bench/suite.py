@@ -1,0 +1,171 @@
+"""The benchmark suite: `scripts/bench.sh` runs it, `tests/test_bench.py` keeps it from rotting.
+
+    python scripts/bench/suite.py run [--quick] [--only=ROW ...] [--peers_python=PATH] [--output=FILE.jsonl]
+    python scripts/bench/suite.py render FILE.jsonl [--into=FOLDER]
+
+`run` measures every row side by side with its peers, writes a JSON line per measurement and prints a table; `render` makes
+the dated document, the plot and the README's section of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import fnmatch
+import json
+import os
+import pathlib
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import machine
+import numpy as np
+import table
+from drivers import HERE, Driver, LimitDriver, Missing, PeerDriver, PeerProcess, ProcessDriver, compile_limit
+from measure import measure_row
+from workloads import QUICK, TAPEDIST, Contestant, Row, Sizes, all_rows
+
+_OWN = (TAPEDIST, "tensorflow", "numpy")  # Peers that tapedist's own interpreter has in any case.
+
+
+class Stage:
+    """Starts peers as rows ask for them, and keeps them.
+
+    Args:
+        peers_python: the interpreter of the other peers.
+        folder: for the compiled program.
+    """
+
+    def __init__(self, peers_python: str, folder: pathlib.Path, tell: Callable[[dict[str, Any]], None]):
+        self._python = peers_python
+        self._folder = folder
+        self._tell = tell
+        self._peers: dict[str, PeerProcess | Missing] = {}
+        self._limit: pathlib.Path | Missing | None = None
+
+    def driver(self, contestant: Contestant, *, warm: bool) -> Driver:
+        """The driver of a contestant.
+
+        Raises:
+            Missing: if its framework, or the compiler, is not here.
+        """
+        if contestant.runs_in == "process":
+            words = [word.replace("{here}", str(HERE)) for word in contestant.task]
+            return ProcessDriver(words, warm=warm)
+        if contestant.runs_in == "limit":
+            threads, words = contestant.task
+            return LimitDriver(self._compiled(), words, threads=threads or machine.cores())
+        return PeerDriver(self._peer(contestant.runs_in), contestant.name, contestant.task)
+
+    def _peer(self, name: str) -> PeerProcess:
+        if name not in self._peers:
+            module, _, words = name.partition("/")
+            python = sys.executable if module in _OWN else self._python
+            try:
+                self._peers[name] = PeerProcess(python, [f"peer_{module}", *words.split()])
+            except Missing as reason:
+                self._peers[name] = reason
+            else:
+                self._tell({"kind": "peer", "peer": name, "version": self._peers[name].version})
+        found = self._peers[name]
+        if isinstance(found, Missing):
+            raise found
+        return found
+
+    def _compiled(self) -> pathlib.Path:
+        if self._limit is None:
+            try:
+                self._limit = compile_limit(self._folder)
+            except Missing as reason:
+                self._limit = reason
+        if isinstance(self._limit, Missing):
+            raise self._limit
+        return self._limit
+
+    def close(self) -> None:
+        for peer in self._peers.values():
+            if isinstance(peer, PeerProcess):
+                peer.close()
+
+
+def _initial() -> tuple[float, float]:
+    """Where a run with `--seed=0` starts: standard normal, drawn on the host."""
+    weight, bias = np.random.Generator(np.random.Philox(0)).standard_normal(2)
+    return float(weight), float(bias)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    sizes = QUICK if arguments.quick else Sizes()
+    rows = all_rows(sizes, python=sys.executable, initial=_initial())
+    wanted = [row for row in rows if not arguments.only or any(fnmatch.fnmatch(row.name, o) for o in arguments.only)]
+    if not wanted:
+        print(f"--only={arguments.only}: no such row; there are {', '.join(row.name for row in rows)}", file=sys.stderr)
+        return 2
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    records: list[dict[str, Any]] = []
+    with open(arguments.output, "w", encoding="utf-8") as file:
+
+        def tell(record: dict[str, Any]) -> None:
+            records.append(record)
+            file.write(json.dumps(record) + "\n")
+            file.flush()
+            if record["kind"] == "skipped":
+                print(f"skipped: {record['contestant']} in {record['row']} ({record['reason']})", flush=True)
+
+        tell({"kind": "machine", "quick": arguments.quick, "command": sys.argv} | machine.describe())
+        _run_rows(wanted, arguments, tell)
+    for row in wanted:
+        table.show(row, records)
+    print(f"\nMeasurements: {arguments.output}")
+    return 0
+
+
+def _run_rows(rows: list[Row], arguments: argparse.Namespace, tell: Callable[[dict[str, Any]], None]) -> None:
+    rounds = arguments.rounds or (2 if arguments.quick else 7)
+    with tempfile.TemporaryDirectory() as folder:
+        stage = Stage(arguments.peers_python, pathlib.Path(folder), tell)
+        try:
+            for row in rows:
+                print(f"{datetime.datetime.now():%H:%M:%S} {row.name}: {row.title}", file=sys.stderr, flush=True)
+                drivers: dict[str, Driver] = {}
+                for contestant in row.contestants:
+                    try:
+                        drivers[contestant.name] = stage.driver(contestant, warm=row.name != "billion")
+                    except Missing as reason:
+                        tell({"kind": "skipped", "row": row.name, "contestant": contestant.name, "reason": str(reason)})
+                measure_row(row, drivers, rounds=min(rounds, row.rounds or rounds), tell=tell)
+        finally:
+            stage.close()
+
+
+def render(arguments: argparse.Namespace) -> int:
+    import document
+
+    with open(arguments.file, encoding="utf-8") as file:
+        records: list[Mapping[str, Any]] = [json.loads(line) for line in file]
+    for path in document.write(records, arguments.into, source=arguments.file):
+        print(path)
+    return 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    runs = commands.add_parser("run", help="measure")
+    runs.add_argument("--quick", action="store_true", help="tiny sizes: shows that it works, measures nothing")
+    runs.add_argument("--only", action="append", default=[], metavar="ROW", help="a row, or a pattern such as curve_*")
+    runs.add_argument("--rounds", type=int, default=0, help="turns per contestant; by default 7")
+    runs.add_argument("--peers_python", default=os.environ.get("TAPEDIST_PEERS_PYTHON", sys.executable))
+    stamp = f"{datetime.date.today():%Y-%m-%d}"
+    runs.add_argument("--output", type=pathlib.Path, default=HERE / "results" / f"{stamp}.jsonl")
+    renders = commands.add_parser("render", help="make the document, the plot and the README's section")
+    renders.add_argument("file", type=pathlib.Path)
+    renders.add_argument("--into", type=pathlib.Path, default=HERE / "results")
+    arguments = parser.parse_args()
+    return {"run": run, "render": render}[arguments.command](arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -173,15 +173,18 @@ class BatchPlan:
         return range(first, min(first + self.batch_rows, self.num_rows))
 
 
-def _mix(values: np.ndarray, key: int) -> np.ndarray:
-    """A 64-bit finaliser (splitmix64, Steele et al. 2014) of `values + key`."""
-    z = values + np.uint64(key)
+def _mix(z: np.ndarray) -> np.ndarray:
+    """A 64-bit finaliser (splitmix64, Steele et al. 2014)."""
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
 
 
-def permuted(indices: np.ndarray, size: int, *key: int) -> np.ndarray:
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_ROUNDS = 6
+
+
+def permuted(indices: np.ndarray, size: int, *key: int | np.ndarray) -> np.ndarray:
     """Images of `indices` under a pseudo-random permutation of `range(size)`, without a table.
 
     A balanced Feistel network of 6 rounds on the smallest even number of bits that holds `size`, walked in cycles until
@@ -190,25 +193,27 @@ def permuted(indices: np.ndarray, size: int, *key: int) -> np.ndarray:
     Args:
         indices: int64 array, each in `[0, size)`.
         size: from 1 to 2**62.
-        *key: non-negative ints that choose the permutation.
+        *key: non-negative ints that choose the permutation; arrays of the shape of `indices` choose one for each.
 
     Returns:
         An int64 array of the shape of `indices`.
     """
     half = np.uint64(max(1, -(-max(1, (size - 1).bit_length()) // 2)))
     mask = (np.uint64(1) << half) - np.uint64(1)
-    round_keys = np.random.SeedSequence(key).generate_state(6, np.uint64)
 
-    def walk(values: np.ndarray) -> np.ndarray:
+    def walk(values: np.ndarray, chosen: np.ndarray) -> np.ndarray:
         left, right = values >> half, values & mask
-        for round_key in round_keys:
-            left, right = right, left ^ (_mix(right, int(round_key)) & mask)
+        for round_ in range(1, _ROUNDS + 1):
+            left, right = right, left ^ (_mix(right + chosen + _GOLDEN * np.uint64(round_)) & mask)
         return (left << half) | right
 
     with np.errstate(over="ignore"):
-        result = walk(np.asarray(indices, np.uint64))
+        chosen = np.zeros(np.shape(indices), np.uint64)
+        for word in key:
+            chosen = _mix((chosen ^ np.asarray(word, np.uint64)) + _GOLDEN)
+        result = walk(np.asarray(indices, np.uint64), chosen)
         while (outside := result >= np.uint64(size)).any():
-            result[outside] = walk(result[outside])
+            result[outside] = walk(result[outside], chosen[outside])
     return result.astype(np.int64)
 
 
@@ -241,6 +246,6 @@ def epoch_rows(positions: np.ndarray, *, num_rows: int, seed: int, epoch: int, w
     return rows
 
 
-def epoch_batches(batches: np.ndarray, *, num_batches: int, seed: int, epoch: int) -> np.ndarray:
-    """Batch numbers at `batches` of the epoch's order under `--shuffle=batches`."""
-    return permuted(batches, num_batches, seed, epoch, 2)
+def epoch_batches(batches: np.ndarray, *, num_batches: int, seed: int, epochs: int | np.ndarray) -> np.ndarray:
+    """Batch numbers at places `batches` of the orders of `epochs`, one for all or one each, under `--shuffle=batches`."""
+    return permuted(batches, num_batches, seed, epochs, 2)

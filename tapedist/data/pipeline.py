@@ -140,12 +140,7 @@ def epoch_order(plan: BatchPlan, *, shuffle: str, seed: int) -> Callable[[np.nda
     def order(steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         epochs, batches = np.divmod(steps, per_epoch)
         if shuffle == "batches":
-            batches = np.concatenate(
-                [
-                    epoch_batches(batches[epochs == epoch], num_batches=per_epoch, seed=seed, epoch=int(epoch))
-                    for epoch in np.unique(epochs)
-                ]
-            )
+            batches = epoch_batches(batches, num_batches=per_epoch, seed=seed, epochs=epochs)
         return epochs, batches
 
     return order

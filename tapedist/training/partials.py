@@ -18,15 +18,19 @@ import tensorflow as tf
 _UNROLLED_SHARDS = 64
 
 
-def shard_partials(shard_sum: Callable[[tf.Tensor], tf.Tensor], *, num_shards: int, width: int) -> tf.Tensor:
+def shard_partials(
+    shard_sum: Callable[[tf.Tensor], tf.Tensor], *, first: tf.Tensor, num_shards: int, width: int
+) -> tf.Tensor:
     """Partials of a replica's shards, one trip of a compiled loop each.
 
     XLA inlines a loop of one trip and compiles it differently, so there are always at least two: the caller pads a
     lone shard by an empty one.
 
     Args:
-        shard_sum: `shard number (int32) -> partial [width]`, traced once.
-        num_shards: at least 2.
+        shard_sum: `place (int32) -> partial [width]`, traced once.
+        first: int32, place of the first shard. The loop carries the place, because XLA would take a start of slices
+            that does not change in the loop for a constant, and compile anew for each value.
+        num_shards: how many, at least 2.
         width: `P + 2`.
 
     Returns:
@@ -34,12 +38,12 @@ def shard_partials(shard_sum: Callable[[tf.Tensor], tf.Tensor], *, num_shards: i
     """
     assert num_shards >= 2, "a lone shard must be padded by an empty one"
 
-    def body(shard: tf.Tensor, partials: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        partial = shard_sum(shard)[tf.newaxis]
-        return shard + 1, tf.tensor_scatter_nd_update(partials, [[shard]], partial)
+    def body(shard: tf.Tensor, place: tf.Tensor, partials: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        partial = shard_sum(place)[tf.newaxis]
+        return shard + 1, place + 1, tf.tensor_scatter_nd_update(partials, [[shard]], partial)
 
-    start = (tf.constant(0), tf.zeros([num_shards, width], tf.float64))
-    return tf.while_loop(lambda shard, _: shard < num_shards, body, start)[1]
+    start = (tf.constant(0), first, tf.zeros([num_shards, width], tf.float64))
+    return tf.while_loop(lambda shard, *_: shard < num_shards, body, start)[2]
 
 
 def block_partials(

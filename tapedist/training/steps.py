@@ -234,13 +234,14 @@ class SlotSteps(StepPrograms):
         slots, width = counts.shape
         shard_rows = rows[1].shape[0] // (slots * width)
         masters = state[: self.num_parameters]
+        flat_counts = tf.reshape(counts, [-1])
 
-        def shard_sum(shard: tf.Tensor) -> tf.Tensor:
-            first = (slot * width + shard) * shard_rows
+        def shard_sum(place: tf.Tensor) -> tf.Tensor:
+            first = place * shard_rows
             piece = tuple(slice_rows(column, first, shard_rows) for column in rows)
-            return self.rows_sum(masters, piece, counts[slot, shard])
+            return self.rows_sum(masters, piece, tf.gather(flat_counts, place))
 
-        return fixed_order.shard_partials(shard_sum, num_shards=width, width=self.partial_width)
+        return fixed_order.shard_partials(shard_sum, first=slot * width, num_shards=width, width=self.partial_width)
 
     @functools.cached_property
     def _fused_loop(self) -> Any:
@@ -248,7 +249,7 @@ class SlotSteps(StepPrograms):
 
         def loop(state, rows, counts, slots, step, num_steps, limit):  # type: ignore[no-untyped-def]
             def body(i, state, records, applied, _):  # type: ignore[no-untyped-def]
-                partials = self._slot_partials(state, rows, counts, slots[i])[: self.num_shards]
+                partials = self._slot_partials(state, rows, counts, tf.gather(slots, i))[: self.num_shards]
                 state, record, ok = self.apply(state, partials, step + tf.cast(i, tf.int64), limit)
                 records = tf.tensor_scatter_nd_update(records, [[i]], record[tf.newaxis])
                 return i + 1, state, records, applied + tf.cast(ok, tf.int32), ok
@@ -271,7 +272,7 @@ class SlotSteps(StepPrograms):
         def loop(state, rows, counts, slots, step, num_steps, limit):  # type: ignore[no-untyped-def]
             def one_step(i, state):  # type: ignore[no-untyped-def]
                 at = step + tf.cast(i, tf.int64)
-                return self.on_replicas(replica_step, state, rows, counts, slots[i], at, limit)
+                return self.on_replicas(replica_step, state, rows, counts, tf.gather(slots, i), at, limit)
 
             return self.repeat(one_step, state, num_steps)
 

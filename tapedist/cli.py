@@ -7,6 +7,7 @@ whatever else can be checked in milliseconds, are checked before TensorFlow's se
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import os
@@ -16,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import tapedist
-from tapedist import flags, process
+from tapedist import flags, process, quiet
 from tapedist.cluster import doctor, launch
 from tapedist.cluster.doctor import DoctorConfig
 from tapedist.cluster.launch import LaunchConfig
@@ -67,6 +68,7 @@ def _check_run_dir(config: TrainConfig) -> None:
 
 
 def _train(config: TrainConfig) -> None:
+    from tapedist import run_folder
     from tapedist.cluster import peers, resolve
     from tapedist.data import sources
 
@@ -75,10 +77,14 @@ def _train(config: TrainConfig) -> None:
     if config.run_dir and spec.is_chief:
         _check_run_dir(config)
     sources.check_source(config)
+    # Of many starts in one folder, all but one leave here, before TensorFlow's seconds are paid.
+    folder = run_folder.RunFolder.open(config.run_dir) if config.run_dir and spec.is_chief else None
+    with folder or contextlib.nullcontext():
+        with quiet.quiet_start():
+            from tapedist import run  # From here on there is TensorFlow.
 
-    from tapedist import run  # From here on there is TensorFlow.
-
-    run.train(config, quiet=False)
+            run.find_devices()
+        run.train_in(folder, config, spec=spec, quiet=False)
 
 
 def _launch(options: LaunchConfig) -> int:
@@ -147,7 +153,8 @@ def main(argv: Sequence[str] | None = None, *, commands: Mapping[str, Command] =
             if line.help_wanted:
                 print(command_help(name, command), end="")
                 return 0
-            return command.run(line.options()) or 0
+            with quiet.noise_shown(line.verbosity > 0):
+                return command.run(line.options()) or 0
     except (Exception, KeyboardInterrupt, process.Terminated) as error:
         return _report(error, with_traceback=line is not None and line.verbosity > 0)
 

@@ -77,10 +77,26 @@ def train(
             restored.
     """
     spec = resolve.of_run(config, os.environ)
+    # The chief alone reads, writes and speaks.
+    folder = RunFolder.open(config.run_dir) if config.run_dir and spec.is_chief else None
+    with folder or contextlib.nullcontext():
+        return train_in(folder, config, spec=spec, model=model, loss=loss, source=source, quiet=quiet)
+
+
+def train_in(
+    folder: RunFolder | None,
+    config: TrainConfig,
+    *,
+    spec: resolve.ClusterSpec,
+    model: Callable[[], Any] | None = None,
+    loss: losses.Loss | None = None,
+    source: Source | None = None,
+    quiet: bool = True,
+) -> TrainResult:
+    """`train` in a folder that is open already, and under a cluster that is known; see there."""
     with contextlib.ExitStack() as stack:
-        # The chief alone reads, writes and speaks.
-        folder = stack.enter_context(RunFolder.open(config.run_dir)) if config.run_dir and spec.is_chief else None
-        stop = stack.enter_context(StopSignals())
+        # Several processes leave together: the others must hear of a signal first.
+        stop = stack.enter_context(StopSignals(always_noted=spec.num_workers > 1))
         monitor = Monitor.of_run(
             folder.root if folder else None,
             log_every_epochs=config.log_every_epochs,
@@ -101,6 +117,11 @@ def train(
             if lost := team.lost(error):
                 raise lost from error
             raise
+
+
+def find_devices() -> None:
+    """Makes TensorFlow look for devices, which some of its libraries comment on."""
+    tf.config.list_physical_devices()
 
 
 class Session:
@@ -240,14 +261,16 @@ class Session:
             steps_per_epoch=engine.steps_per_epoch,
         )
         try:
-            trainer.fit(state)
+            with self.stop.noted():
+                trainer.fit(state)
+                if store:
+                    # Saved before the closing rows, so that a run that grows later has the rows of one that was longer
+                    # at once.
+                    store.save(state, progress=engine.progress(), position=self.monitor.position())
         except DivergedError as error:
             raise self._explained(error) from None
         if state.stopped:
             self.monitor.say(f"Stopped after {state.step // engine.steps_per_epoch} epochs: {state.stopped}")
-        if store:
-            # Saved before the closing rows, so that a run that grows later has the rows of one that was longer at once.
-            store.save(state, progress=engine.progress(), position=self.monitor.position())
         result = self._result(state, engine, *trainer.close(state))
         return self._told(self._kept(result, state))
 

@@ -43,7 +43,7 @@ class RunFolder:
         done: written last by training; its presence means success.
     """
 
-    def __init__(self, root: Path, lock: RunLock | None = None):
+    def __init__(self, root: Path, lock: RunLock | None = None, made: list[Path] | None = None):
         self.root = root
         self.metrics = root / "metrics.jsonl"
         self.flags = root / "config.flags"
@@ -56,6 +56,7 @@ class RunFolder:
         self.export = root / "export"
         self.done = root / "done.json"
         self._lock = lock
+        self._made = made  # Folders that `open` made for a new run; None if the run was there.
 
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:
@@ -68,17 +69,18 @@ class RunFolder:
         """
         check(path)
         root = Path(os.path.realpath(path))
-        _make_directories(root)
+        made = _make_directories(root)
         lock = RunLock(root / _LOCK)
         try:
             check(root)  # Again: it may have changed before the lock was ours.
-            if _read_marker(os.path.join(root, _MARKER)) is None:
+            is_new = _read_marker(os.path.join(root, _MARKER)) is None
+            if is_new:
                 write_atomic(root / _MARKER, json.dumps({"format": _FORMAT, "schema": SCHEMA}) + "\n")
             _remove_leftovers(root)
         except BaseException:
             lock.release()
             raise
-        return cls(root, lock)
+        return cls(root, lock, made if is_new else None)
 
     @classmethod
     def find(cls, path: str | Path) -> RunFolder:
@@ -111,6 +113,7 @@ class RunFolder:
 
     def close(self) -> None:
         """Lets the next run in; may be called again."""
+        self._made = None
         if self._lock:
             self._lock.release()
 
@@ -120,7 +123,19 @@ class RunFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if isinstance(error, InputError):
+            self._take_back()
         self.close()
+
+    def _take_back(self) -> None:
+        """Leaves the disk as `open` found it, if nothing has happened since: a refused command touches nothing."""
+        if self._made is None or not {_MARKER, _LOCK}.issuperset(os.listdir(self.root)):
+            return
+        with contextlib.suppress(OSError):
+            for name in (_MARKER, _LOCK):
+                (self.root / name).unlink()
+            for directory in reversed(self._made):
+                directory.rmdir()
 
 
 def check(path: str | Path, *, write: bool = True) -> None:
@@ -223,8 +238,8 @@ def _read_marker(path: str) -> int | None:
         return int(marker["schema"]) if known else None
 
 
-def _make_directories(root: Path) -> None:
-    """Makes `root` and its missing parents, and makes their names durable."""
+def _make_directories(root: Path) -> list[Path]:
+    """Makes `root` and its missing parents, makes their names durable, and returns them from the top down."""
     missing = [parent for parent in (root, *root.parents) if not parent.exists()]
     try:
         for directory in reversed(missing):
@@ -233,6 +248,7 @@ def _make_directories(root: Path) -> None:
             POSIX.sync_directory(directory.parent)
     except OSError as error:
         raise storage_error("make the run folder", root, error) from error
+    return missing[::-1]
 
 
 def _remove_leftovers(root: Path) -> None:

@@ -35,12 +35,14 @@ class RunLock:
             InputError: if a live process holds it (pid and host are named), or the disk knows no locks.
             StorageError: if the file cannot be written.
         """
-        try:
-            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
-        except OSError as error:
-            raise storage_error("lock the run folder by", path, error) from error
+        self._fd = _opened(path)
         try:
             _lock(self._fd, path)
+            while not _is_at(self._fd, path):  # A start that was refused has taken the file away meanwhile.
+                fresh = _opened(path)
+                os.close(self._fd)
+                self._fd = fresh
+                _lock(self._fd, path)
             os.ftruncate(self._fd, 0)
             os.pwrite(self._fd, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
         except BaseException as error:
@@ -72,6 +74,22 @@ def is_alive(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def _opened(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+    except OSError as error:
+        raise storage_error("lock the run folder by", path, error) from error
+
+
+def _is_at(fd: int, path: Path) -> bool:
+    """Whether `path` still names the open file."""
+    try:
+        found = os.stat(path, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(found, os.fstat(fd))
 
 
 def _lock(fd: int, path: Path) -> None:

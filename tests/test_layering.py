@@ -20,6 +20,8 @@ FLOORS = {
     "config": 1,
     "filesystem": 1,
     "process": 1,
+    "quiet": 1,
+    "signals": 1,
     "flags": 2,
     "help_text": 2,
     "data.blocks": 2,

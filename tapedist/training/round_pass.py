@@ -38,7 +38,7 @@ class RoundPass:
 
         Args:
             add: `(a shard's sum, rows, counts) -> its sum with one more block`, per replica.
-            interrupted: asked before each round.
+            interrupted: asked between rounds; each call does at least one, so that asking too often stalls nothing.
 
         Returns:
             The shards' sums as `Replicas.scattered` lays them out, or None if interrupted.
@@ -47,8 +47,9 @@ class RoundPass:
             self._sums = self._replicas.scattered(np.zeros([self._replicas.num_shards, self._replicas.partial_width]))
         if self._iterator is None:
             self._iterator = iter(self._elements(self._round))
+        first = self._round
         while self._round < self._rounds:
-            if interrupted():
+            if self._round > first and interrupted():
                 return None
             for place in range(len(self._sums)):
                 self._sums[place] = add(self._sums[place], *next(self._iterator))

@@ -21,6 +21,7 @@ from tapedist import flags, process, quiet
 from tapedist.cluster import doctor, launch
 from tapedist.cluster.doctor import DoctorConfig
 from tapedist.cluster.launch import LaunchConfig
+from tapedist.command_options import EvaluateOptions, PredictOptions, RunOptions
 from tapedist.config import GROUPS, TrainConfig
 from tapedist.errors import InputError, TapedistError
 from tapedist.help_text import command_help, commands_help
@@ -87,6 +88,12 @@ def _train(config: TrainConfig) -> None:
         run.train_in(folder, config, spec=spec, quiet=False)
 
 
+def _commands() -> Any:
+    from tapedist import commands  # NumPy comes with it, which --help need not wait for.
+
+    return commands
+
+
 def _launch(options: LaunchConfig) -> int:
     # A flag that no worker would take is refused here, once.
     flags.CommandLine(TrainConfig, options.worker_argv[1:]).options()
@@ -105,6 +112,30 @@ COMMANDS: dict[str, Command] = {
             "train --mode=mini_batch --batch_size=4096 --optimizer=adam --learning_rate=0.01",
             "train --num_virtual_devices=4 --run_dir=runs/four",
         ),
+    ),
+    "evaluate": Command(
+        summary="Say how well a run's model fits its own rows, or a table.",
+        options=EvaluateOptions,
+        run=lambda options: _commands().evaluate(options),
+        examples=("evaluate --run_dir=runs/tutorial", "evaluate --run_dir=runs/flights --data=later.csv"),
+    ),
+    "predict": Command(
+        summary="Predict the target of every row of a table.",
+        options=PredictOptions,
+        run=lambda options: _commands().predict(options),
+        examples=("predict --run_dir=runs/flights --data=new.parquet --output=predicted.parquet --interval",),
+    ),
+    "report": Command(
+        summary="Make a run's report.html anew.",
+        options=RunOptions,
+        run=lambda options: _commands().report(options),
+        examples=("report --run_dir=runs/tutorial",),
+    ),
+    "export": Command(
+        summary="Save a run's model as a SavedModel.",
+        options=RunOptions,
+        run=lambda options: _commands().export(options),
+        examples=("export --run_dir=runs/tutorial",),
     ),
     "launch": Command(
         summary="Train in several processes of this machine, restarted together when one is lost.",

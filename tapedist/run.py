@@ -31,6 +31,7 @@ from tapedist.results.environment import environment, numerics_class
 from tapedist.results.model_file import warm_start
 from tapedist.results.monitor import Monitor
 from tapedist.results.outcome import TrainResult, digest
+from tapedist.results.run_report import report_page
 from tapedist.run_folder import RunFolder
 from tapedist.run_optimum import RunOptimum, stopping_rules
 from tapedist.signals import StopSignals
@@ -417,8 +418,10 @@ class Session:
         def look() -> dict[str, np.ndarray]:
             if not (self.folder and self.folder.done.exists()):
                 return {}
-            summary = json.loads(self.folder.done.read_text())
-            if summary["stopped"] or state.step == self.config.num_epochs * engine.steps_per_epoch:
+            summary = _done_summary(self.folder.done)
+            parameters = self.units.to_raw(state.vector[: self.model.num_parameters])
+            is_ours = summary.get("digest") == digest(parameters)  # Else the mark is older than the checkpoint.
+            if is_ours and (summary["stopped"] or state.step == self.config.num_epochs * engine.steps_per_epoch):
                 return {"summary": np.array(json.dumps(summary))}
             self.folder.done.unlink()
             return {}
@@ -463,11 +466,20 @@ class Session:
         """Writes the run folder's files; the mark of success comes last."""
         folder = self.folder
         if folder:
-            write_atomic(folder.environment, _json(self._environment()))
+            environment, model = self._environment(), result.as_model_json() | {"rows": self.source.fingerprint()}
+            write_atomic(folder.environment, _json(environment))
             write_atomic(folder.flags, flags.config_to_flagfile(self.config))
-            write_atomic(folder.model, _json(result.as_model_json()))
+            write_atomic(folder.model, _json(model))
             if self.config.plots:
                 figures.draw(folder.plots, result, source=self.source, path=self._raw_path(state))
+                page = report_page(
+                    config=self.config,
+                    model=model,
+                    environment=environment,
+                    history=self.monitor.rows,
+                    source=self.source,
+                )
+                write_atomic(folder.report, page)
             write_atomic(folder.done, _json(result.summary()))
         return result
 
@@ -482,6 +494,16 @@ class Session:
         for line in result.lines():
             self.monitor.say(line)
         return result
+
+
+def _done_summary(path: Path) -> dict[str, Any]:
+    """What `done.json` says; nothing if it is damaged, because all of it can be found anew."""
+    try:
+        summary = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    complete = isinstance(summary, dict) and {"digest", "stopped", "train_loss", "test_loss"} <= set(summary)
+    return summary if complete else {}
 
 
 def _json(content: Any) -> str:

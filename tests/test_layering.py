@@ -23,6 +23,7 @@ FLOORS = {
     "quiet": 1,
     "signals": 1,
     "flags": 2,
+    "command_options": 2,
     "help_text": 2,
     "data.blocks": 2,
     "data": 3,
@@ -36,6 +37,7 @@ FLOORS = {
     "run_folder": 4,
     "rates": 6,
     "run_optimum": 6.5,
+    "commands": 7,
     "run": 7,
     "cli": 8,
     "": 9,  # tapedist/__init__.py and __main__.py

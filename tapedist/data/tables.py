@@ -189,6 +189,10 @@ class TableSource:
         """
         return self._gather(self._split.file_rows(split, indices))
 
+    def file_rows(self, split: str, indices: np.ndarray) -> np.ndarray:
+        """Numbers in the file, int64 `[k]`, of rows of a split; rows left out for bad cells have numbers too."""
+        return self._split.file_rows(split, indices)
+
     def take(self, split: str, indices: Any) -> tuple[Any, ...]:
         """`rows` as a TensorFlow operation.
 

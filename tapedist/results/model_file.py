@@ -16,6 +16,8 @@ from tapedist.results.prediction import IntervalShape, predict_rows
 from tapedist.run_folder import RunFolder
 from tapedist.text_values import shown
 
+_NEEDED = ("weights", "bias", "parameters", "digest", "feature_names", "target_name")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class FittedModel:
@@ -59,8 +61,31 @@ class FittedModel:
         return predict_rows(x, self.weights, self.bias)
 
 
+def read_content(path: Path, *, run_dir: Path) -> dict[str, Any]:
+    """The content of `model.json`, of whatever model.
+
+    Args:
+        path: the file.
+        run_dir: the run, for messages.
+
+    Raises:
+        InputError: if the run is not finished.
+        StateError: if the file cannot be read.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        missing = [name for name in _NEEDED if name not in content]
+    except FileNotFoundError:
+        raise InputError(f"--run_dir={str(run_dir)!r}: holds no finished training; run tapedist train there") from None
+    except (OSError, ValueError, TypeError) as error:
+        raise StateError(f"{path}: cannot be read ({error}); restore it, or train again") from None
+    if missing:
+        raise StateError(f"{path}: is not what training writes (no {missing[0]}); restore it, or train again")
+    return content
+
+
 def read_model(path: Path, *, run_dir: Path) -> FittedModel:
-    """Reads and checks `model.json`.
+    """Reads and checks a linear model.
 
     Args:
         path: the file.
@@ -70,12 +95,7 @@ def read_model(path: Path, *, run_dir: Path) -> FittedModel:
         InputError: if the run has no fitted linear model.
         StateError: if the file cannot be trusted.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"--run_dir={str(run_dir)!r}: holds no finished training; run tapedist train there") from None
-    except (OSError, ValueError) as error:
-        raise StateError(f"{path}: cannot be read ({error}); restore it, or train again") from None
+    content = read_content(path, run_dir=run_dir)
     try:
         model = FittedModel(
             weights=np.asarray(content["weights"], np.float64),
@@ -86,7 +106,7 @@ def read_model(path: Path, *, run_dir: Path) -> FittedModel:
             target_name=content["target_name"],
             content=content,
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (TypeError, ValueError) as error:
         raise StateError(f"{path}: is not what training writes ({error!r}); restore it, or train again") from None
     if not len(model.weights):
         raise InputError(

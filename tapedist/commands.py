@@ -1,0 +1,175 @@
+"""What can be done with a finished run: evaluate, predict, report, export. Each works from the run folder alone.
+
+TensorFlow is imported only where synthetic rows or a SavedModel need it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+
+from tapedist.command_options import EvaluateOptions, PredictOptions, RunOptions
+from tapedist.config import TrainConfig
+from tapedist.data import sources, tables
+from tapedist.data.blocks import Source
+from tapedist.data.row_arrays import row_arrays, row_blocks
+from tapedist.errors import InputError, StateError, TapedistError
+from tapedist.filesystem import write_atomic
+from tapedist.flags import CommandLine
+from tapedist.results.evaluation import evaluate_rows
+from tapedist.results.model_file import FittedModel, read_content, read_model
+from tapedist.results.prediction_file import check_output, write_columns
+from tapedist.run_folder import RunFolder
+from tapedist.text_values import shown
+
+_PREDICT_ROWS = 65_536
+_FAR = 0.1  # Standard errors from the optimum beyond which its intervals are not the model's.
+
+
+def evaluate(options: EvaluateOptions) -> None:
+    """Prints the errors of a run's model on its own rows, or on a table.
+
+    Raises:
+        InputError: if there is no such run or table, or they do not fit.
+        StateError: if the run's model cannot be trusted, or its own rows are others by now.
+    """
+    folder, model = _find(options.run_dir)
+    if options.data:
+        own: Source = tables.open_table(
+            options.data, target=model.target_name, features=model.feature_names, test_fraction=0, dtype="float64"
+        )
+        names = {"train": "data"}
+    else:
+        own = sources.open_source(_config(folder))
+        names = {"train": "train", "test": "test"}
+        if own.fingerprint() != model.content.get("rows"):
+            raise StateError(f"{folder.root}: its rows have changed since it was trained; evaluate by --data=PATH")
+    _say_notices(own)
+    for split, name in names.items():
+        metrics = evaluate_rows(row_blocks(own, split), model.weights, model.bias)
+        if metrics:
+            print(metrics.line(name))
+
+
+def predict(options: PredictOptions) -> None:
+    """Writes a prediction for every row of a table, in the order of its rows.
+
+    Raises:
+        InputError: if there is no such run or table, they do not fit, or the output cannot be made.
+        StateError: if the run's model cannot be trusted, or the table changes while it is read.
+        StorageError: if the output cannot be written.
+    """
+    _, model = _find(options.run_dir)
+    check_output(options.output, data=options.data, overwrite=options.overwrite)
+    interval = _wants_interval(options, model)
+    table = tables.open_table(
+        options.data, features=model.feature_names, need_target=False, test_fraction=0, dtype="float64",
+        on_bad_rows=options.on_bad_rows,
+    )  # fmt: skip
+    _say_notices(table)
+    rows = write_columns(options.output, _predictions(table, model, options, interval=interval))
+    print(f"Predicted {rows} rows: {options.output}")
+
+
+def report(options: RunOptions) -> None:
+    """Makes a run's `report.html` anew.
+
+    Raises:
+        InputError: if there is no such run.
+        StateError: if its files cannot be trusted.
+        StorageError: if the page cannot be written.
+    """
+    from tapedist.results.metrics import read_rows
+    from tapedist.results.run_report import report_page
+
+    folder = RunFolder.find(options.run_dir)
+    content, config = read_content(folder.model, run_dir=folder.root), _config(folder)
+    source: Source | None
+    try:
+        source = sources.open_source(config)
+        if source.fingerprint() != content.get("rows"):
+            raise StateError("its rows have changed since it was trained")
+    except TapedistError as error:
+        print(f"tapedist: warning: the rows are left out of the report: {error}", file=sys.stderr)
+        source = None
+    page = report_page(
+        config=config,
+        model=content,
+        environment=json.loads(folder.environment.read_text()),
+        history=read_rows(folder.metrics),
+        source=source,
+    )
+    write_atomic(folder.report, page)
+    print(f"Report: {folder.report}")
+
+
+def export(options: RunOptions) -> None:
+    """Saves a run's model as the next version of its SavedModel.
+
+    Raises:
+        InputError: if there is no such run.
+        StateError: if its model cannot be trusted.
+        StorageError: if it cannot be written.
+    """
+    folder, model = _find(options.run_dir)
+
+    from tapedist.results.export import export_model  # From here on there is TensorFlow.
+
+    print(f"Exported: {export_model(model, folder.export)}")
+
+
+def _find(run_dir: str) -> tuple[RunFolder, FittedModel]:
+    folder = RunFolder.find(run_dir)
+    return folder, read_model(folder.model, run_dir=folder.root)
+
+
+def _config(folder: RunFolder) -> TrainConfig:
+    """The settings that the run was trained with."""
+    try:
+        return CommandLine(TrainConfig, [f"--flagfile={folder.flags}"]).options()
+    except InputError as error:
+        raise StateError(f"{folder.flags}: cannot be used ({error.problems[0]}); restore it") from None
+
+
+def _say_notices(source: Source) -> None:
+    for notice in getattr(source, "notices", ()):
+        print(f"Notice: {notice}")
+
+
+def _wants_interval(options: PredictOptions, model: FittedModel) -> bool:
+    if options.interval == "false":
+        return False
+    if model.interval is None:
+        if options.interval == "auto":
+            return False
+        raise InputError(
+            f"--interval=true: the run in {shown(options.run_dir)} has no standard errors; "
+            "train with --statistics=true, or drop --interval"
+        )
+    far = ((model.statistics or {}).get("learned") or {}).get("max_standard_errors")
+    if far is None or far > _FAR:
+        away = "an unknown number of" if far is None else f"{far:.3g}"
+        print(
+            f"Notice: the model is {away} standard errors from the optimum that the intervals belong to; train longer"
+        )
+    return True
+
+
+def _predictions(
+    table: tables.TableSource, model: FittedModel, options: PredictOptions, *, interval: bool
+) -> Iterator[dict[str, np.ndarray]]:
+    """Columns of the output, block by block."""
+    shape = model.interval if interval else None
+    n = table.num_rows("train")
+    for first in range(0, n, _PREDICT_ROWS):
+        indices = np.arange(first, min(first + _PREDICT_ROWS, n))
+        x = row_arrays(table, "train", indices)[0]
+        columns = {"row": table.file_rows("train", indices)} if options.on_bad_rows == "drop" else {}
+        columns["prediction"] = model.predict(x)
+        if shape is not None:
+            margins = shape.margins(x, level=options.level)
+            columns |= {"low": columns["prediction"] - margins, "high": columns["prediction"] + margins}
+        yield columns

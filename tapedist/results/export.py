@@ -1,0 +1,92 @@
+"""A fitted linear model as a SavedModel: `serving_default` takes raw rows and gives raw predictions.
+
+The sums are those of `prediction.predict_rows`, term by term in the same order, so a prediction has the same bits there
+and here, in batches of any size. A loop keeps the order: TensorFlow may merge a chain of additions into one sum.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from pathlib import Path
+
+import tapedist.numerics  # noqa: F401  (before TensorFlow)
+import tensorflow as tf
+
+from tapedist.errors import InputError
+from tapedist.filesystem import OWN_PREFIX, POSIX, storage_error
+from tapedist.results.model_file import FittedModel
+
+
+class ServedModel(tf.Module):
+    """What is saved.
+
+    Args:
+        model: the fitted model.
+    """
+
+    def __init__(self, model: FittedModel):
+        super().__init__()
+        self.weights = tf.Variable(model.weights, trainable=False, name="weights")
+        self.bias = tf.Variable(model.bias, trainable=False, dtype=tf.float64, name="bias")
+        self._count = len(model.weights)
+
+    def predict(self, x: tf.Tensor) -> dict[str, tf.Tensor]:
+        """`{"prediction": [k]}` for rows `[k, d]`, both float64 in raw units."""
+        columns, weights = tf.transpose(x), tf.convert_to_tensor(self.weights)
+        _, total = tf.while_loop(
+            lambda j, _: j < self._count,
+            lambda j, total: (j + 1, total + columns[j] * weights[j]),
+            (tf.constant(1), columns[0] * weights[0]),
+        )
+        return {"prediction": total + self.bias}
+
+
+def export_model(model: FittedModel, directory: Path) -> Path:
+    """Saves `model` as the next numbered version below `directory`.
+
+    Args:
+        model: the fitted model.
+        directory: made if it is missing; earlier versions stay.
+
+    Returns:
+        The new version's folder.
+
+    Raises:
+        InputError: if something that is no folder has the directory's name.
+        StorageError: if it cannot be written; no half version is left.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise InputError(f"{str(directory)!r}: is no folder; remove it")
+    temporary = directory / f"{OWN_PREFIX}-{os.getpid()}"
+    try:
+        directory.mkdir(exist_ok=True)
+        _save(model, temporary)
+        return _placed(temporary, directory)
+    except OSError as error:
+        raise storage_error("write", directory, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _save(model: FittedModel, directory: Path) -> None:
+    served = ServedModel(model)
+    rows = tf.TensorSpec([None, len(model.weights)], tf.float64, name="x")
+    signature = tf.function(served.predict, input_signature=[rows], autograph=False)
+    tf.saved_model.save(served, str(directory), signatures={"serving_default": signature})
+
+
+def _placed(temporary: Path, directory: Path) -> Path:
+    """Gives a finished version its number; another process may take numbers at the same time."""
+    while True:
+        numbers = [int(path.name) for path in directory.iterdir() if path.name.isdecimal()]
+        target = directory / str(max(numbers, default=0) + 1)
+        try:
+            POSIX.rename(temporary, target)  # Fails on a folder that holds anything.
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            continue
+        POSIX.sync_directory(directory)
+        return target

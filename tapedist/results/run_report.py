@@ -1,0 +1,152 @@
+"""From a run's files and rows to its HTML page."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tapedist.config import TrainConfig
+from tapedist.data.blocks import Source
+from tapedist.data.row_arrays import row_arrays
+from tapedist.results.console import format_rate
+from tapedist.results.evaluation import Metrics, evaluate_rows
+from tapedist.results.inference import Coefficient
+from tapedist.results.prediction import predict_rows
+from tapedist.results.report import Parameter, ReportData, render
+from tapedist.results.report_charts import Predictions
+from tapedist.results.sampling import thinned
+from tapedist.training.observer import Row
+
+_MOST_ROWS = 4096
+
+
+def report_page(
+    *,
+    config: TrainConfig,
+    model: Mapping[str, Any],
+    environment: Mapping[str, Any],
+    history: Sequence[Row],
+    source: Source | None,
+) -> str:
+    """The page of a run.
+
+    Args:
+        config: its settings.
+        model: the content of `model.json`.
+        environment: the content of `env.json`.
+        history: its rows of metrics.
+        source: its rows; None if they cannot be read any more, and then no predictions are drawn.
+    """
+    fit = model.get("statistics") or {}
+    sample = _sample(source, model)
+    notes = [f"The least-squares optimum is not unique: {fit['problem']}."] if fit.get("problem") else []
+    notes += [f"Training stopped before its last epoch: {model['stopped']}."] if model.get("stopped") else []
+    notes += ["The rows could not be read again, so no predictions are drawn."] if source is None else []
+    return render(
+        ReportData(
+            title=f"{model['target_name'] or 'y'} by {_features(model['feature_names'])}",
+            subtitle=_subtitle(config, environment),
+            highlights=_highlights(model, fit),
+            notes=notes,
+            parameters=_parameters(model, fit, source),
+            quality=_quality(fit, sample, model),
+            history=history,
+            predictions=sample,
+            settings={field.name: getattr(config, field.name) for field in dataclasses.fields(config)},
+            changed=[f.name for f in dataclasses.fields(config) if getattr(config, f.name) != f.default],
+            speed=_speed(history),
+            digest=model["digest"],
+            environment={name: _plain(value) for name, value in environment.items()},
+        )
+    )
+
+
+def _features(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= 3 else f"{len(names)} features"
+
+
+def _subtitle(config: TrainConfig, environment: Mapping[str, Any]) -> str:
+    how = "full batch" if config.mode == "full_batch" else f"mini-batches of {config.batch_size} rows"
+    replicas = environment.get("replicas")
+    where = f" on {replicas} replica{'s' * (replicas != 1)}" if replicas else ""
+    return f"{config.data}, {how}, {config.optimizer}{where}, tapedist {environment.get('tapedist', '')}".strip()
+
+
+def _highlights(model: Mapping[str, Any], fit: Mapping[str, Any]) -> dict[str, object]:
+    learned = fit.get("learned") or {}
+    facts = {
+        "test loss": model.get("test_loss"),
+        "training loss": model.get("train_loss"),
+        "R2 at the optimum": fit.get("r2"),
+        "from the optimum (SE)": learned.get("max_standard_errors"),
+        "rows": fit.get("num_rows"),
+        "epochs": model.get("epochs"),
+    }
+    return {name: value for name, value in facts.items() if value is not None}
+
+
+def _parameters(model: Mapping[str, Any], fit: Mapping[str, Any], source: Source | None) -> list[Parameter]:
+    weights = model["weights"]
+    if not weights:
+        return []
+    names = [*model["feature_names"], *(["intercept"] if len(model["parameters"]) > len(weights) else [])]
+    optima: list[Coefficient | None] = [Coefficient(**c) for c in fit.get("coefficients") or []]
+    gaps = (fit.get("learned") or {}).get("standard_errors") or []
+    truth = getattr(source, "truth", None)
+    true = [*truth[0], truth[1]] if truth else []
+    none = [None] * len(names)
+    columns = zip(names, model["parameters"], [*optima, *none], [*gaps, *none], [*true, *none], strict=False)
+    return [Parameter(name=n, estimate=e, optimum=o, distance=g, truth=t) for n, e, o, g, t in columns]
+
+
+def _quality(fit: Mapping[str, Any], sample: Predictions | None, model: Mapping[str, Any]) -> dict[str, object]:
+    names = {
+        "r2": "R2", "adjusted_r2": "adjusted R2", "residual_std": "residual std. deviation", "rmse": "RMSE",
+        "loss": "smallest loss", "condition_number": "condition number", "degrees_of_freedom": "degrees of freedom",
+    }  # fmt: skip
+    facts: dict[str, object] = {f"{words} at the optimum": fit[name] for name, words in names.items() if name in fit}
+    errors = _sample_errors(sample)
+    if errors and sample:
+        facts |= {f"RMSE, {sample.split} split": errors.rmse, f"MAE, {sample.split} split": errors.mae}
+        facts |= {f"R2, {sample.split} split": errors.r2}
+    return facts
+
+
+def _sample_errors(sample: Predictions | None) -> Metrics | None:
+    if sample is None:
+        return None
+    return evaluate_rows([(sample.predicted[:, np.newaxis], sample.actual, None)], np.ones(1), 0.0)
+
+
+def _speed(history: Sequence[Row]) -> dict[str, object]:
+    rates = [row.examples_per_sec for row in history if row.split == "train" and row.examples_per_sec]
+    if not rates:
+        return {}
+    seconds = history[-1].seconds - history[0].seconds
+    return {"median": format_rate(statistics.median(rates)), "between first and last row (s)": round(seconds, 3)}
+
+
+def _plain(value: Any) -> Any:
+    return ", ".join(map(str, value)) if isinstance(value, list) else value
+
+
+def _sample(source: Source | None, model: Mapping[str, Any]) -> Predictions | None:
+    """Some thousand held-out rows, or training rows where none are held out, evenly spread."""
+    if source is None or not model["weights"]:
+        return None
+    split = "test" if source.num_rows("test") else "train"
+    total = source.num_rows(split)
+    x, y, _ = row_arrays(source, split, thinned(total, _MOST_ROWS))
+    return Predictions(
+        actual=y,
+        predicted=predict_rows(x, np.asarray(model["weights"]), model["bias"]),
+        x=x[:, 0] if x.shape[1] == 1 else None,
+        split=split,
+        total=total,
+        feature_name=source.feature_names[0],
+        target_name=source.target_name,
+    )

@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from tapedist.cluster import resolve
 from tapedist.cluster.membership import joined
 from tapedist.cluster.strategies import Choice
 from tapedist.cluster.team import Solo, Team
+from tapedist.cluster.toll import TolledCalls, gather_seconds
 from tapedist.config import TrainConfig
 from tapedist.data.blocks import Source
 from tapedist.data.sources import open_source
@@ -396,9 +398,22 @@ class Session:
             consensus=self.team,
             save=save,
             save_every_secs=config.checkpoint_every_secs,
-            call_length=CallLength(config.steps_per_call),
+            call_length=self._call_length(engine),
             train_rows=self.source.num_rows("train"),
             stop=self.stop,
+        )
+
+    def _call_length(self, engine: Engine) -> CallLength:
+        config, replicas = self.config, self.strategy.num_replicas_in_sync
+        if replicas == 1 or engine.name == "moments":  # No step gathers.
+            return CallLength(config.steps_per_call)
+        shards = self.setup.layout.replica_width
+        return TolledCalls(
+            config.steps_per_call,
+            gather_secs=gather_seconds(self.strategy, shards=shards, width=self.model.num_parameters + 2),
+            replicas=replicas,
+            batch_size=config.batch_size if config.mode == "mini_batch" else 0,
+            say=self.monitor.say,
         )
 
     def _test_evaluator(self) -> Callable[[np.ndarray], tuple[float, float]] | None:

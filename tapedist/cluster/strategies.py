@@ -6,7 +6,8 @@ import contextlib
 import dataclasses
 import glob
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import tapedist.numerics  # noqa: F401  (before TensorFlow)
 import tensorflow as tf
@@ -44,8 +45,12 @@ def choose(config: TrainConfig, *, num_workers: int, num_gpus: int, environ: Map
     return Choice("default", "one GPU is visible" if num_gpus else "no GPU, one CPU device")
 
 
-def split_cpu(num_devices: int) -> None:
+def split_cpu(num_devices: int, *, look: bool = True) -> None:
     """Splits the CPU into logical devices, once per process.
+
+    Args:
+        num_devices: how many.
+        look: whether to see that it worked, which starts TensorFlow.
 
     Raises:
         InputError: if TensorFlow has already started with another number of devices.
@@ -54,7 +59,7 @@ def split_cpu(num_devices: int) -> None:
     # A RuntimeError says that TensorFlow has started; all is well if it has what we need.
     with contextlib.suppress(RuntimeError):
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * num_devices)
-    found = len(tf.config.list_logical_devices("CPU"))
+    found = len(tf.config.list_logical_devices("CPU")) if look else num_devices
     if found != num_devices:
         raise InputError(
             f"--num_virtual_devices={num_devices}: TensorFlow has already started in this process with {found}; "
@@ -80,11 +85,11 @@ def create(config: TrainConfig, *, spec: ClusterSpec = ONE_PROCESS) -> tuple[tf.
             break  # Started already: the program that did so has decided.
     choice = choose(config, num_workers=spec.num_workers, num_gpus=len(gpus))
     if config.num_virtual_devices > 0 and choice.name != "tpu":
-        split_cpu(config.num_virtual_devices)
+        split_cpu(config.num_virtual_devices, look=choice.name != "multiworker")
     strategy = {
         "default": tf.distribute.get_strategy,
         "mirrored": lambda: _mirrored(config, len(gpus)),
-        "multiworker": lambda: _multiworker(spec, on_gpus=bool(gpus)),
+        "multiworker": lambda: _multiworker(spec, num_gpus=len(gpus), num_cpus=config.num_virtual_devices),
         "tpu": lambda: _tpu(config.tpu),
     }[choice.name]()
     replicas = strategy.num_replicas_in_sync
@@ -107,14 +112,44 @@ def _mirrored(config: TrainConfig, num_gpus: int) -> tf.distribute.Strategy:
     return tf.distribute.MirroredStrategy()
 
 
-def _multiworker(spec: ClusterSpec, *, on_gpus: bool) -> tf.distribute.Strategy:
+def _multiworker(spec: ClusterSpec, *, num_gpus: int, num_cpus: int) -> tf.distribute.Strategy:
     jobs = {"worker": list(spec.workers)} if spec.num_workers > 1 else {}
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
         tf.train.ClusterSpec(jobs), task_type="worker", task_id=spec.index, rpc_layer="grpc"
     )
     kinds = tf.distribute.experimental.CommunicationImplementation
-    options = tf.distribute.experimental.CommunicationOptions(implementation=kinds.AUTO if on_gpus else kinds.RING)
-    return tf.distribute.MultiWorkerMirroredStrategy(resolver, options)
+    options = tf.distribute.experimental.CommunicationOptions(implementation=kinds.AUTO if num_gpus else kinds.RING)
+    with _all_cpus(num_cpus) if num_cpus > 1 and not num_gpus else contextlib.nullcontext():
+        try:
+            strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver, options)
+        except RuntimeError as error:
+            raise InputError(
+                f"--strategy=multiworker: TensorFlow has already started in this process ({error}); train in a new one"
+            ) from None
+    wanted = spec.num_workers * max(1, num_gpus or num_cpus)
+    if strategy.num_replicas_in_sync != wanted:
+        raise InputError(
+            f"--num_virtual_devices={num_cpus}: this TensorFlow uses {strategy.num_replicas_in_sync} devices of "
+            f"{spec.num_workers} workers, not {wanted}; use more workers with one device each"
+        )
+    return strategy
+
+
+@contextlib.contextmanager
+def _all_cpus(count: int) -> Iterator[None]:
+    """Lets a worker compute on all its logical CPUs: TensorFlow takes all GPUs, but the first CPU only."""
+    from tensorflow.python.distribute import collective_all_reduce_strategy as module
+
+    def devices(extended: Any, resolver: Any, worker_device: str) -> tuple[tuple[str, ...], str]:
+        return tuple(f"{worker_device}/device:CPU:{i}" for i in range(count)), "CPU"
+
+    name, owner = "_initialize_local_devices", module.CollectiveAllReduceExtended
+    before = getattr(owner, name)
+    setattr(owner, name, devices)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
 
 
 def _tpu(address: str) -> tf.distribute.Strategy:

@@ -1,0 +1,39 @@
+"""A worker for the multi-worker tests: one start, several trainings, so that the bits of all engines cost few launches.
+
+    python tests/train_many.py train FILE [--flag=value ...]
+
+FILE holds a JSON object, name -> flags. Prints `NAME DIGEST` for each; the flags behind FILE are added to all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from tapedist import run
+from tapedist.cluster import resolve
+from tapedist.cluster.membership import joined
+from tapedist.config import TrainConfig
+from tapedist.flags import CommandLine
+from tapedist.results.monitor import Monitor
+from tapedist.signals import StopSignals
+
+
+def main(argv: list[str]) -> None:
+    cases: dict[str, list[str]] = json.loads(Path(argv[2]).read_text())
+    configs = {name: CommandLine(TrainConfig, [*words, *argv[3:]]).options() for name, words in cases.items()}
+    first = next(iter(configs.values()))
+    spec = resolve.of_run(first, os.environ)
+    with StopSignals() as stop, joined(first, spec, stop_signal=lambda: stop.signum, quiet=True) as (strategy, why, team):
+        for name, config in configs.items():
+            session = run.Session(
+                config, strategy=strategy, choice=why, team=team, monitor=Monitor(), folder=None, stop=stop,
+                model=None, loss=None, source=None,
+            )  # fmt: skip
+            print(name, session.run().digest, flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv)

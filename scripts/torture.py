@@ -276,16 +276,20 @@ class Torturer:
         """Waits for the moment of a blow; False if the process ended before."""
         sometime = self.rng.random()
         if blow.kind == "save":
-            return self._save_under_way(process, appearance=self.rng.randrange(12))
+            return self._save_under_way(process, appearance=self.rng.randrange(8))
         if blow.phase == "start":
             return process.wait_for(lambda: time.monotonic() - process.began > sometime * self.reference.start_secs)
         if blow.phase == "plot":
             return process.wait_for((process.run_dir / "model.json").exists) and self._pause(process, sometime * 0.5)
         if blow.phase == "load":
             return process.wait_for(process.loading.is_set) and self._pause(process, sometime * 0.5)
-        share = 0.1 if blow.phase == "resumed" else 0.3
-        return process.wait_for(process.training.is_set) and self._pause(
-            process, sometime * share * self.reference.train_secs
+        # Counted in saves, not in seconds, which another load of the machine would make all or nothing of the run.
+        before = _newest_save(process.run_dir)
+        saves = self.rng.randrange(2 if blow.phase == "resumed" else 8)
+        return (
+            process.wait_for(process.training.is_set)
+            and process.wait_for(lambda: _newest_save(process.run_dir) >= before + saves)
+            and self._pause(process, sometime * 0.2)
         )
 
     def _pause(self, process: TrainingProcess, seconds: float) -> bool:
@@ -322,6 +326,15 @@ class Torturer:
     def _fail(self, what: str) -> None:
         self.tally.failures.append(what)
         say(f"FAILED  {what}")
+
+
+def _newest_save(run_dir: Path) -> int:
+    """The number of the newest checkpoint; 0 if there is none."""
+    try:
+        names = os.listdir(run_dir / "checkpoints")
+    except FileNotFoundError:
+        return 0
+    return max((int(name.partition("-")[0]) for name in names if name[0].isdigit()), default=0)
 
 
 def lives(counts: dict[str, int], modes: list[str], rng: random.Random) -> Iterator[tuple[str, list[Blow]]]:

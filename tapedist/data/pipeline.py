@@ -204,17 +204,22 @@ def _element(
     first, counts = tf.numpy_function(place, [turn, replica], [tf.int64, tf.int64])
     first.set_shape(shape)
     counts.set_shape(shape)
-    positions = tf.minimum(first[..., tf.newaxis] + tf.range(plan.shard_rows, dtype=tf.int64), last)
+    # Most elements are full: they need neither a bound on their positions nor a mask.
+    full = tf.reduce_all(counts == plan.shard_rows)
+    positions = first[..., tf.newaxis] + tf.range(plan.shard_rows, dtype=tf.int64)
+    positions = tf.cond(full, lambda: positions, lambda: tf.minimum(positions, last))
     if plan.row_numbers:
         positions = tf.ensure_shape(tf.numpy_function(numbers, [turn, positions], tf.int64), positions.shape)
     rows = source.take(plan.split, tf.reshape(positions, [-1]))
-    real = tf.sequence_mask(counts, plan.shard_rows)
-    real = tf.reshape(real, [-1])
-    rows = tuple(_without_padding(tf.cast(column, dtype), real) for column in rows)
+    rows = tuple(tf.cast(column, dtype) for column in rows)
+    rows = tf.cond(full, lambda: rows, lambda: _without_padding(rows, counts, plan.shard_rows))
     return rows, tf.cast(counts, tf.int32)
 
 
-def _without_padding(column: tf.Tensor, real: tf.Tensor) -> tf.Tensor:
-    """`column` with zeros where a row is padding, so that no stray value meets a weight of zero."""
-    mask = real if column.shape.rank == 1 else real[:, tf.newaxis]
-    return tf.where(mask, column, tf.zeros([], column.dtype))
+def _without_padding(rows: tuple[tf.Tensor, ...], counts: tf.Tensor, shard_rows: int) -> tuple[tf.Tensor, ...]:
+    """`rows` with zeros where a row is padding, so that no stray value meets a weight of zero."""
+    real = tf.reshape(tf.sequence_mask(counts, shard_rows), [-1])
+    return tuple(
+        tf.where(real if column.shape.rank == 1 else real[:, tf.newaxis], column, tf.zeros([], column.dtype))
+        for column in rows
+    )

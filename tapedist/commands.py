@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from tapedist import quiet
 from tapedist.command_options import EvaluateOptions, PredictOptions, RunOptions
 from tapedist.config import TrainConfig
 from tapedist.data import sources, tables
@@ -43,7 +44,7 @@ def evaluate(options: EvaluateOptions) -> None:
         )
         names = {"train": "data"}
     else:
-        own = sources.open_source(_config(folder))
+        own = _own_source(_config(folder))
         names = {"train": "train", "test": "test"}
         if own.fingerprint() != model.content.get("rows"):
             raise StateError(f"{folder.root}: its rows have changed since it was trained; evaluate by --data=PATH")
@@ -89,7 +90,7 @@ def report(options: RunOptions) -> None:
     content, config = read_content(folder.model, run_dir=folder.root), _config(folder)
     source: Source | None
     try:
-        source = sources.open_source(config)
+        source = _own_source(config)
         if source.fingerprint() != content.get("rows"):
             raise StateError("its rows have changed since it was trained")
     except TapedistError as error:
@@ -116,7 +117,8 @@ def export(options: RunOptions) -> None:
     """
     folder, model = _find(options.run_dir)
 
-    from tapedist.results.export import export_model  # From here on there is TensorFlow.
+    _start_tensorflow()
+    from tapedist.results.export import export_model
 
     print(f"Exported: {export_model(model, folder.export)}")
 
@@ -132,6 +134,22 @@ def _config(folder: RunFolder) -> TrainConfig:
         return CommandLine(TrainConfig, [f"--flagfile={folder.flags}"]).options()
     except InputError as error:
         raise StateError(f"{folder.flags}: cannot be used ({error.problems[0]}); restore it") from None
+
+
+def _own_source(config: TrainConfig) -> Source:
+    """The rows that the run was trained on."""
+    if not config.from_table:
+        _start_tensorflow()
+    return sources.open_source(config)
+
+
+def _start_tensorflow() -> None:
+    """Imports TensorFlow and finds the devices, without what native libraries say about it."""
+    with quiet.quiet_start():
+        import tapedist.numerics  # noqa: F401  (before TensorFlow)
+        import tensorflow as tf
+
+        tf.config.list_logical_devices()
 
 
 def _say_notices(source: Source) -> None:

@@ -38,6 +38,7 @@ FLOORS = {
     "rates": 6,
     "run_optimum": 6.5,
     "commands": 7,
+    "sklearn": 8,
     "run": 7,
     "cli": 8,
     "": 9,  # tapedist/__init__.py and __main__.py

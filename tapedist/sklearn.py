@@ -1,0 +1,152 @@
+"""`TapeRegressor`: tapedist's training as a scikit-learn estimator. Needs the extra `tapedist[sklearn]`.
+
+Legend: `n` rows, `d` features.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator, RegressorMixin
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+
+from tapedist.config import TrainConfig
+from tapedist.results.outcome import TrainResult
+from tapedist.results.prediction import predict_rows
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _ArrayTable:
+    """Training rows in memory; implements `tapedist.data.blocks.Source`. There is no test split."""
+
+    x: np.ndarray
+    y: np.ndarray
+    w: np.ndarray | None
+    feature_names: tuple[str, ...]
+
+    target_name = "y"
+
+    @property
+    def num_features(self) -> int:
+        return self.x.shape[1]
+
+    @property
+    def weighted(self) -> bool:
+        return self.w is not None
+
+    def num_rows(self, split: str) -> int:
+        return len(self.y) if split == "train" else 0
+
+    def fingerprint(self) -> str:
+        columns = [c for c in (self.x, self.y, self.w) if c is not None]
+        return hashlib.sha256(b"".join(np.ascontiguousarray(c, "<f8").tobytes() for c in columns)).hexdigest()
+
+    def rows(self, split: str, indices: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Rows by number, `(x [k, d], y [k])` or `(x, y, w [k])`."""
+        return tuple(column[indices] for column in (self.x, self.y, self.w) if column is not None)
+
+    def take(self, split: str, indices: Any) -> tuple[Any, ...]:
+        """`rows` as TensorFlow operations."""
+        import tapedist.numerics  # noqa: F401  (before TensorFlow)
+        import tensorflow as tf
+
+        return tuple(tf.gather(column, indices) for column in (self.x, self.y, self.w) if column is not None)
+
+
+class TapeRegressor(RegressorMixin, BaseEstimator):
+    """Linear regression by gradient descent, as `tapedist train` does it.
+
+    Args:
+        mode: see `tapedist train --help`, as for all others.
+        num_epochs: epochs.
+        batch_size: rows per update in mini-batch mode.
+        learning_rate: step size.
+        optimizer: update rule.
+        loss: per-example loss.
+        l2: penalty on the weights.
+        fit_intercept: whether to fit a bias.
+        standardize: whether to train on columns of mean 0 and deviation 1; coefficients are in raw units either way.
+        stop_at_se: stop within so many standard errors of the optimum; 0 does not.
+        dtype: compute type.
+        init: initial parameters.
+        random_state: the run's seed, an int.
+        config: further fields of `TrainConfig` by name.
+
+    Attributes:
+        coef_: float64 `[d]`, raw units.
+        intercept_: 0.0 without an intercept.
+        n_features_in_: `d`.
+        n_iter_: epochs done.
+        result_: what `tapedist.train` returned.
+    """
+
+    def __init__(
+        self,
+        *,
+        mode: str = "full_batch",
+        num_epochs: int = 1000,
+        batch_size: int = 1024,
+        learning_rate: float = 0.1,
+        optimizer: str = "sgd",
+        loss: str = "squared",
+        l2: float = 0.0,
+        fit_intercept: bool = True,
+        standardize: bool = True,
+        stop_at_se: float = 0.0,
+        dtype: str = "float64",
+        init: str = "zeros",
+        random_state: int = 0,
+        config: dict[str, Any] | None = None,
+    ):
+        self.mode = mode
+        self.num_epochs = num_epochs
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.optimizer = optimizer
+        self.loss = loss
+        self.l2 = l2
+        self.fit_intercept = fit_intercept
+        self.standardize = standardize
+        self.stop_at_se = stop_at_se
+        self.dtype = dtype
+        self.init = init
+        self.random_state = random_state
+        self.config = config
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> TapeRegressor:
+        """Fits the model to rows `X [n, d]` and targets `y [n]`.
+
+        Raises:
+            ValueError: if the arrays or the settings are not valid.
+            DivergedError: if the loss left the finite numbers.
+        """
+        from tapedist.run import train
+
+        X, y = validate_data(self, X, y, dtype=np.float64, y_numeric=True)
+        weights = None if sample_weight is None else _check_sample_weight(sample_weight, X, dtype=np.float64)
+        names = getattr(self, "feature_names_in_", None)
+        labels = tuple(map(str, names)) if names is not None else tuple(f"x{j}" for j in range(X.shape[1]))
+        source: Any = _ArrayTable(X, np.asarray(y, np.float64), weights, labels)
+        settings = {name: value for name, value in self.get_params(deep=False).items() if name != "config"}
+        settings["seed"] = settings.pop("random_state") or 0
+        settings = {"statistics": "false" if not self.stop_at_se else "auto", "test_fraction": 0.0, **settings}
+        if self.mode == "mini_batch":
+            settings["shuffle"] = "rows"
+        result: TrainResult = train(TrainConfig(**{**settings, **(self.config or {})}), source=source)
+        self.result_ = result
+        self.coef_, self.intercept_, self.n_iter_ = result.weights, result.bias, result.epochs
+        return self
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Predictions `[n]` for rows `X [n, d]`.
+
+        Raises:
+            ValueError: if `X` has another number of features.
+            NotFittedError: before `fit`.
+        """
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=np.float64, reset=False)
+        return predict_rows(X, self.coef_, self.intercept_)

@@ -51,7 +51,7 @@ class PeerProcess:
     """
 
     def __init__(self, python: str, words: Sequence[str]):
-        self._log = tempfile.TemporaryFile("w+")
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  (closed by `close`)
         self._process = subprocess.Popen(
             [python, str(HERE / "peer.py"), *words],
             stdin=subprocess.PIPE,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import importlib.metadata
 import os
 import pathlib
@@ -19,7 +19,7 @@ def describe() -> dict[str, Any]:
     """Processor, memory, system, versions, the commit and the load before the run."""
     packages = ("tapedist", "tensorflow", "keras", "numpy")
     return {
-        "date": f"{datetime.datetime.now():%Y-%m-%d %H:%M}",
+        "date": f"{dt.datetime.now():%Y-%m-%d %H:%M}",
         "processor": _processor(),
         "cores": cores(),
         "caches": _caches(),

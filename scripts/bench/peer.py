@@ -2,9 +2,9 @@
 
     PYTHON peer.py MODULE [WORD ...]
 
-The process answers requests, a JSON object a line: `{"prepare": task, "as": name}` makes the data and warms up,
-`{"measure": calls, "as": name}` does the work that often, `{"drop": name}` forgets it. Answers go to the original stdout; what a framework prints goes to
-stderr. A peer whose framework is not installed answers `{"missing": reason}` and ends.
+The process answers requests, one JSON object a line: `{"prepare": task, "as": name}` makes the data and warms up,
+`{"measure": calls, "as": name}` does the work that often, `{"drop": name}` forgets it. Answers go to the original
+stdout; what a framework prints goes to stderr. Where the framework is not installed, the answer is `{"missing": reason}`.
 """
 
 from __future__ import annotations

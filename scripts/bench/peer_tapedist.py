@@ -1,8 +1,8 @@
 """tapedist, through the engines that `train` runs, and TensorFlow programs to hold them against.
 
-A task's `config` holds fields of `TrainConfig`. Kinds: `engine` (steps of the engine that the config chooses), `pass` (the
-same, with everything the engine has learned from the rows forgotten before), `plain` (mini-batches summed by XLA as it
-likes, without shards), `rows` (nothing but making rows, in a parallel map).
+A task's `config` holds fields of `TrainConfig`. Kinds: `engine` (steps of the engine that the config chooses), `pass`
+(the same, with everything the engine has learned from the rows forgotten before), `plain` (mini-batches summed by XLA
+as it likes, without shards), `rows` (nothing but making rows, in a parallel map).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from peer import RATE, Work, make_rows, starts
 
-import tapedist.numerics  # noqa: F401  (before TensorFlow)
+import tapedist.numerics
 import tensorflow as tf
 
 import tapedist

@@ -37,20 +37,21 @@ def timed(owner: Any, method: str, name: str) -> None:
 
 def main() -> None:
     with phase("import tapedist's command line"):
-        import tapedist.cli  # noqa: F401
+        import tapedist.cli
     with phase("import tensorflow"):
         import tapedist.numerics  # noqa: F401
         import tensorflow  # noqa: F401, ICN001
     with phase("import tapedist.run"):
         from tapedist import run
+        from tapedist.cluster import strategies
         from tapedist.config import TrainConfig
+        from tapedist.training import engines
         from tapedist.training.trainer import Trainer
-    timed(run.strategies, "create", "devices and strategy")
-    timed(run.Session, "_engine", "engine for training")
-    timed(run.Session, "_trainer", "engine for testing")
-    timed(Trainer, "fit", "training: compile and 3,000 epochs")
-    timed(Trainer, "close", "final losses: compile and measure")
-    timed(run.Session, "_kept", "files of the run folder")
+    timed(strategies, "create", "find devices, make strategy")
+    timed(engines, "moments", "make moments engine")
+    timed(engines, "full_batch", "make stream engines, with their rows")
+    timed(Trainer, "fit", "train: pass, compile, 3,000 epochs")
+    timed(Trainer, "close", "final losses: compile, sum")
     with phase("train, all of it"):
         run.train(TrainConfig(plots=False), quiet=True)
     _SPENT["process so far"] = time.perf_counter() - _START

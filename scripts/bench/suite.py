@@ -3,14 +3,14 @@
     python scripts/bench/suite.py run [--quick] [--only=ROW ...] [--peers_python=PATH] [--output=FILE.jsonl]
     python scripts/bench/suite.py render FILE.jsonl [--into=FOLDER]
 
-`run` measures every row side by side with its peers, writes a JSON line per measurement and prints a table; `render` makes
-the dated document, the plot and the README's section of them.
+`run` measures every row side by side with its peers, writes a JSON line per measurement and prints a table; `render`
+makes the dated document, the plot and the README's section of them.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
+import datetime as dt
 import fnmatch
 import json
 import os
@@ -21,11 +21,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import machine
-import numpy as np
 import table
 from drivers import HERE, Driver, LimitDriver, Missing, PeerDriver, PeerProcess, ProcessDriver, compile_limit
 from measure import measure_row
-from workloads import QUICK, TAPEDIST, Contestant, Row, Sizes, all_rows
+from workloads import TAPEDIST, Contestant, Row, rows_of
 
 _OWN = (TAPEDIST, "tensorflow", "numpy")  # Peers that tapedist's own interpreter has in any case.
 
@@ -90,15 +89,8 @@ class Stage:
                 peer.close()
 
 
-def _initial() -> tuple[float, float]:
-    """Where a run with `--seed=0` starts: standard normal, drawn on the host."""
-    weight, bias = np.random.Generator(np.random.Philox(0)).standard_normal(2)
-    return float(weight), float(bias)
-
-
 def run(arguments: argparse.Namespace) -> int:
-    sizes = QUICK if arguments.quick else Sizes()
-    rows = all_rows(sizes, python=sys.executable, initial=_initial())
+    rows = rows_of(quick=arguments.quick)
     wanted = [row for row in rows if not arguments.only or any(fnmatch.fnmatch(row.name, o) for o in arguments.only)]
     if not wanted:
         print(f"--only={arguments.only}: no such row; there are {', '.join(row.name for row in rows)}", file=sys.stderr)
@@ -123,16 +115,18 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _run_rows(rows: list[Row], arguments: argparse.Namespace, tell: Callable[[dict[str, Any]], None]) -> None:
-    rounds = arguments.rounds or (2 if arguments.quick else 7)
+    rounds = arguments.rounds or (1 if arguments.quick else 7)
     with tempfile.TemporaryDirectory() as folder:
         stage = Stage(arguments.peers_python, pathlib.Path(folder), tell)
         try:
             for row in rows:
-                print(f"{datetime.datetime.now():%H:%M:%S} {row.name}: {row.title}", file=sys.stderr, flush=True)
+                print(f"{dt.datetime.now():%H:%M:%S} {row.name}: {row.title}", file=sys.stderr, flush=True)
                 drivers: dict[str, Driver] = {}
                 for contestant in row.contestants:
                     try:
-                        drivers[contestant.name] = stage.driver(contestant, warm=row.name != "billion")
+                        drivers[contestant.name] = stage.driver(
+                            contestant, warm=row.name != "billion" and not arguments.quick
+                        )
                     except Missing as reason:
                         tell({"kind": "skipped", "row": row.name, "contestant": contestant.name, "reason": str(reason)})
                 measure_row(row, drivers, rounds=min(rounds, row.rounds or rounds), tell=tell)
@@ -158,7 +152,7 @@ def main() -> int:
     runs.add_argument("--only", action="append", default=[], metavar="ROW", help="a row, or a pattern such as curve_*")
     runs.add_argument("--rounds", type=int, default=0, help="turns per contestant; by default 7")
     runs.add_argument("--peers_python", default=os.environ.get("TAPEDIST_PEERS_PYTHON", sys.executable))
-    stamp = f"{datetime.date.today():%Y-%m-%d}"
+    stamp = f"{dt.date.today():%Y-%m-%d}"
     runs.add_argument("--output", type=pathlib.Path, default=HERE / "results" / f"{stamp}.jsonl")
     renders = commands.add_parser("render", help="make the document, the plot and the README's section")
     renders.add_argument("file", type=pathlib.Path)

@@ -7,8 +7,11 @@ their seconds are scaled to all steps.
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
+
+import numpy as np
 
 Medians = Mapping[str, float]
 
@@ -148,9 +151,13 @@ def _tutorial(sizes: Sizes) -> tuple[Row, ...]:
             (_against("JAX", 1), within),
         ),
         Row(
-            "tutorial_moments", f"tutorial, moments: a pass over {n:,} rows in memory and {steps:,} epochs", n * steps, "rows",
+            "tutorial_moments", f"tutorial, moments: a pass over {n:,} rows and {steps:,} epochs", n * steps, "rows",
             (_engine(TAPEDIST, steps, kind="pass", n_samples=n, full_batch_engine="moments"), *limits),
             (moments,),
+        ),
+        Row(
+            "moments_epochs", f"tutorial, moments: {steps:,} epochs after the pass", steps, "epochs",
+            (_engine(TAPEDIST, steps, n_samples=n, full_batch_engine="moments"), *limits),
         ),
     )  # fmt: skip
 
@@ -230,7 +237,7 @@ def _mini_batch(sizes: Sizes) -> tuple[Row, ...]:
             (_against("JAX", 1), _against("Keras fit", 100)),
         ),
         Row(
-            "mini_batch_fresh", f"mini batch, B = {batch:,}, new synthetic rows: {fresh:,} steps", batch * fresh, "rows",
+            "mini_batch_fresh", f"mini batch, B = {batch:,}, new rows: {fresh:,} steps", batch * fresh, "rows",
             (
                 _engine(TAPEDIST, fresh, n_samples=10**12, cache="none", **config),
                 Contestant("raw generator", TAPEDIST, {"kind": "rows", "n": batch * fresh, "d": 1}),
@@ -327,7 +334,7 @@ def _processes(sizes: Sizes, python: str, initial: tuple[float, float]) -> tuple
         ),
         Row(
             "billion", f"--n_samples={sizes.billion} --num_epochs=3000, whole process", sizes.billion * 3000, "rows",
-            (Contestant(TAPEDIST, "process", (*train, f"--n_samples={sizes.billion}", "--num_epochs=3000", "--noplots")),),
+            (Contestant(TAPEDIST, "process", (*train, f"--n_samples={sizes.billion}", "--noplots")),),
             huge,
             rounds=1,
             single_calls=True,
@@ -371,15 +378,12 @@ def _curve(sizes: Sizes) -> tuple[Row, ...]:
     return tuple(rows)
 
 
-def all_rows(sizes: Sizes, *, python: str, initial: tuple[float, float]) -> tuple[Row, ...]:
-    """Every row of the suite.
-
-    Args:
-        sizes: how large.
-        python: the interpreter that has tapedist.
-        initial: weight and bias that a run starts from.
-    """
+def rows_of(*, quick: bool) -> tuple[Row, ...]:
+    """Every row of the suite, in full or for the smoke test."""
+    sizes, python = QUICK if quick else Sizes(), sys.executable
+    # Where a run with `--seed=0` starts: standard normal, drawn on the host.
+    weight, bias = np.random.Generator(np.random.Philox(0)).standard_normal(2)
     return (
         *_tutorial(sizes), *_cached(sizes), *_second_moments(sizes), *_mini_batch(sizes), *_shards(sizes),
-        *_replicas(sizes), *_processes(sizes, python, initial), *_curve(sizes),
+        *_replicas(sizes), *_processes(sizes, python, (float(weight), float(bias))), *_curve(sizes),
     )  # fmt: skip

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from fractions import Fraction
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,10 +27,21 @@ WINDOW_ROWS = 2**18
 class Source(Protocol):
     """Where rows come from: any row of a split by its number, in any order, any number of times."""
 
-    num_features: int
-    feature_names: tuple[str, ...]
-    target_name: str
-    weighted: bool
+    @property
+    def num_features(self) -> int:
+        """`d`."""
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """`d` names."""
+
+    @property
+    def target_name(self) -> str:
+        """What is predicted."""
+
+    @property
+    def weighted(self) -> bool:
+        """Whether rows have weights of their own."""
 
     def num_rows(self, split: str) -> int:
         """Rows in `split`, which is "train" or "test"."""
@@ -50,8 +62,12 @@ class Source(Protocol):
 
 
 def split_sizes(n_samples: int, test_fraction: float) -> tuple[int, int]:
-    """`(train, test)` row counts; the test split is the last `floor(n * test_fraction)` rows."""
-    test = math.floor(n_samples * test_fraction)
+    """`(train, test)` row counts; the test split is the last `floor(n * test_fraction)` rows.
+
+    The fraction is the decimal number that its shortest text says, and the product exact: in floating point 0.29 of 100
+    rows would be 28, and from 2**53 rows on counts would be rounded.
+    """
+    test = math.floor(n_samples * Fraction(repr(float(test_fraction))))
     return n_samples - test, test
 
 
@@ -247,5 +263,5 @@ def epoch_rows(positions: np.ndarray, *, num_rows: int, seed: int, epoch: int, w
 
 
 def epoch_batches(batches: np.ndarray, *, num_batches: int, seed: int, epochs: int | np.ndarray) -> np.ndarray:
-    """Batch numbers at places `batches` of the orders of `epochs`, one for all or one each, under `--shuffle=batches`."""
+    """Batch numbers at places `batches` of the orders of `epochs`, one or one each, under `--shuffle=batches`."""
     return permuted(batches, num_batches, seed, epochs, 2)

@@ -1,13 +1,14 @@
 """Source + `InputContext` -> `tf.data` -> distributed rows.
 
-Legend: `d` features, `V` shards, `R` replicas, `k` rows of one shard, `u` shards of one replica (`ceil(V / R)`; a lone
-shard is padded to two). An element is what one replica computes on: the rows of its `u` shards for some slots (a slot is a
-batch, or a round of blocks), padded with zero rows, and how many rows of each shard are real:
+Legend: `d` features, `V` shards, `R` replicas, `k` rows of one shard, `u` shards of one replica (`ceil(V / R)`; a
+lone shard is padded to two). An element is what one replica computes on: the rows of its `u` shards for some slots (a
+slot is a batch, or a round of blocks), padded with zero rows, and how many rows of each shard are real:
 
     rows    (x [slots * u * k, d], y [slots * u * k][, w])
     counts  int32 [slots, u]
 
-Which rows go where is arithmetic on the element's number, so a pipeline can start anywhere; there is no position to save.
+Which rows go where is arithmetic on the element's number, so a pipeline can start anywhere; there is no position to
+save.
 """
 
 from __future__ import annotations
@@ -61,8 +62,8 @@ class ElementPlan:
         slots: slots per element.
         width: `u`.
         shard_rows: `k`.
-        first_rows: `(element, replica) -> (first, counts)`, both int64 `[slots, u]`: positions `first .. first + counts`
-            are the shard's rows.
+        first_rows: `(element, replica) -> (first, counts)`, both int64 `[slots, u]`: the shard's rows are at positions
+            `first .. first + counts`.
         row_numbers: maps positions `[slots, u, k]` of an element to row numbers, or None where they are the same.
     """
 
@@ -100,7 +101,7 @@ def block_elements(plan: BlockPlan, layout: Layout, *, split: str) -> ElementPla
 
 def batch_elements(
     plan: BatchPlan, layout: Layout, *, slots: int, order: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
-    row_numbers: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
+    row_numbers: Callable[[int, np.ndarray], np.ndarray] | None = None,
 ) -> ElementPlan:  # fmt: skip
     """Element `t`: batches at places `t * slots ...` of the sequence of batches that `order` describes.
 
@@ -124,6 +125,7 @@ def batch_elements(
         return start + offsets, counts
 
     def numbers(element: int, positions: np.ndarray) -> np.ndarray:
+        assert row_numbers is not None
         epochs, _ = order(element * slots + np.arange(slots))
         result = np.empty_like(positions)
         for epoch in np.unique(epochs):
@@ -199,6 +201,7 @@ def _element(
         return first.astype(np.int64), counts.astype(np.int64)
 
     def numbers(turn: np.int64, positions: np.ndarray) -> np.ndarray:
+        assert plan.row_numbers is not None
         return plan.row_numbers(elements[int(turn)], positions).astype(np.int64)
 
     first, counts = tf.numpy_function(place, [turn, replica], [tf.int64, tf.int64])

@@ -7,12 +7,12 @@ chunk are found again from the hash when they are asked for.
 from __future__ import annotations
 
 import collections
-import math
 import threading
 from collections.abc import Mapping
 
 import numpy as np
 
+from tapedist.data.blocks import split_sizes
 from tapedist.data.table_spans import as_slice, spans
 
 CHUNK_ROWS = 65_536
@@ -78,8 +78,7 @@ class RowSplit:
         self._ends = counts.cumsum(axis=1)
         num_train, num_test = map(int, self._ends[:, -1])
         if not self._hashed:
-            num_test = math.floor(num_train * test_fraction)
-            num_train -= num_test
+            num_train, num_test = split_sizes(num_train, test_fraction)
         self._sizes = {"train": num_train, "test": num_test}
 
     def count(self, split: str) -> int:

@@ -304,7 +304,8 @@ class StreamedBatches(_Whole):
             self._current = next(self._iterator)
             self._number = number
         slots = np.arange(offset, min(offset + num_steps, self._slots), dtype=np.int32)
-        return self._steps.run(state, *self._current, slots, step=step, limit=limit)
+        rows, counts = self._current
+        return self._steps.run(state, rows, counts, slots, step=step, limit=limit)
 
 
 def moments(setup: Setup, *, split: str = "train") -> MomentsEngine:

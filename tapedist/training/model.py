@@ -96,8 +96,8 @@ class ModuleModel:
 
     def __init__(self, module: Callable[[tf.Tensor], tf.Tensor] | Any, *, num_features: int, dtype: tf.DType):
         module(tf.zeros([1, num_features], dtype))
-        self.module = module
-        self.variables = list(module.trainable_variables)
+        self.module: Any = module
+        self.variables = list(self.module.trainable_variables)
         if not self.variables:
             raise InputError(f"model={type(module).__name__}: must have trainable variables; found none")
         self._sizes = [math.prod(v.shape) for v in self.variables]

@@ -51,7 +51,7 @@ class RunStore:
         Raises:
             StorageError: if it cannot be written; the previous one stays valid.
         """
-        arrays = {**to_arrays(state, progress), "metrics_position": np.int64(position)}
+        arrays = {**to_arrays(state, progress), "metrics_position": np.array(position, np.int64)}
         meta = {"identity": self._identity, "environment": self._environment}
         self._store.save(arrays, step=state.step, meta=meta)
 

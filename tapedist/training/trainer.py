@@ -64,12 +64,12 @@ class TrainingState:
         values = np.stack([theta for _, theta in self.path]) if self.path else np.zeros([0, 0])
         return {
             "vector": self.vector,
-            "step": np.int64(self.step),
-            "first_loss": np.float64(self.first_loss),
+            "step": np.array(self.step, np.int64),
+            "first_loss": np.array(self.first_loss, np.float64),
             "epoch_sums": self.epoch_sums,
             "path_epochs": epochs,
             "path": values,
-            "path_stride": np.int64(self.path_stride),
+            "path_stride": np.array(self.path_stride, np.int64),
             "tested_step": np.int64(self.tested_step),
             "stop_memory": self.memory.to_array(),
         }

@@ -94,9 +94,9 @@ class ModuleModel:
 
     pure = False
 
-    def __init__(self, module: Callable[[tf.Tensor], tf.Tensor] | Any, *, num_features: int, dtype: tf.DType):
+    def __init__(self, module: Any, *, num_features: int, dtype: tf.DType):
         module(tf.zeros([1, num_features], dtype))
-        self.module: Any = module
+        self.module = module
         self.variables = list(self.module.trainable_variables)
         if not self.variables:
             raise InputError(f"model={type(module).__name__}: must have trainable variables; found none")

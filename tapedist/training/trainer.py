@@ -70,7 +70,7 @@ class TrainingState:
             "path_epochs": epochs,
             "path": values,
             "path_stride": np.array(self.path_stride, np.int64),
-            "tested_step": np.int64(self.tested_step),
+            "tested_step": np.array(self.tested_step, np.int64),
             "stop_memory": self.memory.to_array(),
         }
 

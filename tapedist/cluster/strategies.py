@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import glob
 import os
 from collections.abc import Iterator, Mapping
@@ -103,13 +104,20 @@ def create(config: TrainConfig, *, spec: ClusterSpec = ONE_PROCESS) -> tuple[tf.
 
 def _mirrored(config: TrainConfig, num_gpus: int) -> tf.distribute.Strategy:
     if config.num_virtual_devices:
-        return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(config.num_virtual_devices)])
+        return _mirrored_on(tuple(f"CPU:{i}" for i in range(config.num_virtual_devices)))
     if not num_gpus:
         raise InputError(
             "--strategy=mirrored: needs a GPU, and TensorFlow sees none; use --num_virtual_devices=N to mirror on "
             "logical CPUs, or install the GPU libraries with pip install 'tapedist[gpu]'"
         )
-    return tf.distribute.MirroredStrategy()
+    return _mirrored_on(())
+
+
+@functools.cache
+def _mirrored_on(devices: tuple[str, ...]) -> tf.distribute.Strategy:
+    """One strategy for all runs of a process: a second one would number its collectives from the start again, and
+    TensorFlow takes equal numbers for one collective, which fails where shapes differ."""
+    return tf.distribute.MirroredStrategy(devices or None)
 
 
 def _multiworker(spec: ClusterSpec, *, num_gpus: int, num_cpus: int) -> tf.distribute.Strategy:

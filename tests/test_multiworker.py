@@ -1,0 +1,271 @@
+"""Training on several workers, with real processes under the launcher: same bits, and what happens when one is lost."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import REPO, Finished
+
+from tapedist.cluster.peers import PortReservation
+
+TRAIN_MANY = str(Path(__file__).with_name("train_many.py"))
+TIMEOUT = 400
+
+SMALL = ["--n_samples=5123", "--num_features=3", "--num_epochs=7", "--statistics=false"]
+BLOCKS = ["--n_samples=300000", "--num_features=2", "--num_epochs=3", "--learning_rate=0.1", "--statistics=false"]
+CASES = {
+    "batches": ["--mode=mini_batch", "--batch_size=1000", "--optimizer=adam", *SMALL],
+    "shuffled_rows": ["--mode=mini_batch", "--batch_size=96", "--shuffle=rows", *SMALL],
+    "streamed_batches": ["--mode=mini_batch", "--batch_size=1000", "--cache=none", *SMALL],
+    "resident": ["--full_batch_engine=stream", "--dtype=float64", "--optimizer=momentum", *SMALL],
+    "held": ["--full_batch_engine=stream", "--cache=device", *BLOCKS],
+    "streamed": ["--full_batch_engine=stream", "--cache=none", *BLOCKS],
+    "moments": ["--full_batch_engine=moments", "--l2=0.01", *BLOCKS],
+}
+# Some thousand gathers: long enough to be killed in the middle on any machine.
+LONG = [
+    "--mode=mini_batch", "--n_samples=4000", "--batch_size=512", "--num_epochs=800", "--log_every_epochs=20",
+    "--checkpoint_every_steps=200", "--statistics=false", "--plots=false",
+]  # fmt: skip
+
+
+def _digests(folder: Path, *flags: str) -> dict[str, set[str]]:
+    """Digests of all cases, by name, of every worker."""
+    cases = folder / "cases.json"
+    cases.write_text(json.dumps(CASES))
+    program = f"({sys.executable!r}, {TRAIN_MANY!r})"
+    code = (
+        "import sys; from tapedist.cluster.launch import LaunchConfig, main; from tapedist.flags import CommandLine;"
+        f"sys.exit(main(CommandLine(LaunchConfig, sys.argv[1:], rest='worker_argv').options(), program={program}))"
+    )
+    words = [*flags, f"--log_dir={folder / 'logs'}", "--", "train", str(cases)]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=TIMEOUT, cwd=REPO, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found: dict[str, set[str]] = {}
+    for name, digest in re.findall(r"^(?:\[\d\] )?(\w+) ([0-9a-f]{64})$", done.stdout, re.MULTILINE):
+        found.setdefault(name, set()).add(digest)
+    return found
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
+    return _digests(tmp_path_factory.mktemp("alone"))
+
+
+@pytest.mark.parametrize("flags", [["--num_workers=3"], ["--num_workers=2", "--virtual_devices_per_worker=2"]])
+def test_all_engines_give_the_bits_of_one_process(flags: list[str], alone: dict[str, set[str]], tmp_path: Path):
+    assert set(alone) == set(CASES)
+    assert all(len(digests) == 1 for digests in alone.values())
+    assert alone["held"] == alone["streamed"]
+    assert _digests(tmp_path, *flags) == alone
+
+
+class Launch:
+    """`tapedist launch` in a process of its own, whose output can be waited for."""
+
+    def __init__(self, words: list[str], env: dict[str, str], folder: Path):
+        self.lines: list[str] = []
+        self._news = threading.Condition()
+        self._ended = False
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tapedist", "launch", f"--log_dir={folder / 'logs'}", *words],
+            env=env, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout
+        for line in self.process.stdout:
+            with self._news:
+                self.lines.append(line.rstrip("\n"))
+                self._news.notify_all()
+        with self._news:
+            self._ended = True
+            self._news.notify_all()
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.lines)
+
+    def wait_for(self, pattern: str, count: int = 1) -> None:
+        """Until `pattern` has been printed `count` times."""
+
+        def found() -> bool:
+            return sum(bool(re.search(pattern, line)) for line in self.lines) >= count
+
+        with self._news:
+            assert self._news.wait_for(lambda: found() or self._ended, TIMEOUT), self.text
+            assert found(), self.text
+
+    def workers(self) -> list[psutil.Process]:
+        """Live workers, by rank."""
+
+        def rank(process: psutil.Process) -> int:
+            return json.loads(process.environ()["TF_CONFIG"])["task"]["index"]
+
+        return sorted(psutil.Process(self.process.pid).children(), key=rank)
+
+    def finish(self) -> int:
+        code = self.process.wait(TIMEOUT)
+        self._reader.join(TIMEOUT)
+        return code
+
+
+@pytest.fixture
+def launch(child_env: dict[str, str], tmp_path: Path) -> Iterator[Callable[..., Launch]]:
+    with contextlib.ExitStack() as stack:
+
+        def start(*words: str) -> Launch:
+            started = Launch(list(words), child_env, tmp_path)
+            stack.callback(started.process.wait)
+            stack.callback(started.process.kill)
+            return started
+
+        yield start
+
+
+def _digest(text: str) -> set[str]:
+    return set(re.findall(r"Digest: ([0-9a-f]{64})", text))
+
+
+def _no_listener(text: str) -> None:
+    for port in re.findall(r"127\.0\.0\.1:(\d+)", text):
+        with socket.socket() as server:
+            server.bind(("127.0.0.1", int(port)))
+
+
+def test_killed_stopped_and_continued_by_another_number_of_workers(
+    launch: Callable[..., Launch], tapedist_command: Callable[..., Finished], tmp_path: Path
+):
+    job = ["train", *LONG, f"--run_dir={tmp_path / 'run'}"]
+    running = launch("--num_workers=2", "--max_restarts=1", "--", *job)
+    running.wait_for(r"listens at .*:\d+: open on all interfaces and unauthenticated", 2)
+    ports = re.findall(r"worker \d listens at (\S+):(\d+): open", running.text)
+    told = re.findall(r"127\.0\.0\.1:(\d+)", running.text.split("logs in")[0])
+    assert sorted(port for _, port in ports) == sorted(told)
+    assert {host for host, _ in ports} <= {"[::]", "0.0.0.0"}
+
+    running.wait_for(r"Epoch: \d+, loss", 2)
+    running.workers()[1].send_signal(signal.SIGKILL)
+    running.wait_for(r"worker 1 was killed by SIGKILL")
+    running.wait_for(r"Resuming after \d+ updates")
+    running.workers()[1].send_signal(signal.SIGTERM)  # To one of them; both save and leave.
+    assert running.finish() == 143, running.text
+    for rank in range(2):
+        assert f"worker {rank} exited with 143" in running.text
+    _no_listener(running.text)
+
+    continued = tapedist_command(*job, "--resume=must", timeout=TIMEOUT)
+    plain = tapedist_command("train", *LONG, f"--run_dir={tmp_path / 'plain'}", timeout=TIMEOUT)
+    assert (continued.code, plain.code) == (0, 0), continued.err + plain.err
+    assert "Resuming after" in continued.out
+    assert _digest(continued.out) == _digest(plain.out)
+    assert _steps(tmp_path / "run") == _steps(tmp_path / "plain")
+
+
+def _steps(run_dir: Path) -> list[tuple[int, str, float]]:
+    rows = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
+    return [(row["step"], row["split"], row["loss"]) for row in rows]
+
+
+@pytest.fixture
+def addresses() -> Iterator[tuple[str, ...]]:
+    reservation = PortReservation(2)
+    yield tuple(f"127.0.0.1:{port}" for port in reservation.ports)
+    reservation.close()
+
+
+def test_a_peer_that_never_comes_is_named(
+    tapedist_command: Callable[..., Finished], addresses: tuple[str, ...], tmp_path: Path
+):
+    workers = f"--workers={','.join(addresses)}"
+    words = ["train", workers, "--worker_index=0", "--cluster_timeout_secs=2", f"--run_dir={tmp_path / 'run'}"]
+    alone = tapedist_command(*words)
+    assert alone.code == 75
+    assert alone.errors == [
+        f"tapedist: error: no answer from {addresses[1]} (rank 1) within --cluster_timeout_secs=2; start the missing "
+        "worker, or open its port to this machine, and try again"
+    ]
+
+
+def test_workers_with_other_settings_are_named_by_all(
+    child_env: dict[str, str], addresses: tuple[str, ...], tmp_path: Path
+):
+    def start(rank: int, *flags: str) -> subprocess.Popen[str]:
+        words = ["train", f"--workers={','.join(addresses)}", f"--worker_index={rank}", *flags]
+        return subprocess.Popen(
+            [sys.executable, "-m", "tapedist", *words],
+            env=child_env, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    workers = [start(0, "--learning_rate=0.1", "--run_dir=run"), start(1, "--learning_rate=0.2")]
+    try:
+        for worker in workers:
+            _, err = worker.communicate(timeout=TIMEOUT)
+            assert worker.returncode == 2, err
+            problems = [line for line in err.splitlines() if line.startswith("tapedist: error: ")]
+            assert len(problems) == 1
+            assert f"rank 1 ({addresses[1]}): learning_rate is 0.2, but 0.1 on rank 0" in problems[0]
+    finally:
+        for worker in workers:
+            worker.kill()
+    assert not (tmp_path / "run" / "done.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--workers=a:1,b:1"], "--worker_index must say which"),
+        (["--workers=a:1,b:1", "--worker_index=2"], "--worker_index=2: must be from 0 to 1"),
+        (["--workers=a:1,b", "--worker_index=0"], "has no port"),
+        (["--worker_index=0"], "needs --workers"),
+        (
+            ["--workers=a:1,b:1", "--worker_index=0", "--strategy=default"],
+            "--strategy=default: cannot use the 2 worker",
+        ),
+        (["--cluster_timeout_secs=0"], "--cluster_timeout_secs=0: must be finite and above 0"),
+        (["--peer_timeout_secs=0.5"], "--peer_timeout_secs=0.5: must be finite and at least 1"),
+    ],
+)
+def test_a_bad_cluster_is_refused_before_tensorflow(
+    words: list[str], said: str, run_python: Callable[..., Finished], tmp_path: Path
+):
+    script = "import sys; from tapedist.cli import main; print(main(sys.argv[1:]), 'tensorflow' in sys.modules)"
+    finished = run_python("-c", script, "train", "--run_dir=run", *words)
+    assert finished.out == "2 False\n"
+    assert said in finished.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_own_port_in_use(run_python: Callable[..., Finished]):
+    script = "import sys; from tapedist.cli import main; print(main(sys.argv[1:]), 'tensorflow' in sys.modules)"
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        port = server.getsockname()[1]
+        words = [f"--workers=127.0.0.1:{port},127.0.0.1:1", "--worker_index=0"]
+        finished = run_python("-c", script, "train", *words)
+    assert finished.out == "2 False\n"
+    assert f"port {port} of this machine is in use" in finished.err
+
+
+def test_launch_refuses_a_bad_flag_once(run_python: Callable[..., Finished]):
+    finished = run_python("-m", "tapedist", "launch", "--num_workers=2", "--", "train", "--learning_rate=-1")
+    assert finished.code == 2
+    assert len(finished.errors) == 1
+    assert "--learning_rate=-1" in finished.errors[0]
+    assert "starting" not in finished.err

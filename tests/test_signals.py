@@ -1,0 +1,208 @@
+"""SIGINT and SIGTERM in every phase of a run: what there is to save is saved, the exit code names the signal."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scripts.torture import outcome
+from tapedist.config import TrainConfig
+from tapedist.errors import Interrupted
+from tapedist.signals import StopSignals
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SETTINGS: dict[str, Any] = {
+    "full_batch_engine": "stream",
+    "n_samples": 500,
+    "num_epochs": 30,
+    "steps_per_call": 4,
+    "eval_every_epochs": 5,
+    "checkpoint_every_steps": 8,
+}
+
+
+def test_the_first_signal_raises_where_nothing_is_lost() -> None:
+    for number in SIGNALS:
+        with StopSignals() as stop, pytest.raises(Interrupted, match="what the run has saved stays") as caught:
+            signal.raise_signal(number)
+        assert stop.signum == number
+        assert caught.value.signum == number
+        assert caught.value.exit_code == 128 + number
+
+
+def test_a_noted_signal_waits_for_the_end() -> None:
+    with StopSignals() as stop:
+        with pytest.raises(Interrupted), stop.noted():
+            signal.raise_signal(signal.SIGTERM)
+            assert stop.signum == signal.SIGTERM
+            signal.raise_signal(signal.SIGTERM)
+            ended = True
+        assert ended
+    with StopSignals() as stop, stop.noted():
+        assert stop.signum is None
+
+
+def test_what_the_noted_part_raises_goes_first() -> None:
+    with StopSignals() as stop, pytest.raises(ZeroDivisionError), stop.noted():
+        signal.raise_signal(signal.SIGTERM)
+        raise ZeroDivisionError
+
+
+def test_a_second_interrupt_leaves_at_once() -> None:
+    for first in SIGNALS:
+        with pytest.raises(KeyboardInterrupt), StopSignals() as stop, stop.noted():
+            signal.raise_signal(first)
+            signal.raise_signal(signal.SIGINT)
+            raise AssertionError("still here")
+
+
+def test_several_processes_always_note() -> None:
+    with StopSignals(always_noted=True) as stop:
+        signal.raise_signal(signal.SIGTERM)
+        with stop.noted():
+            pass
+        assert stop.signum == signal.SIGTERM
+
+
+def test_handlers_come_back_and_other_threads_have_none() -> None:
+    before = [signal.getsignal(number) for number in SIGNALS]
+    inside: list[Any] = []
+
+    def in_thread() -> None:
+        with StopSignals():
+            inside.extend(signal.getsignal(number) for number in SIGNALS)
+
+    thread = threading.Thread(target=in_thread)
+    thread.start()
+    thread.join()
+    assert inside == before
+    with StopSignals():
+        assert signal.getsignal(signal.SIGINT) not in before
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    from tapedist import run
+
+    run_dir = tmp_path_factory.mktemp("undisturbed")
+    run.train(TrainConfig(run_dir=str(run_dir), **SETTINGS))
+    return outcome(run_dir)
+
+
+# Where in the program a phase is met: `module:name` of a function that the phase calls, and which of its calls.
+PHASES = {
+    "opening the data": ("tapedist.run:open_source", 1),
+    "loading the rows": ("tapedist.training.engines:full_batch", 1),
+    "the first step": ("tapedist.training.engines:ResidentEngine.run", 1),
+    "training": ("tapedist.training.engines:ResidentEngine.run", 4),
+    "telling": ("tapedist.results.monitor:Monitor.advance", 5),
+    "the first save": ("tapedist.filesystem:PosixFileSystem.rename", 2),  # The first is that of the folder's mark.
+    "saving": ("tapedist.filesystem:PosixFileSystem.sync", 12),
+    "testing": ("tapedist.training.trainer:Trainer._record_test", 3),
+    "closing": ("tapedist.training.trainer:Trainer.close", 1),
+    "plotting": ("tapedist.results.figures:draw", 1),
+    "the last file": ("tapedist.results.outcome:TrainResult.summary", 2),
+}
+
+
+def _signal_at(patch: pytest.MonkeyPatch, place: str, call: int, number: int) -> list[str]:
+    """Has this process receive a signal when a function is called; the list tells that it was."""
+    import importlib
+
+    module, _, name = place.partition(":")
+    owner: Any = importlib.import_module(module)
+    *path, last = name.split(".")
+    for part in path:
+        owner = getattr(owner, part)
+    original, calls, struck = getattr(owner, last), [0], []
+
+    def signalled(*args: Any, **kwargs: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == call:
+            struck.append(place)
+            signal.raise_signal(number)
+        return original(*args, **kwargs)
+
+    patch.setattr(owner, last, signalled)
+    return struck
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_every_phase(phase: str, undisturbed: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tapedist import run
+
+    config = TrainConfig(run_dir=str(tmp_path / "run"), **SETTINGS)
+    number = SIGNALS[list(PHASES).index(phase) % 2]
+    before = [signal.getsignal(number) for number in SIGNALS]
+    with monkeypatch.context() as patch:
+        struck = _signal_at(patch, *PHASES[phase], number)
+        with pytest.raises(Interrupted) as caught:
+            run.train(config)
+    assert struck
+    assert caught.value.exit_code == 128 + number
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+    assert not (tmp_path / "run" / "done.json").exists()
+    if phase not in ("opening the data", "loading the rows"):
+        assert list((tmp_path / "run" / "checkpoints").glob("0*/manifest.json"))
+    run.train(config)
+    assert outcome(tmp_path / "run") == undisturbed
+
+
+def _start(child_env: dict[str, str], *words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "tapedist", "train", *words],
+        env={**child_env, "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def _await(happened: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    while not happened():
+        assert process.poll() is None
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_while_tensorflow_is_imported(number: signal.Signals, child_env: dict[str, str], tmp_path: Path) -> None:
+    process = _start(child_env, f"--run_dir={tmp_path / 'run'}")
+
+    def importing() -> bool:
+        maps = Path(f"/proc/{process.pid}/maps")
+        return maps.exists() and "tensorflow" in maps.read_text()
+
+    if sys.platform == "linux":
+        _await(importing, process)
+    else:
+        _await((tmp_path / "run" / ".tapedist").exists, process)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 128 + number
+    assert err == f"tapedist: error: stopped by {number.name}\n"
+
+
+def test_the_command_saves_and_leaves(child_env: dict[str, str], tmp_path: Path) -> None:
+    process = _start(child_env, f"--run_dir={tmp_path}", "--full_batch_engine=stream", "--num_epochs=100000000")
+    assert process.stdout
+    for line in process.stdout:
+        if line.startswith("Epoch: 0,"):
+            break
+    assert os.listdir(tmp_path)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 143
+    (line,) = err.splitlines()
+    assert line.startswith("tapedist: error: stopped by signal 15 after ")
+    (checkpoint,) = (tmp_path / "checkpoints").iterdir()
+    assert line == f"tapedist: error: stopped by signal 15 after {checkpoint.name.split('-')[-1]} updates"

@@ -21,15 +21,18 @@ from __future__ import annotations
 import argparse
 import collections
 import concurrent.futures
+import ctypes
 import dataclasses
 import datetime as dt
 import json
 import os
 import platform
 import random
+import select
 import shutil
 import signal
 import statistics
+import struct
 import subprocess
 import sys
 import tempfile
@@ -148,6 +151,35 @@ class TrainingProcess:
         for reader in self._readers:
             reader.join()
         return code
+
+
+class Watch:
+    """Names made in a directory, told by the kernel as they appear (Linux only)."""
+
+    _IN_CREATE = 0x100
+
+    def __init__(self, directory: Path):
+        libc = ctypes.CDLL(None, use_errno=True)
+        self._descriptor = libc.inotify_init1(os.O_CLOEXEC)
+        if libc.inotify_add_watch(self._descriptor, os.fsencode(directory), self._IN_CREATE) < 0:
+            raise OSError(ctypes.get_errno(), "inotify_add_watch")
+
+    def __enter__(self) -> Watch:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._descriptor)
+
+    def made(self, *, seconds: float) -> list[str]:
+        """Names that were made since the last call, or within some seconds."""
+        names = []
+        if select.select([self._descriptor], [], [], seconds)[0]:
+            events = os.read(self._descriptor, 1 << 16)
+            while events:
+                _, _, _, length = struct.unpack("iIII", events[:16])
+                names.append(os.fsdecode(events[16 : 16 + length].rstrip(b"\0")))
+                events = events[16 + length :]
+        return names
 
 
 @dataclasses.dataclass
@@ -297,21 +329,16 @@ class Torturer:
         return process.wait_for(lambda: time.monotonic() >= until)
 
     def _save_under_way(self, process: TrainingProcess, appearance: int) -> bool:
-        checkpoints, seen = process.run_dir / "checkpoints", set()
-        # What a dead process left there is not under way.
-        if checkpoints.exists():
-            seen.update(name for name in os.listdir(checkpoints) if name.startswith("tmp-"))
-        appearance += len(seen)
-
-        def under_way() -> bool:
-            try:
-                names = [name for name in os.listdir(checkpoints) if name.startswith("tmp-") and name not in seen]
-            except FileNotFoundError:
-                return False
-            seen.update(names)
-            return bool(names) and len(seen) > appearance
-
-        return process.wait_for(under_way, pause=0.0)
+        checkpoints = process.run_dir / "checkpoints"
+        if not process.wait_for(checkpoints.exists):
+            return False
+        with Watch(checkpoints) as watch:
+            while process.running:
+                for name in watch.made(seconds=0.1):
+                    appearance -= name.startswith("tmp-")
+                    if appearance < 0:
+                        return True
+        return False
 
     def _compare(self, run_dir: Path) -> None:
         found, wanted = outcome(run_dir), self.reference.outcome

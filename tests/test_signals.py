@@ -40,29 +40,42 @@ def test_the_first_signal_raises_where_nothing_is_lost() -> None:
 
 
 def test_a_noted_signal_waits_for_the_end() -> None:
-    with StopSignals() as stop:
-        with pytest.raises(Interrupted), stop.noted():
+    ended = []
+
+    def noted_part(stop: StopSignals) -> None:
+        with stop.noted():
             signal.raise_signal(signal.SIGTERM)
             assert stop.signum == signal.SIGTERM
             signal.raise_signal(signal.SIGTERM)
-            ended = True
-        assert ended
+            ended.append(True)
+
+    with StopSignals() as stop, pytest.raises(Interrupted):
+        noted_part(stop)
+    assert ended
     with StopSignals() as stop, stop.noted():
         assert stop.signum is None
 
 
 def test_what_the_noted_part_raises_goes_first() -> None:
-    with StopSignals() as stop, pytest.raises(ZeroDivisionError), stop.noted():
-        signal.raise_signal(signal.SIGTERM)
-        raise ZeroDivisionError
+    def failing_part(stop: StopSignals) -> None:
+        with stop.noted():
+            signal.raise_signal(signal.SIGTERM)
+            raise ZeroDivisionError
+
+    with StopSignals() as stop, pytest.raises(ZeroDivisionError):
+        failing_part(stop)
 
 
 def test_a_second_interrupt_leaves_at_once() -> None:
-    for first in SIGNALS:
-        with pytest.raises(KeyboardInterrupt), StopSignals() as stop, stop.noted():
+    def impatient_user(first: signal.Signals) -> None:
+        with StopSignals() as stop, stop.noted():
             signal.raise_signal(first)
             signal.raise_signal(signal.SIGINT)
-            raise AssertionError("still here")
+            pytest.fail("still here")
+
+    for first in SIGNALS:
+        with pytest.raises(KeyboardInterrupt):
+            impatient_user(first)
 
 
 def test_several_processes_always_note() -> None:

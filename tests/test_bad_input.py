@@ -23,7 +23,7 @@ from conftest import Finished
 
 from tapedist import cli
 from tapedist.config import TrainConfig
-from tapedist.errors import DivergedError, InputError, StorageError
+from tapedist.errors import DivergedError, InputError
 
 SMALL = ["--full_batch_engine=stream", "--n_samples=500", "--num_epochs=30", "--plots=false"]
 
@@ -304,10 +304,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A folder on a disk of 256 KiB."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    if (
-        os.getuid()
-        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", disk], check=False).returncode
-    ):
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)]
+    if os.getuid() or subprocess.run(mount, check=False).returncode:
         pytest.skip("only root may mount a small disk, where mounting is allowed at all")
     yield disk
     subprocess.run(["umount", disk], check=True)
@@ -359,6 +357,11 @@ def test_disk_full(command: Callable[..., Finished], small_disk: Path, tmp_path:
     _resumed_equals(command, moved, tmp_path / "other")
 
 
+def _in_shell(line: str, env: dict[str, str], cwd: Path) -> Finished:
+    done = subprocess.run(["bash", "-c", line], env=env, cwd=cwd, capture_output=True, text=True, check=False)
+    return Finished(done.returncode, done.stdout, done.stderr, 0.0)
+
+
 def test_a_foreign_shell_and_a_closed_output(
     child_env: dict[str, str], command: Callable[..., Finished], tmp_path: Path
 ) -> None:
@@ -367,12 +370,9 @@ def test_a_foreign_shell_and_a_closed_output(
     foreign |= {"LC_ALL": "tr_TR.UTF-8", "TZ": "Pacific/Kiritimati", "LANG": "xx", "PYTHONWARNINGS": "ignore"}
     words = [*SMALL[:-1], "--log_every_epochs=1", f"--run_dir={tmp_path / 'foreign'}"]
     line = f"{sys.executable} -m tapedist train {' '.join(words)} | head -n 1; exit ${{PIPESTATUS[0]}}"
-    finished = subprocess.run(
-        ["bash", "-c", line], env=foreign, cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert finished.returncode == 0, finished.stderr
-    assert finished.stderr == ""
-    assert len(finished.stdout.splitlines()) == 1
+    finished = _in_shell(line, foreign, tmp_path)
+    assert (finished.code, finished.err) == (0, "")
+    assert len(finished.out.splitlines()) == 1
     assert command("train", *words[:-1], f"--run_dir={tmp_path / 'here'}").code == 0
     models = [json.loads((tmp_path / name / "model.json").read_text()) for name in ("foreign", "here")]
     assert models[0] == models[1]
@@ -382,10 +382,7 @@ def test_a_foreign_shell_and_a_closed_output(
 @pytest.mark.parametrize("megabytes", [600, 3000])
 def test_memory_limit(megabytes: int, child_env: dict[str, str], tmp_path: Path) -> None:
     line = f"ulimit -v {megabytes * 1024}; exec {sys.executable} -m tapedist train --run_dir=run"
-    finished = subprocess.run(
-        ["bash", "-c", line], env=child_env, cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    _refused(Finished(finished.returncode, finished.stdout, finished.stderr, 0.0), 2, "memory")
+    _refused(_in_shell(line, child_env, tmp_path), 2, "memory")
 
 
 # Stored state.

@@ -70,7 +70,8 @@ class StandardUnits:
         Raises:
             InputError: if a column's squares overflow even in units of its first values.
         """
-        means, deviations = _column_moments(source)
+        with np.errstate(over="ignore", invalid="ignore"):  # What overflows is refused by name.
+            means, deviations = _column_moments(source)
         if not fit_intercept:
             scale = np.hypot(means, deviations)[:-1]
             return cls(np.zeros(len(scale)), np.where(scale > 0, scale, 1.0), 0.0, False)

@@ -56,13 +56,21 @@ def report_page(
             quality=_quality(fit, sample, model),
             history=history,
             predictions=sample,
-            settings={field.name: getattr(config, field.name) for field in dataclasses.fields(config)},
+            settings=_settings(config),
             changed=[f.name for f in dataclasses.fields(config) if getattr(config, f.name) != f.default],
             speed=_speed(history),
             digest=model["digest"],
             environment={name: _plain(value) for name, value in environment.items()},
         )
     )
+
+
+def _settings(config: TrainConfig) -> dict[str, object]:
+    """All settings that mean something for these rows."""
+    synthetic = ("n_samples", "num_features", "m", "c", "mean", "std", "noise_std")
+    without = synthetic if config.from_table else ("target", "features", "weight", "on_bad_rows")
+    names = (field.name for field in dataclasses.fields(config))
+    return {name: getattr(config, name) for name in names if name not in without}
 
 
 def _features(names: Sequence[str]) -> str:
@@ -86,7 +94,12 @@ def _highlights(model: Mapping[str, Any], fit: Mapping[str, Any]) -> dict[str, o
         "rows": fit.get("num_rows"),
         "epochs": model.get("epochs"),
     }
-    return {name: value for name, value in facts.items() if value is not None}
+    # Large print has room for four digits; all of them are further down.
+    return {
+        name: f"{value:.4g}" if isinstance(value, float) else value
+        for name, value in facts.items()
+        if value is not None
+    }
 
 
 def _parameters(model: Mapping[str, Any], fit: Mapping[str, Any], source: Source | None) -> list[Parameter]:
@@ -108,7 +121,7 @@ def _quality(fit: Mapping[str, Any], sample: Predictions | None, model: Mapping[
         "r2": "R2", "adjusted_r2": "adjusted R2", "residual_std": "residual std. deviation", "rmse": "RMSE",
         "loss": "smallest loss", "condition_number": "condition number", "degrees_of_freedom": "degrees of freedom",
     }  # fmt: skip
-    facts: dict[str, object] = {f"{words} at the optimum": fit[name] for name, words in names.items() if name in fit}
+    facts: dict[str, object] = {f"{words} (optimum)": fit[name] for name, words in names.items() if name in fit}
     errors = _sample_errors(sample)
     if errors and sample:
         facts |= {f"RMSE, {sample.split} split": errors.rmse, f"MAE, {sample.split} split": errors.mae}

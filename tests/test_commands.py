@@ -1,0 +1,239 @@
+"""`evaluate`, `predict`, `report`, `export` on finished runs: right numbers, one set of bits, harmless refusals."""
+
+from __future__ import annotations
+
+import csv
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import own_tables
+import pytest
+from conftest import Finished
+from pyarrow import parquet
+
+from tapedist import cli
+from tapedist.config import TrainConfig
+from tapedist.results.outcome import TrainResult
+from tapedist.run import train
+
+FEATURES = own_tables.NAMES[:3]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("commands")
+
+
+@pytest.fixture(scope="module")
+def table(folder: Path) -> Path:
+    return own_tables.write_csv(folder / "t.csv", own_tables.columns())
+
+
+@pytest.fixture(scope="module")
+def result(folder: Path, table: Path) -> TrainResult:
+    return train(
+        TrainConfig(
+            data=table, target="price", features=FEATURES, learning_rate=0.3, num_epochs=300, dtype="float64",
+            run_dir=folder / "run",
+        )
+    )  # fmt: skip
+
+
+@pytest.fixture
+def run(result: TrainResult, tmp_path: Path) -> Path:
+    """A run folder that the test may spoil."""
+    assert result.run_dir
+    return Path(shutil.copytree(result.run_dir, tmp_path / "run"))
+
+
+def rows() -> np.ndarray:
+    table = own_tables.columns()
+    return np.stack([table[name] for name in FEATURES], axis=1)
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: Any, code: int = 2) -> str:
+    assert cli.main([str(word) for word in words]) == code
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_predictions_have_one_set_of_bits(result: TrainResult, run: Path, table: Path, tmp_path: Path):
+    import tensorflow as tf
+
+    expected = result.predict(rows())
+    by_one = np.concatenate([result.predict(rows()[i : i + 1]) for i in range(40)])
+    assert np.array_equal(by_one, expected[:40])
+
+    assert cli.main(["predict", f"--run_dir={run}", f"--data={table}", f"--output={tmp_path / 'p.parquet'}"]) == 0
+    assert np.array_equal(parquet.read_table(tmp_path / "p.parquet")["prediction"].to_numpy(), expected)
+    assert cli.main(["predict", f"--run_dir={run}", f"--data={table}", f"--output={tmp_path / 'p.csv'}"]) == 0
+    with open(tmp_path / "p.csv") as file:
+        assert [float(row["prediction"]) for row in csv.DictReader(file)] == expected.tolist()
+
+    assert cli.main(["export", f"--run_dir={run}"]) == 0
+    served = tf.saved_model.load(str(run / "export" / "1")).signatures["serving_default"]
+    for size in (1, 7, 1000):
+        pieces = [rows()[i : i + size] for i in range(0, len(rows()) if size > 1 else 50, size)]
+        predicted = np.concatenate([served(x=tf.constant(piece))["prediction"].numpy() for piece in pieces])
+        assert np.array_equal(predicted, expected[: len(predicted)]), size
+
+
+@pytest.mark.parametrize("d", [1, 2, 5, 64])
+def test_served_bits_for_many_features(d: int, tmp_path: Path):
+    import tensorflow as tf
+
+    from tapedist.results.export import export_model
+    from tapedist.results.model_file import FittedModel
+    from tapedist.results.prediction import predict_rows
+
+    random = np.random.default_rng(d)
+    weights, bias = random.normal(size=d) * 10.0 ** random.integers(-8, 8, d), 0.1
+    model = FittedModel(
+        weights=weights, bias=bias, parameters=np.append(weights, bias), digest="", feature_names=("x",) * d,
+        target_name="y", content={},
+    )  # fmt: skip
+    served = tf.saved_model.load(str(export_model(model, tmp_path))).signatures["serving_default"]
+    for count in (0, 1, 3, 17, 1000):
+        x = random.normal(size=(count, d))
+        assert np.array_equal(served(x=tf.constant(x))["prediction"].numpy(), predict_rows(x, weights, bias))
+
+
+def test_export_counts_versions_and_leaves_nothing_half_done(run: Path):
+    assert cli.main(["export", f"--run_dir={run}"]) == 0
+    (run / "export" / "7").mkdir()
+    (run / "export" / "7" / "theirs").write_text("x")
+    assert cli.main(["export", f"--run_dir={run}"]) == 0
+    assert sorted(path.name for path in (run / "export").iterdir()) == ["1", "7", "8"]
+
+
+def test_intervals_are_those_of_statsmodels(run: Path, result: TrainResult, table: Path, tmp_path: Path):
+    sm = pytest.importorskip("statsmodels.api")
+    output = tmp_path / "p.parquet"
+    words = ["--interval", "--level=0.9"]
+    assert cli.main(["predict", f"--run_dir={run}", f"--data={table}", f"--output={output}", *words]) == 0
+    predicted = parquet.read_table(output).to_pydict()
+
+    from tapedist.data.tables import open_table
+
+    training = open_table(str(table), target="price", features=FEATURES)
+    x, y = training.rows("train", np.arange(training.num_rows("train")))
+    frame = sm.OLS(y, sm.add_constant(x, prepend=False)).fit()
+    intervals = frame.get_prediction(sm.add_constant(rows(), prepend=False)).conf_int(obs=True, alpha=0.1)
+    np.testing.assert_allclose(np.stack([predicted["low"], predicted["high"]], axis=1), intervals, rtol=1e-6)
+
+
+def test_evaluate_on_its_own_rows_and_on_a_table(
+    run: Path, result: TrainResult, table: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert cli.main(["evaluate", f"--run_dir={run}"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert f"MSE {result.train_loss:.6g}," in next(line for line in lines if line.startswith("train: "))
+    assert f"MSE {result.test_loss:.6g}," in next(line for line in lines if line.startswith("test: "))
+    assert cli.main(["evaluate", f"--run_dir={run}", f"--data={table}"]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("data: "))
+    y = own_tables.columns()["price"]
+    residuals = y - result.predict(rows())
+    r2 = 1 - (residuals**2).sum() / ((y - y.mean()) ** 2).sum()
+    wanted = f"RMSE {np.sqrt((residuals**2).mean()):.6g}, MAE {np.abs(residuals).mean():.6g}, R2 {r2:.6g}"
+    assert line == f"data: 700 rows, MSE {(residuals**2).mean():.6g}, {wanted}"
+
+
+def test_report_is_made_by_training_and_made_again(run: Path, capsys: pytest.CaptureFixture[str]):
+    page = (run / "report.html").read_text()
+    assert "area" in page
+    assert not [word for word in ("://", "src=", "url(", "@import", "<script") if word in page]
+    (run / "report.html").unlink()
+    assert cli.main(["report", f"--run_dir={run}"]) == 0
+    again = (run / "report.html").read_text()
+    assert again.count("<figure") == page.count("<figure")
+    assert capsys.readouterr().err == ""
+
+
+def test_report_and_evaluate_when_the_rows_are_others(
+    folder: Path, run: Path, table: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    moved = own_tables.write_csv(tmp_path / "t.csv", own_tables.columns(seed=4))
+    flags = (run / "config.flags").read_text().replace(str(table), str(moved))
+    (run / "config.flags").write_text(flags)
+    assert "its rows have changed since it was trained" in refused(capsys, "evaluate", f"--run_dir={run}", code=3)
+    assert cli.main(["report", f"--run_dir={run}"]) == 0
+    assert "its rows have changed" in capsys.readouterr().err
+    assert "no predictions are drawn" in (run / "report.html").read_text()
+
+
+def test_dropped_rows_keep_their_numbers(run: Path, table: Path, tmp_path: Path):
+    lines = table.read_text().splitlines()[:6]
+    lines[3] = lines[3].replace(",", ",oops", 1)
+    (tmp_path / "bad.csv").write_text("\n".join(lines))
+    output = tmp_path / "p.parquet"
+    words = [f"--run_dir={run}", f"--data={tmp_path / 'bad.csv'}", f"--output={output}"]
+    assert cli.main(["predict", *words]) == 2
+    assert not output.exists()
+    assert cli.main(["predict", *words, "--on_bad_rows=drop"]) == 0
+    assert parquet.read_table(output)["row"].to_pylist() == [0, 1, 3, 4]
+
+
+def test_outputs_that_are_refused(run: Path, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    copy, there = tmp_path / "in.csv", tmp_path / "there.csv"
+    shutil.copy(table, copy)
+    there.write_text("mine")
+    (tmp_path / "folder.csv").mkdir()
+    (tmp_path / "link.csv").symlink_to(copy)
+    for output, says in [
+        (copy, "is the table that is read"),
+        (tmp_path / "link.csv", "is the table that is read"),
+        (there, "--overwrite replaces it"),
+        (tmp_path / "folder.csv", "is no regular file"),
+        (tmp_path / "no" / "p.csv", "its folder does not exist"),
+        (tmp_path / "p.txt", "must end in .csv or .parquet"),
+        (tmp_path / "a\nb.csv", "must not hold control characters"),
+    ]:
+        line = refused(capsys, "predict", f"--run_dir={run}", f"--data={copy}", f"--output={output}")
+        assert says in line
+    assert there.read_text() == "mine"
+    words = [f"--run_dir={run}", f"--data={copy}", f"--output={there}", "--overwrite"]
+    assert cli.main(["predict", *words]) == 0
+    assert len(there.read_text().splitlines()) == 701
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".tapedist")]
+
+
+def test_runs_that_are_refused(
+    run: Path, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], result: TrainResult
+):
+    words = [f"--data={table}", f"--output={tmp_path / 'p.csv'}"]
+    (tmp_path / "model.pkl").write_bytes(pickle.dumps({"weights": [1.0]}))
+    (tmp_path / "saved" / "variables").mkdir(parents=True)
+    (tmp_path / "saved" / "saved_model.pb").write_bytes(b"")
+    (tmp_path / "empty").mkdir()
+    for place in ("model.pkl", "saved", "empty", "missing"):
+        line = refused(capsys, "predict", f"--run_dir={tmp_path / place}", *words)
+        assert line.startswith("tapedist: error: --run_dir=")
+    assert "--run_dir=: must name the folder" in refused(capsys, "export")
+
+    content = json.loads((run / "model.json").read_text())
+    for spoiled in ({**content, "weights": [1.0, 2.0, 3.0]}, {"weights": []}, {**content, "digest": "0"}, [], 3):
+        (run / "model.json").write_text(json.dumps(spoiled))
+        assert "train again" in refused(capsys, "predict", f"--run_dir={run}", *words, code=3)
+    (run / "model.json").unlink()
+    assert "holds no finished training" in refused(capsys, "predict", f"--run_dir={run}", *words)
+    assert not (tmp_path / "p.csv").exists()
+
+
+def test_tables_that_do_not_fit(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "less.csv").write_text("area,rooms\n1,2\n")
+    line = refused(capsys, "predict", f"--run_dir={run}", f"--data={tmp_path / 'less.csv'}", "--output=p.csv")
+    assert "no such column" in line
+    assert "age" in line
+
+
+def test_predict_needs_no_tensorflow(run: Path, table: Path, run_python: Callable[..., Finished]):
+    script = "import sys; from tapedist.cli import main; code = main(sys.argv[1:]); print(*sys.modules); sys.exit(code)"
+    finished = run_python("-c", script, "predict", f"--run_dir={run}", f"--data={table}", "--output=p.csv")
+    assert finished.code == 0, finished.err
+    assert "tensorflow" not in finished.out.split()

@@ -131,7 +131,7 @@ def launch(child_env: dict[str, str], tmp_path: Path) -> Iterator[Callable[..., 
 
         def start(*words: str) -> Launch:
             started = Launch(list(words), child_env, tmp_path)
-            stack.callback(started.process.wait)
+            stack.enter_context(started.process)  # Closes its pipes.
             stack.callback(started.process.kill)
             return started
 
@@ -142,10 +142,11 @@ def _digest(text: str) -> set[str]:
     return set(re.findall(r"Digest: ([0-9a-f]{64})", text))
 
 
-def _no_listener(text: str) -> None:
-    for port in re.findall(r"127\.0\.0\.1:(\d+)", text):
-        with socket.socket() as server:
-            server.bind(("127.0.0.1", int(port)))
+def _listening(text: str) -> set[int]:
+    """Ports of the cluster that somebody still listens at; connections in TIME_WAIT do not count."""
+    ports = {int(port) for port in re.findall(r"127\.0\.0\.1:(\d+)", text)}
+    assert ports
+    return ports & {c.laddr.port for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
 
 
 def test_killed_stopped_and_continued_by_another_number_of_workers(
@@ -159,15 +160,16 @@ def test_killed_stopped_and_continued_by_another_number_of_workers(
     assert sorted(port for _, port in ports) == sorted(told)
     assert {host for host, _ in ports} <= {"[::]", "0.0.0.0"}
 
-    running.wait_for(r"Epoch: \d+, loss", 2)
+    running.wait_for(r"Epoch: 100, loss")  # There have been checkpoints.
     running.workers()[1].send_signal(signal.SIGKILL)
     running.wait_for(r"worker 1 was killed by SIGKILL")
     running.wait_for(r"Resuming after \d+ updates")
     running.workers()[1].send_signal(signal.SIGTERM)  # To one of them; both save and leave.
     assert running.finish() == 143, running.text
     for rank in range(2):
-        assert f"worker {rank} exited with 143" in running.text
-    _no_listener(running.text)
+        # The launcher hands the signal on; whoever is just leaving by itself may die of it.
+        assert re.search(f"worker {rank} (exited with 143|was killed by SIGTERM)", running.text), running.text
+    assert not _listening(running.text)
 
     continued = tapedist_command(*job, "--resume=must", timeout=TIMEOUT)
     plain = tapedist_command("train", *LONG, f"--run_dir={tmp_path / 'plain'}", timeout=TIMEOUT)

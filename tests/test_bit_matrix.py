@@ -1,0 +1,142 @@
+"""The bit matrix: many configs, each with one digest over replica counts, memory forms and threads.
+
+Sizes shrink so that small data takes the paths of large data: many tiles, blocks, rounds and transfers.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+from typing import Any
+
+import pytest
+from topology import run_jobs
+
+BLOCKS = {
+    "tapedist.data.blocks:_RESIDENT_BYTES": 0,
+    "tapedist.data.blocks:_TILE_BYTES": 1024,
+    "tapedist.data.blocks:_WIDE_TILE_BYTES": 16384,
+    "tapedist.data.blocks:_MAX_TILES": 2,
+}
+TRANSFERS = {"tapedist.training.engines:_SUPERBATCH_BYTES": 4096}
+STREAM = {"mode": "full_batch", "full_batch_engine": "stream", "num_epochs": 6, "n_samples": 3201}
+MINI = {"mode": "mini_batch", "num_epochs": 2, "n_samples": 1201, "batch_size": 96}
+
+
+def _job(config: dict[str, Any], **more: Any) -> dict[str, Any]:
+    common = {"learning_rate": 0.01, "log_every_epochs": 1, "seed": 5, "test_fraction": 0.0}
+    return {"config": {**common, **config}, **more}
+
+
+def _full(**settings: Any) -> dict[str, dict[str, Any]]:
+    """Full batch on whole shards, and, at other bits, on blocks that are held or streamed."""
+    config = {**STREAM, **settings}
+    return {
+        "resident": _job(config),
+        "held": _job({**config, "cache": "device"}, constants=BLOCKS),
+        "streamed": _job({**config, "cache": "none"}, constants=BLOCKS),
+    }
+
+
+def _mini(**settings: Any) -> dict[str, dict[str, Any]]:
+    config = {**MINI, **settings}
+    return {
+        "resident": _job({**config, "cache": "device"}),
+        "streamed": _job({**config, "cache": "none"}, constants=TRANSFERS),
+    }
+
+
+# Axis after axis around a middle, with what the axes might do to each other: wide rows and doubles, odd batches.
+CASES: dict[str, dict[str, dict[str, Any]]] = {
+    "full d=1": _full(),
+    "full d=17 float64 adam": _full(num_features=17, dtype="float64", optimizer="adam"),
+    "full d=64 nesterov l2": _full(num_features=64, optimizer="nesterov", l2=0.1, n_samples=6403),
+    "full d=3 V=100 huber": _full(num_features=3, virtual_shards=100, loss="huber"),
+    "full fewer rows than shards": _full(num_features=3, n_samples=11, optimizer="momentum"),
+    "mini d=1 B=5": _mini(batch_size=5, n_samples=301),
+    "mini d=3 B=1000 float64 adam": _mini(
+        batch_size=1000, num_features=3, dtype="float64", optimizer="adam", n_samples=2083
+    ),
+    "mini d=17 B=96 absolute": _mini(num_features=17, loss="absolute", optimizer="momentum"),
+    "mini d=64 B=96 l2": _mini(num_features=64, l2=0.1),
+    "mini d=64 B=1000 float64": _mini(num_features=64, batch_size=1000, dtype="float64", n_samples=2083),
+    "mini in order, no intercept": _mini(shuffle="none", fit_intercept=False, num_features=3),
+    "mini rows": {"streamed": _job({**MINI, "shuffle": "rows", "num_features": 3}, constants=TRANSFERS)},
+    "moments d=1": {"moments": _job({**STREAM, "full_batch_engine": "moments"}, constants=BLOCKS)},
+    "moments d=17 adam": {
+        "moments": _job(
+            {**STREAM, "full_batch_engine": "moments", "num_features": 17, "optimizer": "adam"}, constants=BLOCKS
+        )
+    },
+    "weighted full": {name: {**job, "source": "weighted"} for name, job in _full(standardize="false").items()},
+    "weighted mini": {name: {**job, "source": "weighted"} for name, job in _mini(standardize="false").items()},
+    "own net full": {name: {**job, "source": "curve", "model": "two_layers"} for name, job in _full().items()},
+    "own net mini": {name: {**job, "source": "weighted", "model": "two_layers"} for name, job in _mini().items()},
+}
+NARROW = {
+    "V=1": _full(virtual_shards=1) | {"mini": _mini(virtual_shards=1)["resident"]},
+    "V=2": _full(virtual_shards=2) | {"mini": _mini(virtual_shards=2)["resident"]},
+}
+# 16 replicas own one shard each; that many compilations are slow, so few cases.
+WIDE = {name: CASES[name] for name in ("full d=17 float64 adam", "mini d=3 B=1000 float64 adam")}
+
+
+def _flat(cases: dict[str, dict[str, dict[str, Any]]]) -> dict[str, Any]:
+    return {f"{case}/{form}": job for case, forms in cases.items() for form, job in forms.items()}
+
+
+TOPOLOGIES: dict[str, tuple[dict[str, int], dict[str, Any]]] = {
+    "default": ({}, _flat(CASES | NARROW)),
+    "mirrored on 2": ({"replicas": 2}, _flat({"V=2": NARROW["V=2"]} | dict(list(CASES.items())[::2]))),
+    "mirrored on 5": ({"replicas": 5}, _flat(dict(list(CASES.items())[1::2]))),
+    "mirrored on 16": ({"replicas": 16}, _flat(WIDE)),
+    "8 threads": ({"intra_op": 8}, _flat({name: case for name, case in CASES.items() if "d=64" in name})),
+}
+
+
+@pytest.fixture(scope="session")
+def outcomes() -> dict[str, dict[str, Any]]:
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        runs = {name: pool.submit(run_jobs, jobs, **where) for name, (where, jobs) in TOPOLOGIES.items()}
+        return {name: run.result() for name, run in runs.items()}
+
+
+@pytest.mark.parametrize("topology", [name for name in TOPOLOGIES if name != "default"])
+def test_a_topology_changes_no_bit(outcomes: dict[str, dict[str, Any]], topology: str):
+    assert outcomes[topology].keys() == TOPOLOGIES[topology][1].keys()
+    different = [
+        name
+        for name, found in outcomes[topology].items()
+        if (found["digest"], found["rows"]) != (outcomes["default"][name]["digest"], outcomes["default"][name]["rows"])
+    ]
+    assert not different
+
+
+@pytest.mark.parametrize("case", CASES | NARROW)
+def test_where_rows_are_kept_changes_no_bit(outcomes: dict[str, dict[str, Any]], case: str):
+    """Blocks held and streamed are one form, and so are all mini-batches; whole shards and moments add otherwise."""
+    found = {
+        name.split("/")[1]: outcome for name, outcome in outcomes["default"].items() if name.startswith(case + "/")
+    }
+    one_form = [
+        found[form] for form in found if form != "moments" and not ("held" in found and form in ("resident", "mini"))
+    ]
+    assert len({outcome["digest"] for outcome in one_form}) <= 1
+    assert len({str(outcome["rows"]) for outcome in one_form}) <= 1
+
+
+def test_the_forms_are_those_that_the_cases_name(outcomes: dict[str, dict[str, Any]]):
+    engines = {
+        "resident": {"ResidentEngine", "ResidentBatches"},
+        "held": {"HeldEngine"},
+        "streamed": {"StreamedEngine", "StreamedBatches"},
+        "moments": {"MomentsEngine"},
+        "mini": {"ResidentBatches"},
+    }
+    for name, outcome in outcomes["default"].items():
+        assert outcome["engine"] in engines[name.split("/")[1]], name
+
+
+@pytest.mark.parametrize("case", [name for name in CASES if name.startswith(("full", "weighted full", "own net full"))])
+def test_whole_shards_and_blocks_agree_to_rounding(outcomes: dict[str, dict[str, Any]], case: str):
+    whole, blocks = (outcomes["default"][f"{case}/{form}"]["parameters"] for form in ("resident", "streamed"))
+    assert whole == pytest.approx(blocks, rel=1e-4, abs=1e-5)

@@ -5,12 +5,18 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import resource
 import signal
 import sys
 import threading
 from collections.abc import Iterable, Iterator
 from types import FrameType
 from typing import Any, TextIO
+
+from tapedist.errors import InputError
+
+# Address space that TensorFlow takes to start: libraries, thread stacks, compilers. With less it aborts the process.
+_LEAST_ADDRESS_SPACE = 4 * 1024**3
 
 # Errors of the storage, not of the program.
 STORAGE_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO})
@@ -35,6 +41,20 @@ def sigterm_raises() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def check_memory_limit() -> None:
+    """Whether the limit on address space lets TensorFlow start, which it could not say itself.
+
+    Raises:
+        InputError: if it does not.
+    """
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit not in (-1, resource.RLIM_INFINITY) and limit < _LEAST_ADDRESS_SPACE:
+        raise InputError(
+            f"ulimit -v {limit // 1024}: the memory limit must leave TensorFlow {_LEAST_ADDRESS_SPACE // 1024} KiB of "
+            "address space to start; raise it, or limit resident memory instead"
+        )
 
 
 class _Stream:

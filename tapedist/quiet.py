@@ -53,7 +53,7 @@ def quiet_start() -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            if not isinstance(error, TapedistError):
+            if not isinstance(error, (TapedistError, MemoryError)):
                 said.seek(0)
                 os.write(stderr, said.read())
             raise

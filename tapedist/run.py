@@ -78,6 +78,7 @@ def train(
         PeerLostError: if another worker of the cluster was lost, hangs or never came.
         Interrupted: if SIGINT or SIGTERM came; the state is saved. Handlers are installed only in the main thread, and
             restored.
+        MemoryError: if the rows do not fit.
     """
     spec = resolve.of_run(config, os.environ)
     # The chief alone reads, writes and speaks.
@@ -119,6 +120,8 @@ def train_in(
         except tf.errors.OpError as error:
             if lost := team.lost(error):
                 raise lost from error
+            if isinstance(error, tf.errors.ResourceExhaustedError):
+                raise MemoryError(error.message) from error
             raise
 
 

@@ -26,7 +26,10 @@ def main(argv: list[str]) -> None:
     configs = {name: CommandLine(TrainConfig, [*words, *argv[3:]]).options() for name, words in cases.items()}
     first = next(iter(configs.values()))
     spec = resolve.of_run(first, os.environ)
-    with StopSignals() as stop, joined(first, spec, stop_signal=lambda: stop.signum, quiet=True) as (strategy, why, team):
+    with (
+        StopSignals() as stop,
+        joined(first, spec, stop_signal=lambda: stop.signum, quiet=True) as (strategy, why, team),
+    ):
         for name, config in configs.items():
             session = run.Session(
                 config, strategy=strategy, choice=why, team=team, monitor=Monitor(), folder=None, stop=stop,

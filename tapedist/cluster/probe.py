@@ -63,15 +63,11 @@ def gather() -> None:
 
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
 
-    @tf.function
-    def exchange() -> tf.Tensor:
-        def replica() -> tf.Tensor:
-            context = tf.distribute.get_replica_context()
-            return context.all_gather(tf.cast(context.replica_id_in_sync_group, tf.float64)[tf.newaxis], axis=0)
-
-        return strategy.run(replica)
-
-    result = strategy.experimental_local_results(exchange())[0]
+    exchange = tf.function(lambda value: strategy.gather(value, axis=0))
+    ranks = strategy.experimental_distribute_values_from_function(
+        lambda context: tf.constant([context.replica_id_in_sync_group], tf.float64)
+    )
+    result = strategy.experimental_local_results(exchange(ranks))[0]
     _say(gathered=result.numpy().tolist())
 
 

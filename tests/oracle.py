@@ -64,7 +64,7 @@ def batches(n: int, batch_size: int, *, shuffle: str, seed: int, window: int = 2
 LOSSES: dict[str, Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]] = {
     "squared": lambda r: (r**2, 2 * r),
     "absolute": lambda r: (abs(r), np.sign(r)),
-    "huber": lambda r: (np.where(abs(r) <= 1, r**2 / 2, abs(r) - 0.5), np.clip(r, -1, 1)),
+    "huber": lambda r: (np.where(abs(r) <= 1, np.clip(r, -1, 1) ** 2 / 2, abs(r) - 0.5), np.clip(r, -1, 1)),
 }
 
 

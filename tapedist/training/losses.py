@@ -32,7 +32,7 @@ def huber(delta: float) -> Loss:
     def huber_loss(y_hat: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
         size = tf.abs(y_hat - y)
         # Clipped rather than selected, so that the gradient has no branch that could overflow.
-        near = tf.minimum(size, tf.cast(delta, size.dtype))
+        near = tf.minimum(size, tf.constant(delta, size.dtype))
         return near * (size - near / 2)
 
     return huber_loss

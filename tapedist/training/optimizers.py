@@ -39,7 +39,8 @@ def sgd(learning_rate: float) -> Optimizer:
 def momentum(learning_rate: float, mu: float, *, nesterov: bool) -> Optimizer:
     """Heavy ball (Polyak 1964) or Nesterov's momentum, in the form of Sutskever et al. (2013).
 
-    `v <- mu * v - learning_rate * g`, then `theta <- theta + v`, or with Nesterov `theta <- theta + mu * v - learning_rate * g`.
+    `v <- mu * v - learning_rate * g`, then `theta <- theta + v`, or with Nesterov
+    `theta <- theta + mu * v - learning_rate * g`.
     """
 
     def update(theta: tf.Tensor, slots: tf.Tensor, g: tf.Tensor, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -59,8 +60,9 @@ def adam(learning_rate: float, beta_1: float, beta_2: float, epsilon: float) -> 
     def update(theta: tf.Tensor, slots: tf.Tensor, g: tf.Tensor, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         first = slots[0] + (g - slots[0]) * (1 - beta_1)
         second = slots[1] + (g * g - slots[1]) * (1 - beta_2)
-        rate = learning_rate * tf.sqrt(1 - tf.pow(tf.cast(beta_2, g.dtype), step))
-        rate /= 1 - tf.pow(tf.cast(beta_1, g.dtype), step)
+        # Constants of the right type at once: a cast would take a Python float through float32.
+        rate = learning_rate * tf.sqrt(1 - tf.pow(tf.constant(beta_2, g.dtype), step))
+        rate /= 1 - tf.pow(tf.constant(beta_1, g.dtype), step)
         return theta - rate * first / (tf.sqrt(second) + epsilon), tf.stack([first, second])
 
     return Optimizer(2, update)

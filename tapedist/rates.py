@@ -44,6 +44,9 @@ def explained(
         moments: of the rows that were trained on, where they are known.
         source: these rows; asked for a sample where there are too many features for moments.
         rate: the learning rate in use.
+
+    Raises:
+        InputError: if squares of the rows overflow.
     """
     if moments is not None:
         found = _curvature(moments, config)
@@ -70,6 +73,11 @@ def explained(
 
 
 def _curvature(moments: Moments, config: TrainConfig) -> Curvature:
+    if not np.isfinite(moments.to_vector()).all():
+        raise InputError(
+            "--standardize: the squares of these rows overflow, so that no learning rate fits; use --standardize=true, "
+            "or scale the columns"
+        )
     return curvature(**dataclasses.asdict(moments), fit_intercept=config.fit_intercept, l2=config.l2)
 
 

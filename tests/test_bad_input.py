@@ -23,7 +23,7 @@ from conftest import Finished
 
 from tapedist import cli
 from tapedist.config import TrainConfig
-from tapedist.errors import DivergedError, InputError
+from tapedist.errors import InputError
 
 SMALL = ["--full_batch_engine=stream", "--n_samples=500", "--num_epochs=30", "--plots=false"]
 
@@ -268,11 +268,11 @@ def test_large_offsets_are_standardized_away() -> None:
     assert result.weights[0] == pytest.approx(3, rel=1e-5)
 
 
-def test_squares_that_overflow(tmp_path: Path) -> None:
+def test_squares_that_overflow() -> None:
     x, y = np.array([1e150, -1e160, 1e155]), np.array([1.0, 2.0, 3.0])
-    with pytest.raises((InputError, DivergedError)) as caught:
-        _train_on(x, y, train=3, dtype="float64", standardize="false", run_dir=str(tmp_path / "run"))
-    assert str(caught.value)
+    for engine in ("stream", "moments"):
+        with pytest.raises(InputError, match=r"the squares of these rows overflow.*--standardize=true"):
+            _train_on(x, y, train=3, dtype="float64", standardize="false", full_batch_engine=engine)
 
 
 @pytest.mark.parametrize("words", [["--full_batch_engine=stream"], ["--mode=mini_batch", "--batch_size=100"]])
@@ -367,9 +367,10 @@ def test_a_foreign_shell_and_a_closed_output(
 ) -> None:
     """No HOME, another locale and time zone, a reader that goes away: the same files, and nothing on stderr."""
     foreign = {name: value for name, value in child_env.items() if name not in ("HOME", "TF_CPP_MIN_LOG_LEVEL")}
-    foreign |= {"LC_ALL": "tr_TR.UTF-8", "TZ": "Pacific/Kiritimati", "LANG": "xx", "PYTHONWARNINGS": "ignore"}
+    foreign |= {"TZ": "Pacific/Kiritimati", "LANG": "xx", "PYTHONWARNINGS": "ignore"}
     words = [*SMALL[:-1], "--log_every_epochs=1", f"--run_dir={tmp_path / 'foreign'}"]
-    line = f"{sys.executable} -m tapedist train {' '.join(words)} | head -n 1; exit ${{PIPESTATUS[0]}}"
+    locale = "LC_ALL=tr_TR.UTF-8"  # Set behind the shell, which has its own opinion of it.
+    line = f"env {locale} {sys.executable} -m tapedist train {' '.join(words)} | head -n 1; exit ${{PIPESTATUS[0]}}"
     finished = _in_shell(line, foreign, tmp_path)
     assert (finished.code, finished.err) == (0, "")
     assert len(finished.out.splitlines()) == 1

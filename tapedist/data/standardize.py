@@ -151,30 +151,39 @@ def _column_moments(source: Source) -> tuple[np.ndarray, np.ndarray]:
     measured from their first value, so that a constant one is exactly constant, and in powers of two, so that squares
     fit.
     """
-    total, first, unit = 0.0, np.zeros(0), np.ones(0)
-    means, squares = np.zeros(source.num_features + 1), np.zeros(source.num_features + 1)
+    count = source.num_features + 1
+    total, means, squares = 0.0, np.zeros(count), np.zeros(count)
+    first, unit = np.zeros(0), np.ones(count)
     for x, y, w in row_blocks(source, "train"):
-        raw = np.concatenate([x, y[:, np.newaxis]], axis=1)
+        columns = np.empty((count, len(y)))  # Sums along contiguous columns are the fastest.
+        columns[:-1], columns[-1] = x.T, y
         if not len(first):
-            first = raw[0]
-            largest = np.abs(raw / 2 - first / 2).max(axis=0)
-            unit = np.ldexp(1.0, np.clip(np.frexp(largest)[1] + 1, -1000, 1000))
-        weights = (np.ones(len(y)) if w is None else w)[:, np.newaxis]
-        block_total = float(weights.sum())
+            first = columns[:, 0].copy()
+            unit = _units(columns, first)
+        columns = columns / unit[:, np.newaxis] if (unit != 1).any() else columns
+        columns -= (first / unit)[:, np.newaxis]
+        block_total = float(len(y) if w is None else w.sum())
         if block_total == 0:
             continue
-        columns = raw / unit - first / unit if (unit > 1e100).any() else (raw - first) / unit
-        block_means = (weights * columns).sum(axis=0) / block_total
-        block_squares = (weights * (columns - block_means) ** 2).sum(axis=0)
+        block_means = (columns if w is None else columns * w).sum(axis=1) / block_total
+        columns -= block_means[:, np.newaxis]
+        block_squares = np.einsum("ij,ij->i", columns if w is None else columns * w, columns)
         gap, both = block_means - means, total + block_total
         squares += block_squares + gap**2 * (total * block_total / both)
         means += gap * (block_total / both)
         total = both
     if total == 0:
-        return np.zeros(len(means)), np.zeros(len(means))
+        return np.zeros(count), np.zeros(count)
     result = first + means * unit, np.sqrt(squares / total) * unit
     _check_finite(source, *result)
     return result
+
+
+def _units(columns: np.ndarray, first: np.ndarray) -> np.ndarray:
+    """For each column 1 or, where its differences from the first value are extreme, a power of two that makes them fit."""
+    largest = np.abs(columns / 2 - first[:, np.newaxis] / 2).max(axis=1)
+    extreme = (largest > 0) & ((largest < 1e-50) | (largest > 1e50))
+    return np.where(extreme, np.ldexp(1.0, np.clip(np.frexp(largest)[1] + 1, -1000, 1000)), 1.0)
 
 
 def _check_finite(source: Source, means: np.ndarray, deviations: np.ndarray) -> None:

@@ -144,3 +144,33 @@ def test_a_bad_cell_through_the_command(tmp_path: Path, tapedist_command: Callab
     assert len(finished.errors) == 1
     assert "t.csv:3:y" in finished.errors[0]
     assert "1e999" in finished.errors[0]
+
+
+_PEAK = """
+import functools, resource, sys
+from tapedist.config import TrainConfig
+from tapedist.data import sources, tables
+tables.WINDOW_ROWS = 10_000  # So that so small a table is read in place.
+sources.open_table = functools.partial(sources.open_table, memory_budget=2**24)
+from tapedist.run import train
+config = TrainConfig(
+    data=sys.argv[1], target="y", cache="none", num_epochs=1, statistics=False, full_batch_engine="stream"
+)
+assert train(config).train_loss > 0
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+def test_memory_does_not_grow_with_the_table(tmp_path: Path, run_python: Callable[..., Finished]):
+    values = np.random.default_rng(0).standard_normal((61, 50_000))
+    table = dict(zip([*(f"x{j}" for j in range(60)), "y"], values, strict=True))
+    peaks = []
+    for files in (4, 12):  # From the smaller on, blocks have their full size.
+        folder = tmp_path / str(files)
+        folder.mkdir()
+        for number in range(files):
+            own_tables.write_parquet(folder / f"{number:02}.parquet", table, row_group_size=5000)
+        finished = run_python("-c", _PEAK, str(folder))
+        assert finished.code == 0, finished.err[-2000:]
+        peaks.append(int(finished.out))
+    assert peaks[1] - peaks[0] < 8 * values.nbytes / 2**20 / 3

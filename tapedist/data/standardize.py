@@ -180,7 +180,7 @@ def _column_moments(source: Source) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _units(columns: np.ndarray, first: np.ndarray) -> np.ndarray:
-    """For each column 1 or, where its differences from the first value are extreme, a power of two that makes them fit."""
+    """1, or where a column's differences from its first value are extreme, the power of two that makes them fit."""
     largest = np.abs(columns / 2 - first[:, np.newaxis] / 2).max(axis=1)
     extreme = (largest > 0) & ((largest < 1e-50) | (largest > 1e50))
     return np.where(extreme, np.ldexp(1.0, np.clip(np.frexp(largest)[1] + 1, -1000, 1000)), 1.0)

@@ -1,7 +1,8 @@
 """Before TensorFlow forms a cluster: wait until every worker is there, for a limited time.
 
 TensorFlow itself waits for ever, without a word and deaf to signals. So each worker first opens its own port and
-connects to all others; once all have answered, each closes its port and leaves the rest to TensorFlow's server there.
+connects to all others; once all have answered, each closes its port and leaves the rest to TensorFlow's server there,
+which is also what a worker that is a moment late then finds.
 """
 
 from __future__ import annotations

@@ -1,0 +1,143 @@
+"""How a cluster forms and how a silent one is given up, without TensorFlow where it is not what is tested."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from conftest import Finished
+
+from tapedist.cluster.formation import await_peers
+from tapedist.cluster.peers import PortReservation
+from tapedist.cluster.ports import exposure, listening
+from tapedist.cluster.resolve import ClusterSpec
+from tapedist.errors import PeerLostError
+
+
+@pytest.fixture
+def addresses() -> Iterator[tuple[str, ...]]:
+    reservation = PortReservation(3)
+    yield tuple(f"127.0.0.1:{port}" for port in reservation.ports)
+    reservation.close()
+
+
+def test_all_workers_leave_once_all_have_come(addresses: tuple[str, ...]):
+    finished = threading.Event()
+
+    def worker(rank: int) -> None:
+        await_peers(ClusterSpec(addresses, rank, "test"), 60.0)
+        left.append(rank)
+        # As TensorFlow's server does next, on the port that must be free again.
+        with socket.create_server(("", int(addresses[rank].rpartition(":")[2]))):
+            finished.wait(60)
+
+    left: list[int] = []
+    threads = [threading.Thread(target=worker, args=(rank,)) for rank in range(3)]
+    for thread in threads[:2]:
+        thread.start()
+    threads[0].join(0.5)
+    assert not left  # The third is missing.
+    threads[2].start()
+    end = time.monotonic() + 60
+    while len(left) < 3 and time.monotonic() < end:
+        time.sleep(0.01)
+    finished.set()
+    for thread in threads:
+        thread.join(60)
+    assert sorted(left) == [0, 1, 2]
+
+
+def test_the_missing_are_named_in_time(addresses: tuple[str, ...]):
+    with socket.create_server(("127.0.0.1", int(addresses[1].rpartition(":")[2]))):
+        begun = time.monotonic()
+        with pytest.raises(PeerLostError) as caught:
+            await_peers(ClusterSpec(addresses, 0, "test"), 0.5)
+        assert time.monotonic() - begun < 10
+    assert f"no answer from {addresses[2]} (rank 2) within --cluster_timeout_secs=0.5;" in str(caught.value)
+    assert addresses[1] not in str(caught.value)
+
+
+def test_waiting_ends_when_somebody_asks_to_stop(addresses: tuple[str, ...]):
+    await_peers(ClusterSpec(addresses, 0, "test"), 1e6, stopped=lambda: True)
+
+
+def test_where_this_process_listens():
+    with socket.create_server(("127.0.0.1", 0)) as inside, socket.create_server(("", 0)) as outside:
+        ports = [server.getsockname()[1] for server in (inside, outside)]
+        assert [listening(port) for port in ports] == [[f"127.0.0.1:{ports[0]}"], [f"0.0.0.0:{ports[1]}"]]
+        line = exposure(1, f"somewhere:{ports[1]}")
+        assert line.startswith(f"worker 1 listens at 0.0.0.0:{ports[1]}: open on all interfaces and unauthenticated;")
+        assert "open on all interfaces" not in exposure(0, f"localhost:{ports[0]}")
+    assert listening(ports[0]) == []
+
+
+def test_the_deadline_holds_while_python_cannot_run(run_python: Callable[..., Finished]):
+    code = """
+        import ctypes, time
+        from tapedist.cluster.deadline import deadline
+        with deadline(0.2, words="never said", code=3):
+            pass
+        time.sleep(0.5)
+        print("alive", flush=True)
+        with deadline(0.5, words="100% late", code=75):
+            ctypes.PyDLL(None).sleep(60)  # Holds the interpreter's lock.
+    """
+    finished = run_python("-c", "\n".join(line[8:] for line in code.splitlines()))
+    assert (finished.code, finished.out, finished.err) == (75, "alive\n", "tapedist: error: 100% late\n")
+    assert finished.seconds < 30
+
+
+WATCH = """
+import sys, threading, time
+from tapedist.cluster import watchdog
+from tapedist.cluster.resolve import ClusterSpec
+watchdog._LEAVE_SECS = 0.1
+spec = ClusterSpec(("127.0.0.1:1", "127.0.0.1:2"), 0, "test")
+with watchdog.Watchdog(spec, 2.0, ask=lambda spec: ["127.0.0.1:2"] if sys.argv[1] == "lost" else []) as dog:
+    end = time.monotonic() + float(sys.argv[2])
+    while time.monotonic() < end:
+        if sys.argv[1] == "beats":
+            dog.beat()
+        time.sleep(0.05)
+print("left")
+"""
+
+
+@pytest.mark.parametrize(
+    ("peers", "seconds", "code", "said"),
+    [
+        ("lost", 60, 75, "tapedist: error: no answer from 127.0.0.1:2 (rank 1) while waiting"),
+        ("answer", 60, 75, "though 127.0.0.1:2 (rank 1) answer; one of them is stuck"),
+        ("answer", 3, 0, "tapedist: warning: nothing was finished for"),
+        ("beats", 3, 0, ""),
+    ],
+)
+def test_watchdog(peers: str, seconds: int, code: int, said: str, run_python: Callable[..., Finished]):
+    finished = run_python("-c", WATCH, peers, str(seconds))
+    assert finished.code == code, finished.err
+    assert said in finished.err
+    assert ("left" in finished.out) == (code == 0)
+
+
+@pytest.mark.parametrize(
+    ("gather_secs", "batch_size", "said"),
+    [
+        (0.001, 64, []),
+        (0.009, 0, ["fewer devices or workers, would be faster"]),
+        (0.009, 64, ["--batch_size=512 or more (another answer), would be faster"]),
+    ],
+)
+def test_a_gather_that_costs_more_than_the_work_is_told_once(gather_secs: float, batch_size: int, said: list[str]):
+    from tapedist.cluster.toll import TolledCalls
+
+    lines: list[str] = []
+    calls = TolledCalls(0, gather_secs=gather_secs, replicas=2, batch_size=batch_size, say=lines.append)
+    for _ in range(10):
+        calls.observe(10, 0.1)
+    assert len(lines) == len(said)
+    for line, words in zip(lines, said, strict=True):
+        assert line.startswith("Notice: a step takes 10 ms, about 9 ms of it")
+        assert words in line

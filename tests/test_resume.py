@@ -161,10 +161,10 @@ def test_a_stop_inside_a_pass_keeps_the_pass(
     import numpy as np
 
     with pytest.raises(Interrupted):
-        train(mode, tmp_path / "run", stop_after=4)
+        train(mode, tmp_path / "run", stop_after=2)
     (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
     with np.load(checkpoint / "state.npz") as state:
-        assert state["progress.round"] > 1
+        assert state["progress.round"] == 2
         assert state["step"] == 0
         assert np.any(state["progress.sums"])
     train(mode, tmp_path / "run")

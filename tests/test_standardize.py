@@ -115,3 +115,14 @@ def test_the_penalty_is_on_the_raw_weights():
 def test_own_models_see_raw_rows(tmp_path: Path):
     with pytest.raises(InputError, match="--standardize=true: needs the linear model"):
         train(TrainConfig(standardize=True), model=TwoLayers, source=source(np.ones((5, 3))))
+
+
+@pytest.mark.parametrize("engine", ["stream", "moments"])
+def test_squares_that_overflow_without_standardizing(engine: str):
+    rows = source([1e155, 2e155, -3e155, 1e155])
+    settings = {"dtype": "float64", "num_epochs": 30, "learning_rate": 0.3, "full_batch_engine": engine}
+    with pytest.raises(InputError, match="the loss overflows float64 before the first update; use --standardize or"):
+        train(TrainConfig(**settings), source=rows)
+    result = train(TrainConfig(standardize=True, **settings), source=rows)
+    assert result.train_loss is not None
+    assert np.isfinite(result.train_loss)

@@ -101,7 +101,8 @@ class StandardUnits:
     def penalized(self, penalized: np.ndarray) -> np.ndarray:
         """Factors of the L2 penalty `[P]` that make it the penalty of the raw weights: the objective stays the same."""
         factors = np.array(penalized, np.float64)
-        factors[: len(self.scale)] /= self.scale**2
+        with np.errstate(over="ignore", under="ignore"):
+            factors[: len(self.scale)] *= (1 / self.scale) ** 2
         return factors
 
     def _shifted(self, bias: float, raw_weights: np.ndarray, *, sign: int) -> float:

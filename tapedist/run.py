@@ -37,6 +37,7 @@ from tapedist.results.run_report import report_page
 from tapedist.run_folder import RunFolder
 from tapedist.run_optimum import RunOptimum, stopping_rules
 from tapedist.signals import StopSignals
+from tapedist.text_values import shown
 from tapedist.training import engines, losses, optimizers
 from tapedist.training.consensus import Turn
 from tapedist.training.engines import Engine, Setup
@@ -274,6 +275,8 @@ class Session:
                     # at once.
                     store.save(state, progress=engine.progress(), position=self.monitor.position())
         except DivergedError as error:
+            if state.step == 0 and np.isnan(state.first_loss) and isinstance(self.model, LinearModel):
+                raise self._overflow() from None
             raise self._explained(error) from None
         if state.stopped:
             self.monitor.say(f"Stopped after {state.step // engine.steps_per_epoch} epochs: {state.stopped}")
@@ -332,6 +335,16 @@ class Session:
         self.monitor.say(f"Learning rate: {self.rate:.6g} = 2 / (lambda_min + lambda_max) of these rows")
         optimizer = optimizers.from_config(self.config, auto_rate=self.rate)
         self.setup = dataclasses.replace(self.setup, programs={**self.setup.programs, "optimizer": optimizer})
+
+    def _overflow(self) -> InputError:
+        """Why a linear model's first loss is not finite: no step was taken, so it is the rows."""
+        config = self.config
+        fixes = [] if config.standardizes else ["--standardize"]
+        fixes += ["--dtype=float64"] if config.dtype == "float32" else []
+        return InputError(
+            f"--data={shown(config.data)}: the loss overflows {config.dtype} before the first update; "
+            f"use {' or '.join([*fixes, 'smaller units'])}"
+        )
 
     def _explained(self, error: DivergedError) -> DivergedError:
         """`error` with the bound that the learning rate broke, where the loss has one."""

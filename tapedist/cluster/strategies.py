@@ -172,7 +172,7 @@ def _tpu(address: str) -> tf.distribute.Strategy:
         if address not in ("", "local"):
             tf.config.experimental_connect_to_cluster(resolver)
         tf.tpu.experimental.initialize_tpu_system(resolver)
-    except (ValueError, tf.errors.OpError, RuntimeError) as error:
+    except (ValueError, tf.errors.OpError, RuntimeError, OSError, ImportError) as error:  # OSError: no network.
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"--tpu={address}: cannot be reached ({first_line}); check the name and the zone") from error
     return tf.distribute.TPUStrategy(resolver)

@@ -39,7 +39,7 @@ class TrainingState:
     Attributes:
         vector: float64 `[P + s * P]`: parameters, then slots.
         step: updates done.
-        first_loss: the run's first loss, NaN before it is known; divergence is measured against it.
+        first_loss: the first epoch's loss, NaN before it is known; divergence is measured against it.
         epoch_sums: float64 `[3]`: `(sum w*loss, sum w, penalty at the first batch)` of the epoch under way.
         path: `(epoch, parameters)` at logged epochs, thinned to at most a few thousand; empty if `P` is large.
         path_stride: only epochs that it divides stay in `path`.
@@ -175,7 +175,8 @@ class Trainer:
                     return
             wanted = min(turn.steps, schedule.steps_to_milestone(state.step))
             if math.isnan(state.first_loss):
-                wanted = 1  # The first loss is the measure of divergence for all others.
+                # The measure of divergence for all that follow. A single batch may fit by chance, so it takes an epoch.
+                wanted = min(wanted, self._engine.steps_per_epoch - state.step)
             self._advance(state, wanted)
 
     def close(self, state: TrainingState) -> tuple[float | None, float | None]:
@@ -203,7 +204,7 @@ class Trainer:
 
     def _advance(self, state: TrainingState, num_steps: int) -> None:
         """One call of the engine, which may be interrupted before a step is whole: by a stop, or when a save is due."""
-        limit = math.inf if math.isnan(state.first_loss) else DIVERGENCE_FACTOR * state.first_loss
+        limit = DIVERGENCE_FACTOR * state.first_loss if state.first_loss > 0 else math.inf
         start = self._clock()
         result = self._engine.run(
             state.vector,
@@ -221,12 +222,13 @@ class Trainer:
 
     def _take(self, state: TrainingState, result: CallResult, limit: float) -> None:
         """Books a call's records and moves the state."""
-        losses = result.records[:, 0] / result.records[:, 1]
-        if math.isnan(state.first_loss) and math.isfinite(losses[0]):
-            state.first_loss = float(losses[0])
+        losses = result.records[:, 0] / np.where(result.records[:, 1] == 0, 1.0, result.records[:, 1])
         self._book(state, result.records[: result.applied])
         state.vector = result.state
         state.step += result.applied
+        if math.isnan(state.first_loss) and state.step == self._engine.steps_per_epoch:
+            one = self._engine.name != "mini_batch"
+            state.first_loss = float(losses[0] if one else state.epoch_sums[0] / state.epoch_sums[1])
         if result.applied < len(result.records):
             raise _diverged(state.step, losses, limit=limit)
         self._observer.advance(

@@ -26,6 +26,7 @@ from tapedist.config import TrainConfig
 from tapedist.data.blocks import Source
 from tapedist.data.sources import open_source
 from tapedist.data.standardize import RawUnits, StandardUnits
+from tapedist.data.synthetic import SyntheticSource
 from tapedist.errors import DivergedError, InputError, Interrupted, StateError
 from tapedist.filesystem import write_atomic
 from tapedist.results import figures
@@ -176,6 +177,7 @@ class Session:
         self.dtype = tf.as_dtype(config.dtype)
         self.rate = 0.0 if isinstance(config.learning_rate, str) else config.learning_rate
         self.units = self._choose_units(own_model=model is not None, own_loss=loss is not None)
+        self.metrics_position: int | None = None  # Where a resumed run's rows end; None for a fresh run.
         self.start = ""  # The digest of the run that this one starts from.
         self.model, self.initial = self._build_model(model)
         self.setup = Setup(
@@ -197,9 +199,7 @@ class Session:
         self.optimum = RunOptimum(
             config, self.source, is_linear=model is None, own_loss=loss is not None, units=self.units, say=monitor.say
         )
-        self.model_name = (
-            self.start + getattr(loss, "__name__", "") + (type(self.model).__name__ if model is None else repr(model))
-        )
+        self.model_name = self.start + getattr(loss, "__name__", "") + self.model.name
 
     def _choose_units(self, *, own_model: bool, own_loss: bool) -> RawUnits | StandardUnits:
         """The units that the masters are in."""
@@ -255,6 +255,7 @@ class Session:
             )
         trainer = self._trainer(engine, store)
         losses = self._losses_if_done(state, engine)
+        self._take_up_rows(done=losses is not None)
         if losses:
             done = f"has done its {config.num_epochs} epochs; more --num_epochs continue it"
             self.monitor.say(f"Finished: this run {f'stopped early: {state.stopped}' if state.stopped else done}")
@@ -311,9 +312,15 @@ class Session:
                 raise InputError(f"--resume=must: {self.folder.root} holds no checkpoint yet; use --resume=auto")
             return fresh, {}
         state, progress, position = stored
-        self.monitor.rewind(position)
+        self.metrics_position = position
         self.monitor.say(f"Resuming after {state.step} updates from {self.folder.root}")
         return state, progress
+
+    def _take_up_rows(self, *, done: bool) -> None:
+        """Forgets the rows of metrics that the state does not know; those of a finished run all count."""
+        if self.folder and self.metrics_position is not None:
+            end = self.folder.metrics.stat().st_size if done and self.folder.metrics.exists() else 0
+            self.monitor.rewind(max(end, self.metrics_position))
 
     def _settle_rate(self, progress: dict[str, np.ndarray]) -> None:
         """Turns `--learning_rate=auto` into a number, by a pass over the rows where no pass is stored."""
@@ -367,7 +374,9 @@ class Session:
         if config.mode == "full_batch":
             engine = self._full_batch_engine()
         else:
-            shuffle = {"auto": "rows" if config.from_table else "batches"}.get(config.shuffle, config.shuffle)
+            # Only of synthetic rows is it known that they are independent draws, so that any batch is as good as another.
+            independent = isinstance(self.source, SyntheticSource)
+            shuffle = {"auto": "batches" if independent else "rows"}.get(config.shuffle, config.shuffle)
             engine = engines.mini_batch(self.setup, batch_size=config.batch_size, shuffle=shuffle, seed=config.seed)
             if config.batch_size > self.source.num_rows("train"):
                 self.monitor.say(

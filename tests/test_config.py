@@ -51,7 +51,8 @@ EDGES: dict[str, tuple[list[Any], list[Any]]] = {
 
 
 def test_every_number_has_edges():
-    numbers = {f.name for f in dataclasses.fields(TrainConfig) if type(f.default) in (int, float) or f.type == "tuple[float, ...]"}
+    fields = dataclasses.fields(TrainConfig)
+    numbers = {f.name for f in fields if type(f.default) in (int, float) or f.type == "tuple[float, ...]"}
     assert set(EDGES) == numbers
 
 

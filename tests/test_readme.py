@@ -47,9 +47,7 @@ COMMANDS = [line for line in SHELL if _arguments(line)]
 def test_commands_parse(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     called: list[Any] = []
-    commands = {
-        name: cli.dataclasses.replace(command, run=called.append) for name, command in cli.COMMANDS.items()
-    }
+    commands = {name: cli.dataclasses.replace(command, run=called.append) for name, command in cli.COMMANDS.items()}
     assert cli.main(_arguments(line), commands=commands) == 0
     assert called or "--help" in line
 
@@ -60,7 +58,8 @@ def test_there_is_something_to_check() -> None:
 
 
 def test_files_that_are_named_exist() -> None:
-    named = set(re.findall(r"\b((?:scripts|configs|tests)/[\w./-]*\w)", README)) | set(re.findall(r"\]\(([^)#]+)\)", README))
+    named = set(re.findall(r"\b((?:scripts|configs|tests)/[\w./-]*\w)", README))
+    named |= set(re.findall(r"\]\(([^)#]+)\)", README))
     missing = [name for name in named if "://" not in name and not (ROOT / name).exists()]
     assert not missing
 

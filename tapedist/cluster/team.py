@@ -166,7 +166,7 @@ def _shown(value: Any) -> str:
 def _packed(make: Callable[[], Mapping[str, np.ndarray]]) -> bytes:
     try:
         buffer = io.BytesIO()
-        np.savez(buffer, **make())
+        np.savez(buffer, **dict(make()))  # type: ignore[arg-type]
         return buffer.getvalue()
     except TapedistError as error:
         return json.dumps({"error": type(error).__name__, "message": str(error)}).encode()

@@ -215,12 +215,17 @@ class MomentsEngine:
             tile_rows=plan.tile_rows,
         )
         self._pass = RoundPass(self._sums, rounds=plan.rounds, elements=setup.rounds_from(element, plan))
+        shards = pipeline.shard_elements(plan, setup.layout, split=split)
+        self._resident = plan.resident
+        self._shards = functools.cache(lambda: next(iter(setup.elements(shards, range(1)))))
         self._steps = QuadraticSteps(**setup.programs)
         self._moments: Moments | None = None
 
     def moments(self, interrupted: Callable[[], bool] = lambda: False) -> Moments | None:
         """The split's moments, by a pass over the rows if they are not known yet; None if interrupted."""
-        if self._moments is None:
+        if self._moments is None and self._resident:
+            self._moments = self._sums.of_shards(*self._shards())
+        elif self._moments is None:
             sums = self._pass.run(self._sums.add_block, interrupted=interrupted)
             self._moments = None if sums is None else self._sums.finish(sums)
         return self._moments

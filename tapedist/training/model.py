@@ -24,11 +24,13 @@ class Model(Protocol):
     """A model as the training step sees it.
 
     Attributes:
+        name: tells models of different kinds or shapes apart; the same in every process.
         num_parameters: `P`.
         penalized: float64 `[P]`, 1 where the L2 penalty applies, 0 elsewhere.
         pure: whether `bind` touches no variable, so that whole training loops may become one XLA program.
     """
 
+    name: str
     num_parameters: int
     penalized: np.ndarray
     pure: bool
@@ -49,6 +51,7 @@ class Model(Protocol):
 class LinearModel:
     """`y_hat = x . weights + bias`; masters are the weights, then the bias if there is one."""
 
+    name = "LinearModel"
     pure = True
 
     def __init__(self, num_features: int, *, fit_intercept: bool = True):
@@ -100,6 +103,7 @@ class ModuleModel:
         self.variables = list(self.module.trainable_variables)
         if not self.variables:
             raise InputError(f"model={type(module).__name__}: must have trainable variables; found none")
+        self.name = f"{type(module).__qualname__}{[tuple(v.shape) for v in self.variables]}"
         self._sizes = [math.prod(v.shape) for v in self.variables]
         self.num_parameters = sum(self._sizes)
         # Biases are the vectors; the penalty is for matrices, as in the linear model.

@@ -1,18 +1,20 @@
 """Centred second moments of the rows: one pass in float64, merged in fixed order.
 
-Legend: `d` features, `D = d + 1` columns (the features, then the target), `u` shards of one replica, `V` shards, `M = 1 + D + D*D`.
+Legend: `d` features, `D = d + 1` columns (the features, then the target), `u` shards of one replica, `V` shards,
+`M = 1 + D + D*D`.
 
 A set of rows is summed up by its weight, its means and its centred products, as one flat float64 vector `[M]`:
 
     W = sum w        m = sum w*z / W        C = sum w * (z - m)(z - m)'
 
-Two sets merge by the formula of Chan, Golub and LeVeque ("Updating formulae and a pairwise algorithm for computing sample
-variances", 1979; for covariances, Bennett et al. 2009):
+Two sets merge by the formula of Chan, Golub and LeVeque ("Updating formulae and a pairwise algorithm for computing
+sample variances", 1979; for covariances, Bennett et al. 2009):
 
     W = Wa + Wb      m = ma + (mb - ma) * Wb / W      C = Ca + Cb + (mb - ma)(mb - ma)' * Wa * Wb / W
 
-Each shard's rows are merged block after block, tile after tile, by one compiled function of one shape; the shards' vectors
-are gathered and merged in shard order. So the result depends neither on the topology nor on the number of threads.
+Each shard's rows are merged block after block, tile after tile, by one compiled function of one shape; the shards'
+vectors are gathered and merged in shard order. So the result depends neither on the topology nor on the number of
+threads.
 """
 
 from __future__ import annotations
@@ -31,6 +33,9 @@ from tapedist.training.steps import Replicas, Rows, slice_rows
 
 _TILE_BYTES = 1024 * 1024
 _NARROW = 4  # Up to this many columns, sums of products beat a product of matrices.
+# Eigen shares the sums of longer products out to threads whatever XLA's flags say, and their bits follow the number of
+# threads: with 65 columns from 256 rows on with 8 threads, from 512 rows on with 2. Up to 192 rows 1 to 64 agree.
+_PRODUCT_ROWS = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,19 +133,19 @@ class MomentSteps(Replicas):
     def _block(self) -> Any:
         """`(moments [M] so far, rows of a block, count) -> moments [M]`: one compiled shape for all."""
 
-        def block(before: tf.Tensor, rows: Rows, count: tf.Tensor) -> tf.Tensor:
-            tile_rows = _moment_tile(rows[1].shape[0], self._tile_rows, self._columns)
+        return tf.function(self._with_rows, jit_compile=True, autograph=False)
 
-            def body(tile: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-                first = tile * tile_rows
-                piece = tuple(slice_rows(column, first, tile_rows) for column in rows)
-                found = rows_moments(piece, tf.clip_by_value(count - first, 0, tile_rows))
-                return tile + 1, merged(total, found, columns=self._columns)
+    def _with_rows(self, before: tf.Tensor, rows: Rows, count: tf.Tensor) -> tf.Tensor:
+        tile_rows = _moment_tile(rows[1].shape[0], self._tile_rows, self._columns)
 
-            tiles = rows[1].shape[0] // tile_rows
-            return tf.while_loop(lambda tile, _: tile < tiles, body, (tf.constant(0), before))[1]
+        def body(tile: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            first = tile * tile_rows
+            piece = tuple(slice_rows(column, first, tile_rows) for column in rows)
+            found = rows_moments(piece, tf.clip_by_value(count - first, 0, tile_rows))
+            return tile + 1, merged(total, found, columns=self._columns)
 
-        return tf.function(block, jit_compile=True, autograph=False)
+        tiles = rows[1].shape[0] // tile_rows
+        return tf.while_loop(lambda tile, _: tile < tiles, body, (tf.constant(0), before))[1]
 
     @functools.cached_property
     def _add_block(self) -> Any:
@@ -164,6 +169,31 @@ class MomentSteps(Replicas):
 
         return tf.function(fold, jit_compile=True, autograph=False)
 
+    @functools.cached_property
+    def _of_shards(self) -> Any:
+        def shard_moments(rows: Rows, counts: tf.Tensor) -> tf.Tensor:
+            shards, counts = counts.shape[1], tf.reshape(counts, [-1])
+            shard_rows = rows[1].shape[0] // shards
+
+            def one(shard: tf.Tensor) -> tf.Tensor:
+                piece = tuple(slice_rows(column, shard * shard_rows, shard_rows) for column in rows)
+                return self._with_rows(tf.zeros([self.partial_width], tf.float64), piece, tf.gather(counts, shard))
+
+            return fixed_order.shard_partials(one, first=tf.constant(0), num_shards=shards, width=self.partial_width)
+
+        compiled = tf.function(shard_moments, jit_compile=True, autograph=False)
+
+        def replica_moments(rows, counts):  # type: ignore[no-untyped-def]
+            found = compiled(rows, counts)[: self.replica_width]
+            return self._fold(fixed_order.gather(found, num_shards=self.num_shards))
+
+        return tf.function(lambda rows, counts: self.on_replicas(replica_moments, rows, counts), autograph=False)
+
+    def of_shards(self, rows: Any, counts: Any) -> Moments:
+        """The moments of a split whose shards are at hand, as `pipeline.shard_elements` lays them out."""
+        found = self.strategy.experimental_local_results(self._of_shards(rows, counts))[0]
+        return Moments.from_vector(found.numpy())
+
     def add_block(self, total: Any, rows: Any, counts: Any) -> Any:
         """A shard's moments `[M]` on each replica, with one more block merged in."""
         return self._add_block(total, rows, counts)
@@ -176,6 +206,8 @@ class MomentSteps(Replicas):
 def _moment_tile(block_rows: int, tile_rows: int, columns: int) -> int:
     """The largest part of a block that divides it, is no longer than a tile, and whose float64 rows fit the cache."""
     most = min(tile_rows, max(64, _TILE_BYTES // (columns * 8)))
+    if columns > _NARROW:
+        most = min(most, _PRODUCT_ROWS)
     return next(
         block_rows // parts
         for parts in range(1, block_rows + 1)

@@ -1,7 +1,7 @@
 """The fixed-order sum: how many shards become one total with the same bits on any number of replicas.
 
-Legend: `V` virtual shards, `R` replicas, `P` parameters. A partial is what one shard contributes: the flat float64 vector
-`(sum w*loss, sum w, sum w*gradient)` of `P + 2` numbers. Three rules keep the bits:
+Legend: `V` virtual shards, `R` replicas, `P` parameters. A partial is what one shard contributes: the flat float64
+vector `(sum w*loss, sum w, sum w*gradient)` of `P + 2` numbers. Three rules keep the bits:
 
 1. A shard's partial comes from a computation of one fixed shape, whoever runs it (`shard_partials`, `block_partials`).
 2. Partials are gathered, which copies bits; never all-reduced.

@@ -69,8 +69,8 @@ def _dot(a: np.ndarray, b: np.ndarray) -> float:
 def _solved(matrix: np.ndarray, right: np.ndarray, target: float) -> tuple[np.ndarray, float]:
     """Least squares from products: the solution, with 0 for dependent columns, and what remains of `target`.
 
-    Gaussian elimination of the bordered matrix at unit diagonal, by elementwise operations only, so that the bits do not
-    depend on a BLAS library or its threads.
+    Gaussian elimination of the bordered matrix at unit diagonal, by elementwise operations only, so that the bits do
+    not depend on a BLAS library or its threads.
     """
     count = len(right)
     scale = np.sqrt(np.diag(matrix))

@@ -8,8 +8,8 @@ The state is one flat float64 vector: the parameters `[P]`, then the optimizer's
     total     = gather, then fold in shard order                 (every replica, the same numbers)
     new state = divide, add the penalty, apply the update rule   (every replica, the same compiled function)
 
-A record is what a step leaves for the log: `(sum w*loss, sum w, penalty, parameters...)`, all at the parameters before its
-update; the parameters are there only if they are few.
+A record is what a step leaves for the log: `(sum w*loss, sum w, penalty, parameters...)`, all at the parameters before
+its update; the parameters are there only if they are few.
 """
 
 from __future__ import annotations
@@ -153,8 +153,11 @@ class StepPrograms(Replicas):
         Returns:
             float64 `[P + 2]`.
         """
+        real = tf.range(rows[1].shape[0]) < count
+        if not self._model.pure:
+            # An own model need not be finite at rows of zeros, and zero times infinity is not zero: repeat a real row.
+            rows = tuple(tf.where(real if c.shape.rank == 1 else real[:, tf.newaxis], c, c[:1]) for c in rows)
         x, y = rows[0], rows[1]
-        real = tf.range(y.shape[0]) < count
         zero = tf.zeros([], self.dtype)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             forward, targets = self._model.bind(masters, self.dtype)
@@ -164,7 +167,9 @@ class StepPrograms(Replicas):
                 losses = rows[2] * losses
             total = tf.reduce_sum(tf.where(real, losses, zero))
         gradients = tape.gradient(total, targets, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-        weight = tf.reduce_sum(tf.where(real, rows[2], zero)) if len(rows) == 3 else tf.cast(count, self.dtype)
+        if not self._model.pure:  # A shard without rows has none to repeat.
+            gradients = [tf.where(count > 0, g, tf.zeros([], g.dtype)) for g in gradients]
+        weight = tf.reduce_sum(tf.where(real, rows[2], zero)) if len(rows) == 3 else tf.cast(count, tf.float64)
         pieces = [tf.reshape(total, [1]), tf.reshape(weight, [1]), *(tf.reshape(g, [-1]) for g in gradients)]
         return tf.concat([tf.cast(piece, tf.float64) for piece in pieces], 0)
 
@@ -181,7 +186,8 @@ class StepPrograms(Replicas):
         """
         count = self.num_parameters
         total = fixed_order.fold(partials)
-        loss_sum, weight = total[0], total[1]
+        # A batch whose weights are all zero has no loss, and moves nothing by itself.
+        loss_sum, weight = total[0], tf.where(tf.equal(total[1], 0.0), tf.ones_like(total[1]), total[1])
         theta, slots = state[:count], tf.reshape(state[count:], [self.num_slots, count])
         gradient = total[2:] / weight
         penalty = tf.zeros([], tf.float64)
@@ -193,7 +199,7 @@ class StepPrograms(Replicas):
         new_state = tf.concat([new_theta, tf.reshape(new_slots, [-1])], 0)
         loss = loss_sum / weight
         ok = (loss <= limit) & tf.math.is_finite(loss) & tf.reduce_all(tf.math.is_finite(new_state))
-        record = tf.stack([loss_sum, weight, penalty])
+        record = tf.stack([loss_sum, total[1], penalty])
         if self.records_parameters:
             record = tf.concat([record, theta], 0)
         return tf.where(ok, new_state, state), record, ok

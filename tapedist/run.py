@@ -374,7 +374,7 @@ class Session:
         if config.mode == "full_batch":
             engine = self._full_batch_engine()
         else:
-            # Only of synthetic rows is it known that they are independent draws, so that any batch is as good as another.
+            # Only synthetic rows are known to be independent draws, so that any batch is as good as another.
             independent = isinstance(self.source, SyntheticSource)
             shuffle = {"auto": "batches" if independent else "rows"}.get(config.shuffle, config.shuffle)
             engine = engines.mini_batch(self.setup, batch_size=config.batch_size, shuffle=shuffle, seed=config.seed)

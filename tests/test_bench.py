@@ -1,4 +1,4 @@
-"""The benchmark suite runs from end to end, names the peers it skips and judges by medians; it measures nothing here."""
+"""The benchmark suite runs end to end, names the peers it skips and judges by medians; it measures nothing here."""
 
 import importlib
 import json

@@ -4,7 +4,7 @@
 
 The process answers requests, one JSON object a line: `{"prepare": task, "as": name}` makes the data and warms up,
 `{"measure": calls, "as": name}` does the work that often, `{"drop": name}` forgets it. Answers go to the original
-stdout; what a framework prints goes to stderr. Where the framework is not installed, the answer is `{"missing": reason}`.
+stdout; what a framework prints goes to stderr. A framework that is not installed answers `{"missing": reason}`.
 """
 
 from __future__ import annotations

@@ -40,6 +40,7 @@ JOB = [
 ]  # fmt: skip
 _TOO_LONG_SECS = 900.0
 _ORPHAN_SECS = 10.0
+_NAMED = re.compile(r"error: .*127\.0\.0\.1:\d+ \(rank \d\)")
 _IN_TRAINING = re.compile(r"Epoch: \d+, loss")
 
 
@@ -156,9 +157,9 @@ def attempt(kind: str, folder: Path, *, workers: int, source: random.Random, usu
         if cluster.process.poll() != 0 or found != {digest}:
             trial.problems.append(f"ended with {cluster.process.poll()}, digest {found}: {cluster.text[-500:]!r}")
     if kind == "stop":
-        lost = [moment for moment, line in cluster.lines if "exited with 75" in line and moment > struck]
-        trial.noticed_secs = lost[0] - struck if lost else None
-        if lost and not re.search(r"error: .*127\.0\.0\.1:\d+ \(rank \d\)", cluster.text):
+        named = [moment for moment, line in cluster.lines if _NAMED.search(line) and moment > struck]
+        trial.noticed_secs = named[0] - struck if named else None
+        if not named:
             trial.problems.append("the stopped worker was not named")
     cluster.process.kill()
     return trial
@@ -196,7 +197,7 @@ def report(trials: list[Trial], *, digest: str, workers: int, usual_secs: float)
         lines.append(f"| {kind} | {len(mine)} | {good} | {'; '.join(p for t in mine for p in t.problems)} |")
     noticed = [trial.noticed_secs for trial in trials if trial.noticed_secs is not None]
     if noticed:
-        lines += ["", f"A stopped worker was noticed after {min(noticed):.1f} to {max(noticed):.1f} s (limit 20 s)."]
+        lines += ["", f"A stopped worker was named after {min(noticed):.1f} to {max(noticed):.1f} s (limit 20 s)."]
     lines += ["", "For `launcher`, nothing left means: no worker alive and no port in LISTEN ten seconds later."]
     return "\n".join(lines) + "\n"
 

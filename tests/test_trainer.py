@@ -209,3 +209,11 @@ def test_a_long_path_is_thinned_evenly():
     epochs = [epoch for epoch, _ in state.path]
     assert 1024 <= len(epochs) <= 2048
     assert epochs == list(range(0, 10_000, state.path_stride))
+
+
+def test_a_state_is_stored_whole():
+    state = TrainingState(
+        vector=np.arange(4.0), step=7, first_loss=2.5, epoch_sums=np.arange(3.0), path=[(0, np.ones(2))], tested_step=6
+    )
+    back = TrainingState.from_arrays(copy.deepcopy(state.to_arrays()))
+    assert repr(back) == repr(state)

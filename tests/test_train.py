@@ -1,0 +1,120 @@
+"""`train` as a library: what it returns, raises, restores, and what a user may bring."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sample_sources import Logarithm, TwoLayers, curve, quartic
+from topology import run_jobs
+
+import tapedist.numerics  # noqa: F401  (before TensorFlow)
+import tensorflow as tf
+
+from tapedist.config import TrainConfig
+from tapedist.errors import DivergedError, InputError, StateError
+from tapedist.run import train
+
+SMALL: dict[str, Any] = {"n_samples": 500, "num_epochs": 5, "learning_rate": 0.05, "strategy": "default"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _started() -> None:
+    """TensorFlow has been imported and used before, as in a user's program."""
+    assert int(tf.constant(1) + 1) == 2
+
+
+def test_handlers_are_restored_whatever_happens():
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    train(TrainConfig(**SMALL))
+    with pytest.raises(DivergedError):
+        train(TrainConfig(**{**SMALL, "learning_rate": 1e6, "num_epochs": 100, "full_batch_engine": "stream"}))
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_it_works_outside_the_main_thread():
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        found = pool.submit(train, TrainConfig(**SMALL)).result()
+    assert found.digest == train(TrainConfig(**SMALL)).digest
+
+
+def test_no_epochs_evaluate_the_initial_parameters():
+    result = train(TrainConfig(**{**SMALL, "num_epochs": 0, "init": "zeros"}))
+    assert (result.steps, result.epochs, result.weights.tolist(), result.bias) == (0, 0, [0.0], 0.0)
+    assert result.train_loss == pytest.approx(9**2 + 2**2 + 1, rel=0.2)
+    assert result.test_loss == pytest.approx(9**2 + 2**2 + 1, rel=0.4)
+
+
+def test_a_batch_larger_than_the_rows_is_noticed(capsys: pytest.CaptureFixture[str]):
+    result = train(TrainConfig(**SMALL, mode="mini_batch", batch_size=5000), quiet=False)
+    assert result.steps == 5
+    assert "Notice: --batch_size=5000 is above the 400 training rows" in capsys.readouterr().out
+
+
+def test_quiet_is_quiet(capfd: pytest.CaptureFixture[str]):
+    train(TrainConfig(**SMALL))
+    assert capfd.readouterr().out == ""
+
+
+def test_too_many_devices_touch_nothing(tmp_path: Path):
+    folder = tmp_path / "run"
+    with pytest.raises(InputError, match="--num_virtual_devices=3"):
+        train(TrainConfig(**{**SMALL, "strategy": "mirrored", "num_virtual_devices": 3}, run_dir=str(folder)))
+    assert not folder.exists() or not list(folder.glob("[!.]*"))
+
+
+def test_rows_that_may_be_sorted_are_shuffled_one_by_one(capsys: pytest.CaptureFixture[str]):
+    """Only synthetic rows are known to be independent draws."""
+    config = {**SMALL, "mode": "mini_batch", "batch_size": 50}
+    auto, rows, batches = (
+        train(TrainConfig(**config, shuffle=shuffle), source=curve(501)).digest
+        for shuffle in ("auto", "rows", "batches")
+    )
+    assert auto == rows != batches
+
+
+def test_an_own_model_is_resumed_by_another_process_but_not_by_another_model(tmp_path: Path):
+    def build() -> TwoLayers:
+        return TwoLayers()
+
+    config = {**SMALL, "run_dir": str(tmp_path / "run"), "plots": False}
+    train(TrainConfig(**config), model=build, loss=quartic, source=curve(501))
+    more = train(TrainConfig(**{**config, "num_epochs": 9}), model=lambda: TwoLayers(), loss=quartic, source=curve(501))
+    straight = train(TrainConfig(**{**SMALL, "num_epochs": 9}), model=TwoLayers, loss=quartic, source=curve(501))
+    assert (more.steps, more.digest) == (9, straight.digest)
+    with pytest.raises(StateError, match="model"):
+        train(TrainConfig(**{**config, "num_epochs": 12}), model=Logarithm, loss=quartic, source=curve(501))
+
+
+def test_an_own_model_comes_back_trained():
+    result = train(TrainConfig(**{**SMALL, "num_epochs": 200}), model=TwoLayers, loss=quartic, source=curve(501))
+    source = curve(501)
+    test = slice(source.train, None)
+    error = result.model(tf.constant(source.x[test], tf.float32)) - source.y[test]
+    assert result.test_loss == pytest.approx(float(np.mean(error**2 + error**4 / 10)), rel=1e-4)
+    assert result.train_loss < result.history[0].loss / 2
+    assert len(result.weights) == 0
+
+
+@pytest.fixture(scope="module")
+def own() -> dict[int, dict[str, Any]]:
+    """A user's own net, loss and source in both modes, by replicas; 0 is the default strategy."""
+    config = {"num_epochs": 12, "learning_rate": 0.05, "optimizer": "adam", "log_every_epochs": 1, "batch_size": 96}
+    jobs = {
+        mode: {"config": {**config, "mode": mode}, "source": "weighted", "model": "two_layers"}
+        for mode in ("full_batch", "mini_batch")
+    }
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        runs = {replicas: pool.submit(run_jobs, jobs, replicas=replicas) for replicas in (0, 2, 3)}
+        return {replicas: run.result() for replicas, run in runs.items()}
+
+
+@pytest.mark.parametrize("mode", ["full_batch", "mini_batch"])
+@pytest.mark.parametrize("replicas", [2, 3])
+def test_an_own_net_has_one_digest(own: dict[int, dict[str, Any]], mode: str, replicas: int):
+    assert own[replicas][mode]["digest"] == own[0][mode]["digest"]
+    assert own[replicas][mode]["rows"] == own[0][mode]["rows"]

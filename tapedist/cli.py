@@ -72,6 +72,7 @@ def _train(config: TrainConfig) -> None:
     from tapedist import run_folder
     from tapedist.cluster import peers, resolve
     from tapedist.data import sources
+    from tapedist.results import model_file
 
     spec = resolve.of_run(config, os.environ)
     peers.check_own_port(spec.address)
@@ -79,6 +80,8 @@ def _train(config: TrainConfig) -> None:
     if config.run_dir and spec.is_chief:
         _check_run_dir(config)
     sources.check_source(config)
+    if config.init_from:
+        model_file.find_start(config.init_from)
     # Of many starts in one folder, all but one leave here, before TensorFlow's seconds are paid.
     folder = run_folder.RunFolder.open(config.run_dir) if config.run_dir and spec.is_chief else None
     with folder or contextlib.nullcontext():

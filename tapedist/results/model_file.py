@@ -120,6 +120,20 @@ def read_model(path: Path, *, run_dir: Path) -> FittedModel:
     return model
 
 
+def find_start(run_dir: str) -> FittedModel:
+    """The model that `--init_from` names.
+
+    Raises:
+        InputError: if there is no such run, or its model is not linear.
+        StateError: if its model cannot be trusted.
+    """
+    try:
+        folder = RunFolder.find(run_dir)
+        return read_model(folder.model, run_dir=folder.root)
+    except InputError as error:
+        raise InputError(*(f"--init_from: {problem}" for problem in error.problems)) from None
+
+
 def warm_start(run_dir: str, *, feature_names: Sequence[str], fit_intercept: bool) -> tuple[np.ndarray, str]:
     """The parameters of another run, for `--init_from`.
 
@@ -135,11 +149,7 @@ def warm_start(run_dir: str, *, feature_names: Sequence[str], fit_intercept: boo
         InputError: if there is no such run, or it has other features or a bias that this one has not.
         StateError: if its model cannot be trusted.
     """
-    try:
-        folder = RunFolder.find(run_dir)
-        model = read_model(folder.model, run_dir=folder.root)
-    except InputError as error:
-        raise InputError(*(f"--init_from: {problem}" for problem in error.problems)) from None
+    model = find_start(run_dir)
     names = (shown(",".join(model.feature_names)), shown(",".join(feature_names)))
     if model.feature_names != tuple(feature_names):
         raise InputError(f"--init_from={shown(run_dir)}: must have the features {names[1]}, but it has {names[0]}")

@@ -124,8 +124,9 @@ def _quality(fit: Mapping[str, Any], sample: Predictions | None, model: Mapping[
     facts: dict[str, object] = {f"{words} (optimum)": fit[name] for name, words in names.items() if name in fit}
     errors = _sample_errors(sample)
     if errors and sample:
-        facts |= {f"RMSE, {sample.split} split": errors.rmse, f"MAE, {sample.split} split": errors.mae}
-        facts |= {f"R2, {sample.split} split": errors.r2}
+        total, drawn = sample.total or len(sample.actual), len(sample.actual)
+        rows = f"{sample.split} split" if drawn == total else f"{drawn:,} of {total:,} {sample.split} rows"
+        facts |= {f"RMSE, {rows}": errors.rmse, f"MAE, {rows}": errors.mae, f"R2, {rows}": errors.r2}
     return facts
 
 

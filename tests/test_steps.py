@@ -1,0 +1,170 @@
+"""The compiled steps: one trace and one compilation whatever the epoch holds; what the sum of a shard must survive."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from oracle import Rule, descend
+from sample_sources import ArraySource, Logarithm, TwoLayers, curve
+
+import tapedist.numerics
+import tensorflow as tf
+
+from tapedist.data.blocks import Source
+from tapedist.training import engines, losses, optimizers
+from tapedist.training.model import LinearModel, ModuleModel
+
+STREAMED = {"tapedist.data.blocks._RESIDENT_BYTES": 0, "tapedist.data.blocks._TILE_BYTES": 1024}
+
+
+def _setup(
+    source: Source, *, model: Any = None, loss: Any = losses.squared, cache: str = "auto", rate: float = 0.05
+) -> Any:
+    programs = {
+        "strategy": tf.distribute.get_strategy(),
+        "model": model or LinearModel(source.num_features),
+        "loss": loss,
+        "optimizer": optimizers.sgd(rate),
+        "num_shards": 16,
+        "l2": 0.0,
+        "dtype": tf.float32,
+    }
+    return engines.Setup(source=source, programs=programs, num_shards=16, cache=cache, fit_intercept=True, budget=2**30)
+
+
+def _run(
+    engine: Any, state: np.ndarray, steps: int, lengths: tuple[int, ...] = (1, 3, 2, 7)
+) -> tuple[np.ndarray, list[float]]:
+    """State and losses after `steps` updates, in calls of changing lengths."""
+    step, found, call = 0, [], 0
+    while step < steps:
+        wanted = min(lengths[call % len(lengths)], steps - step)
+        result = engine.run(state, step=step, num_steps=wanted, limit=np.inf, interrupted=lambda: False)
+        assert result.applied == len(result.records)
+        state, step, call = result.state, step + result.applied, call + 1
+        found += (result.records[:, 0] / result.records[:, 1]).tolist()
+    return state, found
+
+
+class Counted:
+    """A loss that counts how often it is traced."""
+
+    def __init__(self) -> None:
+        self.traces = 0
+
+    def __call__(self, y_hat: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+        self.traces += 1
+        return losses.squared(y_hat, y)
+
+
+@pytest.mark.parametrize("form", ["resident", "held", "streamed", "batches", "streamed batches"])
+def test_one_trace_over_epochs_with_ragged_tails(form: str, monkeypatch: pytest.MonkeyPatch):
+    if form in ("held", "streamed"):
+        for name, value in STREAMED.items():
+            monkeypatch.setattr(name, value)
+    monkeypatch.setattr("tapedist.training.engines._SUPERBATCH_BYTES", 4096)
+    loss = Counted()
+    setup = _setup(curve(1003), loss=loss, cache="none" if form.startswith("streamed") else "device")
+    if "batches" in form:
+        engine = engines.mini_batch(setup, batch_size=96, shuffle="rows" if "streamed" in form else "batches", seed=0)
+    else:
+        engine = engines.full_batch(setup, split="train", passes=9)
+    state, _ = _run(engine, np.zeros(4), 3)
+    traces = loss.traces
+    assert traces >= 1
+    _run(engine, state, 25)
+    assert loss.traces == traces
+
+
+def test_one_compilation_whatever_the_steps_are(run_python: Callable[..., Any], tmp_path: Path):
+    """A step number or an order of batches that XLA took for a constant would compile again, call after call."""
+    counts = []
+    for epochs in (2, 6):
+        dump = tmp_path / str(epochs)
+        code = (
+            "import tapedist; from tapedist.config import TrainConfig; from tapedist.run import train\n"
+            "train(TrainConfig(mode='mini_batch', n_samples=501, batch_size=96, steps_per_call=3, learning_rate=0.01, "
+            f"num_epochs={epochs}, eval_every_epochs=1))"
+        )
+        tests = os.pathsep.join([str(Path(__file__).parents[1])])
+        done = run_python(
+            "-c", code, env={"XLA_FLAGS": f"{tapedist.numerics.XLA_FLAGS} --xla_dump_to={dump}", "PYTHONPATH": tests}
+        )
+        assert done.code == 0, done.err
+        counts.append(len(list(dump.glob("*before_optimizations.txt"))))
+    assert counts[0] == counts[1] > 0
+
+
+def test_full_batch_is_one_mini_batch_of_all_rows():
+    setup = _setup(curve(1003))
+    whole = engines.full_batch(setup, split="train", passes=9)
+    batch = engines.mini_batch(setup, batch_size=setup.source.num_rows("train"), shuffle="none", seed=0)
+    assert batch.steps_per_epoch == 1
+    start = np.array([0.3, -0.2, 0.1, 0.5])
+    found, wanted = _run(batch, start, 20), _run(whole, start, 20)
+    np.testing.assert_allclose(found[0], wanted[0], rtol=1e-6)
+    np.testing.assert_allclose(found[1], wanted[1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("form", ["whole", "blocks", "batches"])
+def test_an_own_model_may_be_undefined_at_zero(form: str, monkeypatch: pytest.MonkeyPatch):
+    """Padding must never reach it: zero times the gradient there would not be zero."""
+    if form == "blocks":
+        for name, value in STREAMED.items():
+            monkeypatch.setattr(name, value)
+    source = curve(101, positive=True)
+    model = ModuleModel(Logarithm(), num_features=3, dtype=tf.float32)
+    setup = _setup(source, model=model, rate=0.01)
+    start, steps = model.initial_parameters(), 4
+    if form == "batches":
+        engine = engines.mini_batch(setup, batch_size=87, shuffle="none", seed=0)
+    else:
+        engine = engines.full_batch(setup, split="train", passes=9)
+    state, _ = _run(engine, start, steps)
+    x, y, theta = np.log(source.x[:87]), source.y[:87], start
+    for _ in range(steps):
+        theta = theta - 0.01 * 2 * x.T @ (x @ theta - y) / 87
+    np.testing.assert_allclose(state, theta, rtol=1e-5)
+
+
+def test_a_batch_without_weight_moves_nothing():
+    source = curve(203)
+    weights = np.ones(203)
+    weights[20:40] = 0.0
+    source = ArraySource(source.x, source.y, weights, train=100)
+    batch = engines.mini_batch(_setup(source), batch_size=20, shuffle="none", seed=0)
+    result = batch.run(np.ones(4), step=0, num_steps=5, limit=np.inf, interrupted=lambda: False)
+    assert result.applied == 5
+    np.testing.assert_array_equal(result.records[1, 3:], result.records[2, 3:])
+    assert result.records[1, 1] == 0.0
+    rows = ((source.x[i : i + 20], source.y[i : i + 20]) for i in (0, 40, 60, 80, 0))
+    wanted = list(descend(np.ones(4), rows, Rule("sgd", 0.05, 4), steps=4))
+    np.testing.assert_allclose(result.state, wanted[-1][1], rtol=1e-5)
+
+
+def test_the_weight_of_many_rows_is_exact():
+    """Beyond 2**24 a count does not fit into float32."""
+    setup = _setup(curve(1003))
+    steps = engines.SlotSteps(**setup.programs)
+    count = 2**24 + 1
+    rows = (tf.zeros([count, 3]), tf.zeros([count]))
+    assert steps.rows_sum(tf.zeros(4, tf.float64), rows, tf.constant(count))[1] == count
+
+
+@pytest.mark.parametrize(
+    "model", [lambda x: x @ tf.ones([3, 1]), lambda x: tf.reduce_sum(x), lambda x: tf.reduce_sum(x, 1)[:1]]
+)
+def test_predictions_that_would_broadcast_are_refused(model: Callable[[tf.Tensor], tf.Tensor]):
+    class Wrong(TwoLayers):
+        def __call__(self, x: tf.Tensor) -> tf.Tensor:
+            return model(x)
+
+    setup = _setup(curve(101), model=ModuleModel(Wrong(), num_features=3, dtype=tf.float32))
+    engine = engines.full_batch(setup, split="train", passes=2)
+    with pytest.raises(ValueError, match=r"both must be \[k\]"):
+        _run(engine, np.zeros(setup.programs["model"].num_parameters), 1)

@@ -252,7 +252,7 @@ def _shards(sizes: Sizes) -> tuple[Row, ...]:
     rows = []
     for batch, d in sizes.shard_batches:
         # A few batches, so that small ones do not sit in the first-level cache, and large ones fit into memory.
-        n = batch * max(1, min(64, 2**26 // (batch * d)))
+        n = batch * max(1, min(64, 2**24 // (batch * d)))
         steps = max(4, min(2048, 2**26 // (batch * (d + 1))))
         task = {"kind": "plain", "n": n, "d": d, "batch": batch, "steps": steps}
         config = {"n_samples": n, "num_features": d, "mode": "mini_batch", "batch_size": batch, "cache": "device"}

@@ -92,7 +92,7 @@ def test_words_are_listed(name: str):
         ({"seed": True}, "--seed=True: must be of type int, not bool"),
         ({"seed": 1.0}, "--seed=1.0: must be of type int, not float"),
         ({"plots": 1}, "--plots=1: must be of type bool, not int"),
-        ({"learning_rate": "0.1"}, "--learning_rate='0.1': must be of type float, not str"),
+        ({"learning_rate": "0.1"}, "--learning_rate=0.1: must be finite and above 0, or auto"),
         ({"learning_rate": 10**400}, "--learning_rate=1000"),
         ({"m": "9"}, "--m='9': must be a list of numbers, not str"),
         ({"run_dir": b"x"}, "--run_dir=b'x': must be of type str, not bytes"),

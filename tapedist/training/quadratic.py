@@ -22,7 +22,7 @@ import tapedist.numerics  # noqa: F401  (before TensorFlow)
 import tensorflow as tf
 
 from tapedist.training.moments import Moments
-from tapedist.training.steps import MAX_STEPS_PER_CALL, CallResult, StepPrograms, to_result
+from tapedist.training.steps import MAX_STEPS_PER_CALL, CallResult, StepPrograms, to_result, value_and_gradient
 
 # Columns whose remaining sum of squares is below this share of their own are taken as dependent.
 _DEPENDENT = 1e-13
@@ -115,10 +115,7 @@ class QuadraticSteps(StepPrograms):
         self, theta: tf.Tensor, optimum: tf.Tensor, least: tf.Tensor, spread: tf.Tensor, means: tf.Tensor
     ) -> tf.Tensor:
         """`(loss, 1, gradient)` `[P + 2]`: a total as `apply` takes it, with the weight already divided out."""
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(theta)
-            loss = quadratic_loss(theta - optimum, spread, means) + least
-        gradient = tape.gradient(loss, theta)
+        loss, gradient = value_and_gradient(lambda at: quadratic_loss(at - optimum, spread, means) + least, theta)
         return tf.concat([tf.stack([loss, tf.ones([], tf.float64)]), gradient], 0)
 
     def run(self, state: np.ndarray, form: QuadraticForm, *, step: int, num_steps: int, limit: float) -> CallResult:

@@ -308,6 +308,14 @@ class SlotSteps(StepPrograms):
         )  # fmt: skip
 
 
+def value_and_gradient(function: Callable[[tf.Tensor], tf.Tensor], at: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """A scalar function of one tensor, and its gradient there."""
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(at)
+        value = function(at)
+    return value, tape.gradient(value, at)
+
+
 def slice_rows(column: tf.Tensor, first: tf.Tensor, count: int) -> tf.Tensor:
     """Rows `first .. first + count` of a column `[rows]` or `[rows, d]`."""
     if column.shape.rank == 1:

@@ -36,6 +36,7 @@ FLOORS = {
     "training.schedule": 4.2,
     "training.quadratic": 4.4,
     "training.engines": 4.6,
+    "training.gradients": 4.8,
     "training.trainer": 5,
     "training.persistence": 5.5,
     "cluster": 6,

@@ -39,12 +39,12 @@ def test_0_done_and_done_again(capsys: pytest.CaptureFixture[str], tmp_path: Pat
 
 
 def test_1_a_bug(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from tapedist import run
+    from tapedist import session
 
     def broken(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError("by zero")
 
-    monkeypatch.setattr(run, "open_source", broken)
+    monkeypatch.setattr(session, "open_source", broken)
     code, lines = _run(capsys)
     assert code == 1
     assert _only_line(lines).startswith("tapedist: error: bug in tapedist: ZeroDivisionError: by zero; ")
@@ -61,12 +61,12 @@ def test_2_out_of_memory(capsys: pytest.CaptureFixture[str], monkeypatch: pytest
     import tapedist.numerics  # noqa: F401  (before TensorFlow)
     import tensorflow as tf
 
-    from tapedist import run
+    from tapedist import session
 
     def exhausted(*_: Any, **__: Any) -> None:
         raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
 
-    monkeypatch.setattr(run, "open_source", exhausted)
+    monkeypatch.setattr(session, "open_source", exhausted)
     code, lines = _run(capsys)
     assert code == 2
     assert "out of memory" in _only_line(lines)

@@ -1,0 +1,66 @@
+"""The files that a finished run leaves in its folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tapedist import flags
+from tapedist.config import TrainConfig
+from tapedist.data.blocks import Source
+from tapedist.filesystem import write_atomic
+from tapedist.results import figures
+from tapedist.results.outcome import TrainResult
+from tapedist.results.run_report import report_page
+from tapedist.run_folder import RunFolder
+
+
+def keep(
+    folder: RunFolder,
+    result: TrainResult,
+    *,
+    config: TrainConfig,
+    source: Source,
+    environment: Mapping[str, Any],
+    path: Sequence[tuple[int, np.ndarray]],
+) -> None:
+    """Writes them all; the mark of success comes last.
+
+    Args:
+        folder: where.
+        result: what was found.
+        config: the run's settings.
+        source: the rows.
+        environment: see `results.environment`.
+        path: `(epoch, parameters in raw units)` over time.
+
+    Raises:
+        StorageError: if one cannot be written.
+    """
+    model = result.as_model_json() | {"rows": source.fingerprint()}
+    write_atomic(folder.environment, _json(environment))
+    write_atomic(folder.flags, flags.config_to_flagfile(config))
+    write_atomic(folder.model, _json(model))
+    if config.plots:
+        figures.draw(folder.plots, result, source=source, path=path)
+        page = report_page(config=config, model=model, environment=environment, history=result.history, source=source)
+        write_atomic(folder.report, page)
+    write_atomic(folder.done, _json(result.summary()))
+
+
+def done_summary(path: Path) -> dict[str, Any]:
+    """What `done.json` says; nothing if it is damaged, because all of it can be found anew."""
+    try:
+        summary = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    complete = isinstance(summary, dict) and {"digest", "stopped", "train_loss", "test_loss"} <= set(summary)
+    return summary if complete else {}
+
+
+def _json(content: Any) -> str:
+    return json.dumps(content, indent=2, allow_nan=False) + "\n"

@@ -392,7 +392,7 @@ def document(options: argparse.Namespace, counts: dict[str, int], tally: Tally, 
         f"`scripts/torture.py --kills={counts['kill']} --saves={counts['save']} --doubles={counts['double']} "
         f"--signals={counts['signal']} --moves={counts['move']} --seed={options.seed} --modes={options.modes}`",
         "",
-        f"{os.cpu_count()} CPU cores ({platform.machine()}), {platform.system()} {platform.release()}, "
+        f"{os.cpu_count()} CPU cores ({platform.machine()}), {platform.system()}, "
         f"Python {platform.python_version()}, TensorFlow {metadata.version('tensorflow')}, "
         f"NumPy {metadata.version('numpy')}. {tally.starts} processes in {seconds / 60:.0f} minutes, "
         f"{options.parallel} at a time, on a machine with other load.",

@@ -271,7 +271,7 @@ def test_large_offsets_are_standardized_away() -> None:
 def test_squares_that_overflow() -> None:
     x, y = np.array([1e150, -1e160, 1e155]), np.array([1.0, 2.0, 3.0])
     for engine in ("stream", "moments"):
-        with pytest.raises(InputError, match=r"the squares of these rows overflow.*--standardize=true"):
+        with pytest.raises(InputError, match=r"overflow.*--standardize"):
             _train_on(x, y, train=3, dtype="float64", standardize="false", full_batch_engine=engine)
 
 

@@ -146,6 +146,7 @@ class Trainer:
         self._clock = clock
         self._wall_clock = wall_clock
         self._rate = 0.0
+        self._last_loss = math.nan
         self._last_save = clock()
 
     def fit(self, state: TrainingState) -> None:
@@ -231,11 +232,12 @@ class Trainer:
             one = self._engine.name != "mini_batch"
             state.first_loss = float(losses[0] if one else state.epoch_sums[0] / state.epoch_sums[1])
         if result.applied < len(result.records):
-            raise _diverged(state.step, losses, limit=limit)
+            raise _diverged(state.step, losses, limit=limit, known=self._last_loss)
+        self._last_loss = float(losses[-1])
         self._observer.advance(
             epoch=state.step // self._engine.steps_per_epoch,
             step=state.step,
-            loss=float(losses[-1]),
+            loss=self._last_loss,
             examples_per_sec=self._rate,
         )
 
@@ -273,23 +275,25 @@ class Trainer:
         raise Interrupted(signum, f"stopped by signal {signum} after {state.step} updates")
 
 
-def _diverged(step: int, losses: np.ndarray, *, limit: float) -> DivergedError:
+def _diverged(step: int, losses: np.ndarray, *, limit: float, known: float) -> DivergedError:
     """The error for a call whose last step failed.
 
     Args:
         step: updates applied.
         losses: the call's losses, the failed step's last.
         limit: what the loss must not pass.
+        known: the last loss of the calls before; NaN if there was none.
     """
-    last, before = float(losses[-1]), losses[:-1][np.isfinite(losses[:-1])]
+    last, before = float(losses[-1]), np.append(known, losses[:-1])
+    before = before[np.isfinite(before)]
     if not math.isfinite(last):
         what = f"the loss is {last}"
     elif last > limit:
         what = f"the loss reached {last:.6g}, a million times the first"
     else:
         what = f"the next parameters would not be finite (the loss is {last:.6g})"
-    known = f"; the last good loss was {before[-1]:.6g}" if len(before) else ""
-    return DivergedError(f"diverged after {step} updates: {what}{known}")
+    told = f"; the last good loss was {before[-1]:.6g}" if len(before) else ""
+    return DivergedError(f"diverged after {step} updates: {what}{told}")
 
 
 def evaluator(engine: Engine) -> Callable[[np.ndarray], tuple[float, float]]:

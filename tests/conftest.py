@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -15,6 +16,10 @@ import pytest
 REPO = Path(__file__).resolve().parent.parent
 # What a developer's shell may hold that would change what a run does.
 _HOSTILE = ("TF_CONFIG", "XLA_FLAGS", "CUDA_VISIBLE_DEVICES", "TPU_NAME", "SLURM_JOB_ID", "SLURM_STEP_NODELIST")
+
+# A shell ignores SIGINT for what it starts in the background, and children would inherit that.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from topology import run_jobs
 
+pytestmark = pytest.mark.slow
+
 BLOCKS = {
     "tapedist.data.blocks:_RESIDENT_BYTES": 0,
     "tapedist.data.blocks:_TILE_BYTES": 1024,

@@ -15,6 +15,8 @@ import pytest
 from oracle import Rule, batches, descend, first_difference
 from topology import run_jobs
 
+pytestmark = pytest.mark.slow
+
 STEPS = 200
 N, SEED, BATCH = 10_007, 3, 96
 TRAIN = N - N // 5

@@ -25,12 +25,27 @@ BAD = {
     "unknown flag": (["--lerning_rate=3"], ["--lerning_rate=3: is not a flag; did you mean --learning_rate?"]),
     "unknown flag, dashes": (["--run-dir=x"], ["--run-dir=x: is not a flag; did you mean --run_dir?"]),
     "unknown flag, nothing near": (["--qqq"], ["--qqq: is not a flag; --help lists the flags"]),
-    "learning_rate is text": (["--learning_rate=abc"], ["--learning_rate=abc: must be finite and above 0, or auto; try 0.001"]),
+    "learning_rate is text": (
+        ["--learning_rate=abc"],
+        ["--learning_rate=abc: must be finite and above 0, or auto; try 0.001"],
+    ),
     "learning_rate is empty": (["--learning_rate="], ["--learning_rate=: must be a number"]),
-    "learning_rate is 0": (["--learning_rate=0"], ["--learning_rate=0: must be finite and above 0, or auto; try 0.001"]),
-    "learning_rate negative": (["--learning_rate=-1"], ["--learning_rate=-1: must be finite and above 0, or auto; try 0.001"]),
-    "learning_rate nan": (["--learning_rate=nan"], ["--learning_rate=nan: must be finite and above 0, or auto; try 0.001"]),
-    "learning_rate inf": (["--learning_rate", "inf"], ["--learning_rate=inf: must be finite and above 0, or auto; try 0.001"]),
+    "learning_rate is 0": (
+        ["--learning_rate=0"],
+        ["--learning_rate=0: must be finite and above 0, or auto; try 0.001"],
+    ),
+    "learning_rate negative": (
+        ["--learning_rate=-1"],
+        ["--learning_rate=-1: must be finite and above 0, or auto; try 0.001"],
+    ),
+    "learning_rate nan": (
+        ["--learning_rate=nan"],
+        ["--learning_rate=nan: must be finite and above 0, or auto; try 0.001"],
+    ),
+    "learning_rate inf": (
+        ["--learning_rate", "inf"],
+        ["--learning_rate=inf: must be finite and above 0, or auto; try 0.001"],
+    ),
     "learning_rate 1e400": (
         ["--learning_rate=1e400"],
         ["--learning_rate=1e400: must be a number of at most 1.7e308 in size"],

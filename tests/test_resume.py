@@ -186,6 +186,7 @@ def test_killed_runs_end_like_undisturbed_ones(
     assert outcome(killed) == wanted["outcome"]
 
 
+@pytest.mark.slow
 def test_checkpoints_move_to_another_strategy(
     train: Callable[..., Any], undisturbed: Callable[[str], dict[str, Any]], tmp_path: Path
 ) -> None:

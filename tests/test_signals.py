@@ -114,7 +114,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 # Where in the program a phase is met: `module:name` of a function that the phase calls, and which of its calls.
 PHASES = {
-    "opening the data": ("tapedist.run:open_source", 1),
+    "opening the data": ("tapedist.session:open_source", 1),
     "loading the rows": ("tapedist.training.engines:full_batch", 1),
     "the first step": ("tapedist.training.engines:ResidentEngine.run", 1),
     "training": ("tapedist.training.engines:ResidentEngine.run", 4),

@@ -15,7 +15,11 @@ import pytest
 
 REPO = Path(__file__).resolve().parent.parent
 # What a developer's shell may hold that would change what a run does.
-_HOSTILE = ("TF_CONFIG", "XLA_FLAGS", "CUDA_VISIBLE_DEVICES", "TPU_NAME", "SLURM_JOB_ID", "SLURM_STEP_NODELIST")
+_HOSTILE = ("TF_CONFIG", "CUDA_VISIBLE_DEVICES", "TPU_NAME", "SLURM_JOB_ID", "SLURM_STEP_NODELIST")
+# XLA reads its flags once, when it first compiles: tests in this process must meet the ones that tapedist sets, and so
+# they are set here, once, before the first test.
+os.environ.pop("XLA_FLAGS", None)
+import tapedist.numerics  # noqa: E402, F401
 
 # A shell ignores SIGINT for what it starts in the background, and children would inherit that.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -47,7 +51,9 @@ def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def child_env() -> dict[str, str]:
     """The environment of a child process that is to import tapedist from this checkout, from any folder, quietly."""
     path = os.pathsep.join(filter(None, [str(REPO), os.environ.get("PYTHONPATH", "")]))
-    return {**os.environ, "PYTHONPATH": path, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONWARNINGS": "default"}
+    ours = ("XLA_FLAGS", "TF_ENABLE_ONEDNN_OPTS")  # The child is to set them itself, as a user's process does.
+    inherited = {name: value for name, value in os.environ.items() if name not in ours}
+    return {**inherited, "PYTHONPATH": path, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONWARNINGS": "default"}
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from scripts.torture import outcome
+from scripts.torturing.outcome import outcome
 from tapedist.config import TrainConfig
 from tapedist.errors import Interrupted
 from tapedist.signals import StopSignals

@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -63,6 +64,8 @@ def main() -> int:
     options = _options()
     counts, modes, began = _counts(options), options.modes.split(","), time.monotonic()
     rng, tally = random.Random(options.seed), Tally(wanted=sum(counts.values()))
+    # A shell ignores SIGINT for what it starts in the background, and what is started here would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     root = Path(tempfile.mkdtemp(prefix="tapedist-torture-"))
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)

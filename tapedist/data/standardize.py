@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
@@ -59,19 +60,27 @@ class StandardUnits:
     fit_intercept: bool
 
     @classmethod
-    def of(cls, source: Source, *, fit_intercept: bool, center_target: bool = True) -> StandardUnits:
+    def of(
+        cls,
+        source: Source,
+        *,
+        fit_intercept: bool,
+        center_target: bool = True,
+        heed: Callable[[], object] = lambda: None,
+    ) -> StandardUnits:
         """Weighted means and deviations of the training rows: one pass, summed in blocks of fixed size and order.
 
         Args:
             source: the rows.
             fit_intercept: whether there is a bias to take up the shift.
             center_target: whether the target may be shifted.
+            heed: called before every block; may raise to break the pass off.
 
         Raises:
             InputError: if a column's squares overflow even in units of its first values.
         """
         with np.errstate(over="ignore", invalid="ignore"):  # What overflows is refused by name.
-            means, deviations = _column_moments(source)
+            means, deviations = _column_moments(source, heed)
         if not fit_intercept:
             scale = np.hypot(means, deviations)[:-1]
             return cls(np.zeros(len(scale)), np.where(scale > 0, scale, 1.0), 0.0, False)
@@ -145,7 +154,7 @@ class StandardizedSource:
         return x, tf.cast(y, tf.float64) - self._units.target_center, *rest
 
 
-def _column_moments(source: Source) -> tuple[np.ndarray, np.ndarray]:
+def _column_moments(source: Source, heed: Callable[[], object]) -> tuple[np.ndarray, np.ndarray]:
     """Weighted means and deviations of the features and, last, the target over the training rows, both `[d + 1]`.
 
     Each block is centred on its own mean and merged by the formula of Chan, Golub and LeVeque (1979). Columns are
@@ -155,7 +164,7 @@ def _column_moments(source: Source) -> tuple[np.ndarray, np.ndarray]:
     count = source.num_features + 1
     total, means, squares = 0.0, np.zeros(count), np.zeros(count)
     first, unit = np.zeros(0), np.ones(count)
-    for x, y, w in row_blocks(source, "train"):
+    for x, y, w in row_blocks(source, "train", heed=heed):
         columns = np.empty((count, len(y)))  # Sums along contiguous columns are the fastest.
         columns[:-1], columns[-1] = x.T, y
         if not len(first):

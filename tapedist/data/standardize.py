@@ -25,6 +25,8 @@ from tapedist.data.row_arrays import row_blocks
 from tapedist.errors import InputError
 from tapedist.text_values import shown
 
+_LEAST_SCALE = 2.0**-1021  # Of which the reciprocal and some multiples of it are finite.
+
 
 class RawUnits:
     """Parameters that are in raw units already."""
@@ -77,14 +79,17 @@ class StandardUnits:
             heed: called before every block; may raise to break the pass off.
 
         Raises:
-            InputError: if a column's squares overflow even in units of its first values.
+            InputError: if a column's squares overflow even in units of its first values, or the reciprocal of its
+                deviation does.
         """
         with np.errstate(over="ignore", invalid="ignore"):  # What overflows is refused by name.
             means, deviations = _column_moments(source, heed)
         if not fit_intercept:
             scale = np.hypot(means, deviations)[:-1]
+            _check_reciprocals(source, scale)
             return cls(np.zeros(len(scale)), np.where(scale > 0, scale, 1.0), 0.0, False)
         scale = np.where(deviations > 0, deviations, 1.0)[:-1]
+        _check_reciprocals(source, scale)
         return cls(means[:-1], scale, float(means[-1]) if center_target else 0.0, True)
 
     def rows(self, source: Source) -> Source:
@@ -111,7 +116,9 @@ class StandardUnits:
         """Factors of the L2 penalty `[P]` that make it the penalty of the raw weights: the objective stays the same."""
         factors = np.array(penalized, np.float64)
         with np.errstate(over="ignore", under="ignore"):
-            factors[: len(self.scale)] *= (1 / self.scale) ** 2
+            squares = (1 / self.scale) ** 2
+        # No infinity: times 0 it would be no number.
+        factors[: len(self.scale)] *= np.minimum(squares, np.finfo(np.float64).max)
         return factors
 
     def _shifted(self, bias: float, raw_weights: np.ndarray, *, sign: int) -> float:
@@ -201,3 +208,13 @@ def _check_finite(source: Source, means: np.ndarray, deviations: np.ndarray) -> 
     if len(bad):
         name = [*source.feature_names, source.target_name][bad[0]]
         raise InputError(f"column {shown(name)}: its squares overflow float64; use larger units for it")
+
+
+def _check_reciprocals(source: Source, scale: np.ndarray) -> None:
+    bad = np.flatnonzero((scale > 0) & (scale < _LEAST_SCALE))
+    if len(bad):
+        name = source.feature_names[bad[0]]
+        raise InputError(
+            f"column {shown(name)}: varies by {scale[bad[0]]:g} only, of which the reciprocal overflows "
+            "float64; use smaller units for it"
+        )

@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from conftest import Finished
@@ -91,17 +92,28 @@ def test_the_deadline_holds_while_python_cannot_run(run_python: Callable[..., Fi
 
 
 WATCH = """
-import sys, threading, time
+import sys, threading, time, types
 from tapedist.cluster import watchdog
 from tapedist.cluster.resolve import ClusterSpec
 watchdog._LEAVE_SECS = 0.1
 spec = ClusterSpec(("127.0.0.1:1", "127.0.0.1:2"), 0, "test")
 with watchdog.Watchdog(spec, 2.0, ask=lambda spec: ["127.0.0.1:2"] if sys.argv[1] == "lost" else []) as dog:
     end = time.monotonic() + float(sys.argv[2])
-    while time.monotonic() < end:
-        if sys.argv[1] == "beats":
-            dog.beat()
-        time.sleep(0.05)
+
+    def wait():
+        while time.monotonic() < end:
+            if sys.argv[1] == "beats":
+                dog.beat()
+            time.sleep(0.05)
+
+    if sys.argv[1] == "stuck":
+        wait()
+    elif sys.argv[1] == "computes":
+        while time.monotonic() < end:
+            pass
+    else:  # As if it waited for others in TensorFlow.
+        scope = {"__name__": "tensorflow.stand_in", "time": time, "sys": sys, "end": end, "dog": dog}
+        types.FunctionType(wait.__code__, scope)()
 print("left")
 """
 
@@ -113,6 +125,13 @@ print("left")
         ("answer", 60, 75, "though 127.0.0.1:2 (rank 1) answer; one of them is stuck"),
         ("answer", 3, 0, "tapedist: warning: nothing was finished for"),
         ("beats", 3, 0, ""),
+        (
+            "stuck",
+            60,
+            75,
+            "tapedist: error: this worker, 127.0.0.1:1 (rank 0), has done nothing for 2 s in wait (<string>:",
+        ),
+        ("computes", 6, 0, "tapedist: warning: nothing was finished for"),
     ],
 )
 def test_watchdog(peers: str, seconds: int, code: int, said: str, run_python: Callable[..., Finished]):
@@ -141,3 +160,35 @@ def test_a_gather_that_costs_more_than_the_work_is_told_once(gather_secs: float,
     for line, words in zip(lines, said, strict=True):
         assert line.startswith("Notice: a step takes 10 ms, about 9 ms of it")
         assert words in line
+
+
+def test_a_standstill_is_idle_outside_tensorflow():
+    from tapedist.cluster.standstill import Standstill
+
+    now, cpu, moved = [0.0], [0.0], [0.0]
+    still = Standstill(10.0, clock=lambda: now[0], cpu_clock=lambda: cpu[0], moved=lambda: moved[0])
+
+    def after(seconds: int, *, computing: float = 0.0, moving: float = 0.0) -> list[str]:
+        found = []
+        for _ in range(seconds):
+            now[0], cpu[0], moved[0] = now[0] + 1, cpu[0] + computing, moved[0] + moving
+            found.append(still.where())
+        return found
+
+    assert not any(after(10))
+    assert "where (standstill.py:" in after(1)[0]  # Asked by the thread itself; a watchdog is another.
+    assert not any(after(30, computing=0.9)[2:])
+    assert after(11)[-1]
+    assert not any(after(30, moving=1e6)[2:])
+    assert after(11)[-1]
+
+
+def test_files_that_are_read_count_as_work(tmp_path: Path):
+    from tapedist.cluster.standstill import _bytes_moved
+
+    if not Path("/proc/self/io").exists():
+        pytest.skip("the system does not tell what a process reads")
+    (tmp_path / "file").write_bytes(b"x" * 300_000)
+    before = _bytes_moved()
+    (tmp_path / "file").read_bytes()
+    assert _bytes_moved() - before >= 300_000

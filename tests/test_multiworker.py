@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -204,6 +205,53 @@ def test_a_peer_that_never_comes_is_named(
         f"tapedist: error: no answer from {addresses[1]} (rank 1) within --cluster_timeout_secs=2; start the missing "
         "worker, or open its port to this machine, and try again"
     ]
+
+
+_HANGS = """
+import sys, threading
+from tapedist.cli import main
+from tapedist.training.trainer import Trainer
+
+original, calls = Trainer._take, []
+
+def take_or_hang(*words):
+    calls.append(words)
+    if len(calls) == 5:
+        print("hangs", flush=True)
+        threading.Event().wait()
+    return original(*words)
+
+if "--worker_index=1" in sys.argv:
+    Trainer._take = take_or_hang
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_worker_that_hangs_while_its_server_answers(
+    child_env: dict[str, str], addresses: tuple[str, ...], tmp_path: Path
+):
+    words = ["train", f"--workers={','.join(addresses)}", *LONG, "--num_epochs=1000000", "--peer_timeout_secs=12"]
+
+    def start(rank: int, *flags: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-c", _HANGS, *words, f"--worker_index={rank}", *flags],
+            env=child_env, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    workers = [start(0, "--run_dir=run"), start(1)]
+    try:
+        assert workers[1].stdout
+        assert any(line == "hangs\n" for line in workers[1].stdout)
+        began = time.monotonic()
+        said = [worker.communicate(timeout=TIMEOUT)[1] for worker in workers]
+        assert [worker.returncode for worker in workers] == [75, 75], said
+        assert f"this worker, {addresses[1]} (rank 1), has done nothing for 1" in said[1]
+        assert "in wait (threading.py:" in said[1]
+        assert f"{addresses[1]} (rank 1)" in said[0].split("tapedist: error: ")[1]
+        assert time.monotonic() - began < 60  # 10 * --peer_timeout_secs if nobody looked inside.
+    finally:
+        for worker in workers:
+            worker.kill()
 
 
 def test_workers_with_other_settings_are_named_by_all(

@@ -13,11 +13,11 @@ MODES = {
     "resident": ["--full_batch_engine=stream", "--num_epochs=2000", "--checkpoint_every_steps=20"],
     # Several rounds an epoch, so that saves fall inside epochs too.
     "streamed": [
-        "--full_batch_engine=stream", "--cache=none", "--num_features=64", "--n_samples=600000", "--num_epochs=24",
+        "--full_batch_engine=stream", "--cache=none", "--num_features=64", "--n_samples=500000", "--num_epochs=12",
         "--log_every_epochs=1", "--eval_every_epochs=4", *_SAVING,
     ],
     "moments": [
-        "--full_batch_engine=moments", "--n_samples=100000000", "--num_epochs=4000", "--eval_every_epochs=1000",
+        "--full_batch_engine=moments", "--n_samples=60000000", "--num_epochs=4000", "--eval_every_epochs=1000",
         "--checkpoint_every_steps=100", *_SAVING,
     ],
     "momentum": [

@@ -15,12 +15,13 @@ import tensorflow as tf
 
 from tapedist.cluster.peers import unreachable
 from tapedist.cluster.resolve import ClusterSpec
+from tapedist.cluster.standstill import Standstill
 from tapedist.errors import PeerLostError
 
 _TCP_SECS = 2.0
 _PING_SECS = 5.0
 _LEAVE_SECS = 10.0
-# If all answer, the wait may be long and right: a compilation, a scan of a table.
+# If all answer and none of them stands still, the wait may be long and right: a compilation, a scan of a table.
 _PATIENCE = 10
 
 
@@ -29,6 +30,7 @@ class Watchdog:
 
     After half of the time without one it asks who is still there; whoever is not ends the run: the collectives under
     way are aborted, so that the main thread raises `PeerLostError`; if it does not get to it, the process exits by 75.
+    It exits likewise when its own main thread stands still, by which the others learn that it was this one.
 
     Args:
         spec: the cluster.
@@ -48,6 +50,7 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, daemon=True, name="tapedist-watchdog")
 
     def __enter__(self) -> Watchdog:
+        self._standstill = Standstill(0.75 * self._timeout_secs)
         self._thread.start()
         return self
 
@@ -63,6 +66,9 @@ class Watchdog:
         while not self._done.wait(min(1.0, self._timeout_secs / 8)):
             beat = self._last
             waited = time.monotonic() - beat
+            stuck = self._standstill.where()
+            if stuck and waited >= self._timeout_secs:
+                self._give_up(stuck, waited)
             if waited < self._timeout_secs / 2:
                 continue
             lost = self._ask(self._spec)
@@ -84,6 +90,12 @@ class Watchdog:
                     f"{_PATIENCE * self._timeout_secs:.0f} s",
                     file=sys.stderr,
                 )
+
+    def _give_up(self, where: str, waited: float) -> None:
+        mine = named([self._spec.address], self._spec)
+        words = f"this worker, {mine}, has done nothing for {waited:.0f} s in {where}, and nobody keeps it waiting"
+        print(f"tapedist: error: {advised(words)}", file=sys.stderr, flush=True)
+        os._exit(PeerLostError.exit_code)
 
     def _end(self, verdict: str) -> None:
         self.verdict = verdict

@@ -70,16 +70,23 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
         )
     },
     "weighted full": {name: {**job, "source": "weighted"} for name, job in _full(standardize="false").items()},
-    "weighted mini": {name: {**job, "source": "weighted"} for name, job in _mini(standardize="false").items()},
+    "weighted mini": {
+        name: {**job, "source": "weighted"} for name, job in _mini(standardize="false", shuffle="batches").items()
+    },
     "own net full": {name: {**job, "source": "curve", "model": "two_layers"} for name, job in _full().items()},
-    "own net mini": {name: {**job, "source": "weighted", "model": "two_layers"} for name, job in _mini().items()},
+    "own net mini": {
+        name: {**job, "source": "weighted", "model": "two_layers"} for name, job in _mini(shuffle="batches").items()
+    },
 }
 NARROW = {
     "V=1": _full(virtual_shards=1) | {"mini": _mini(virtual_shards=1)["resident"]},
     "V=2": _full(virtual_shards=2) | {"mini": _mini(virtual_shards=2)["resident"]},
 }
 # 16 replicas own one shard each; that many compilations are slow, so few cases.
-WIDE = {name: CASES[name] for name in ("full d=17 float64 adam", "mini d=3 B=1000 float64 adam")}
+WIDE = {
+    "full d=17 float64 adam": {"held": CASES["full d=17 float64 adam"]["held"]},
+    "mini d=3 B=1000 float64 adam": {"streamed": CASES["mini d=3 B=1000 float64 adam"]["streamed"]},
+}
 
 
 def _flat(cases: dict[str, dict[str, dict[str, Any]]]) -> dict[str, Any]:

@@ -76,6 +76,8 @@ def _train(config: TrainConfig) -> None:
 
     spec = resolve.of_run(config, os.environ)
     peers.check_own_port(spec.address)
+    if config.strategy == "tpu":
+        peers.check_tpu(config.tpu)
     process.check_memory_limit()
     if config.run_dir and spec.is_chief:
         _check_run_dir(config)

@@ -75,8 +75,16 @@ def choose_call_length(
     )
 
 
-def test_evaluator(config: TrainConfig, setup: Setup) -> Callable[[np.ndarray], tuple[float, float]] | None:
-    """The loss of a state on the test split; None without test rows."""
+def test_evaluator(
+    config: TrainConfig, setup: Setup, *, heed: Callable[[], bool]
+) -> Callable[[np.ndarray], tuple[float, float]] | None:
+    """The loss of a state on the test split; None without test rows.
+
+    Args:
+        config: the run's settings.
+        setup: what engines need.
+        heed: asked now and then inside a long visit: False, or raises to break it off.
+    """
     passes = 1
     if not setup.source.num_rows("test"):
         return None
@@ -84,4 +92,4 @@ def test_evaluator(config: TrainConfig, setup: Setup) -> Callable[[np.ndarray], 
         passes += config.num_epochs // config.eval_every_epochs
     if config.early_stop_patience:
         passes += config.num_epochs // config.early_stop_every_epochs
-    return evaluator(engines.full_batch(setup, split="test", passes=passes))
+    return evaluator(engines.full_batch(setup, split="test", passes=passes), heed)

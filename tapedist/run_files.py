@@ -1,4 +1,4 @@
-"""The files that a finished run leaves in its folder."""
+"""The files that a run leaves in its folder: what it is, when it begins; what it found, when it is finished."""
 
 from __future__ import annotations
 
@@ -19,6 +19,23 @@ from tapedist.results.run_report import report_page
 from tapedist.run_folder import RunFolder
 
 
+def begin(folder: RunFolder, *, config: TrainConfig, environment: Mapping[str, Any]) -> None:
+    """Writes what the run is, so that one that is killed can still be told and repeated.
+
+    Nothing reads these files on resume: whatever a crash leaves of them, the run goes on.
+
+    Args:
+        folder: where.
+        config: the run's settings.
+        environment: see `results.environment`.
+
+    Raises:
+        StorageError: if one cannot be written.
+    """
+    write_atomic(folder.flags, flags.config_to_flagfile(config))
+    write_atomic(folder.environment, _json(environment))
+
+
 def keep(
     folder: RunFolder,
     result: TrainResult,
@@ -28,7 +45,7 @@ def keep(
     environment: Mapping[str, Any],
     path: Sequence[tuple[int, np.ndarray]],
 ) -> None:
-    """Writes them all; the mark of success comes last.
+    """Writes what a finished run found; the mark of success comes last.
 
     Args:
         folder: where.
@@ -42,8 +59,6 @@ def keep(
         StorageError: if one cannot be written.
     """
     model = result.as_model_json() | {"rows": source.fingerprint()}
-    write_atomic(folder.environment, _json(environment))
-    write_atomic(folder.flags, flags.config_to_flagfile(config))
     write_atomic(folder.model, _json(model))
     if config.plots:
         figures.draw(folder.plots, result, source=source, path=path)

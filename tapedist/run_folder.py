@@ -104,8 +104,14 @@ class RunFolder:
         try:
             self.done.unlink(missing_ok=True)  # First: without its mark, what is left is no finished run.
             for directory in (self.checkpoints, self.events, self.plots):
+                # Out of sight by one step: half a set of checkpoints would be taken for a damaged run.
+                doomed = self.root / f"{OWN_PREFIX}-{os.getpid()}-{directory.name}"
+                if doomed.exists():  # Left by a killed process that had the same number.
+                    shutil.rmtree(doomed)
                 if directory.exists():
-                    shutil.rmtree(directory)
+                    directory.rename(doomed)
+                    POSIX.sync_directory(self.root)
+                    shutil.rmtree(doomed)
             for file in (self.metrics, self.model, self.report):
                 file.unlink(missing_ok=True)
         except OSError as error:
@@ -252,9 +258,13 @@ def _make_directories(root: Path) -> list[Path]:
 
 
 def _remove_leftovers(root: Path) -> None:
-    """Removes temporary files of processes that died while they wrote one."""
+    """Removes what processes that died were writing or removing."""
     for name in os.listdir(root):
         match = _TEMPORARY.fullmatch(name)
         if match and not is_alive(int(match[1])):
             with contextlib.suppress(OSError):
-                (root / name).unlink()
+                path = root / name
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()

@@ -29,6 +29,7 @@ class RunOptimum:
         own_loss: whether the loss is the caller's own.
         units: of the training rows.
         say: takes a line for the user.
+        heed: asked now and then inside a pass over the rows: False, or raises to break it off.
     """
 
     def __init__(
@@ -40,8 +41,10 @@ class RunOptimum:
         own_loss: bool,
         units: RawUnits | StandardUnits,
         say: Callable[[str], None],
+        heed: Callable[[], bool],
     ):
         self._config, self._source, self._units, self._say = config, source, units, say
+        self._heed = heed
         self._has_meaning = is_linear and not own_loss and config.loss == "squared" and config.statistics != "false"
         self._fit: LeastSquares | None = None
         self._known = False
@@ -54,12 +57,15 @@ class RunOptimum:
         """
         if not self._known and self._has_meaning:
             config = self._config
-            moments = engine.moments() if isinstance(engine, MomentsEngine) and self._rows_are_exact() else None
+            moments = None
+            if isinstance(engine, MomentsEngine) and self._rows_are_exact():
+                moments = engine.moments(self._heed)
             self._fit = optimum(
                 self._source,
                 fit_intercept=config.fit_intercept,
                 moments=moments,
                 whatever_it_costs=config.statistics == "true" or config.stop_at_se > 0,
+                heed=self._heed,
             )
             if self._fit is None:
                 self._say("Statistics: left out, because they need another look at many rows; see --statistics")
@@ -98,6 +104,7 @@ def stopping_rules(
     optimum_of_run: RunOptimum,
     *,
     evaluate: Callable[[np.ndarray], tuple[float, float]] | None,
+    heed: Callable[[], bool],
 ) -> Stopping:
     """The rules that the config asks for.
 
@@ -107,6 +114,7 @@ def stopping_rules(
         engine: the run's.
         optimum_of_run: its optimum.
         evaluate: the loss of a state on the test split, or None without test rows.
+        heed: asked now and then inside a pass over the rows: False, or raises to break it off.
 
     Raises:
         InputError: if a rule cannot be applied to this model and these rows.
@@ -127,7 +135,7 @@ def stopping_rules(
         )
     if config.early_stop_gradient_norm:
         passes = 1 + config.num_epochs // config.early_stop_every_epochs
-        gradient = full_gradient(setup, engine, passes=passes)
+        gradient = full_gradient(setup, engine, passes=passes, heed=heed)
         rules.append(small_gradient(gradient, config.early_stop_gradient_norm))
     if config.early_stop_patience:
         if evaluate is None:

@@ -21,7 +21,7 @@ from tapedist.data.blocks import Source
 from tapedist.data.sources import open_source
 from tapedist.data.standardize import RawUnits, StandardUnits
 from tapedist.engine_choice import choose_call_length, choose_engine, test_evaluator
-from tapedist.errors import DivergedError, InputError, Interrupted, StateError
+from tapedist.errors import DivergedError, InputError, StateError
 from tapedist.results.environment import environment, numerics_class
 from tapedist.results.model_file import warm_start
 from tapedist.results.monitor import Monitor
@@ -31,7 +31,7 @@ from tapedist.run_optimum import RunOptimum, stopping_rules
 from tapedist.signals import StopSignals
 from tapedist.text_values import shown
 from tapedist.training import engines, losses, optimizers
-from tapedist.training.consensus import Turn
+from tapedist.training.consensus import heed
 from tapedist.training.engines import Engine, Setup
 from tapedist.training.model import LinearModel, ModuleModel
 from tapedist.training.moments import Moments
@@ -105,8 +105,9 @@ class Session:
             budget=team.smallest(engines.memory_budget()),
         )
         self.optimum = RunOptimum(
-            config, self.source, is_linear=model is None, own_loss=loss is not None, units=self.units, say=monitor.say
-        )
+            config, self.source, is_linear=model is None, own_loss=loss is not None, units=self.units,
+            say=monitor.say, heed=self._heed,
+        )  # fmt: skip
         self.model_name = self.start + getattr(loss, "__name__", "") + self.model.name
 
     def _choose_units(self, *, own_model: bool, own_loss: bool) -> RawUnits | StandardUnits:
@@ -117,7 +118,17 @@ class Session:
         if own_model or not config.standardizes:
             return RawUnits()
         # The target may only be shifted where the loss is known to depend on the difference alone.
-        return StandardUnits.of(self.source, fit_intercept=config.fit_intercept, center_target=not own_loss)
+        return StandardUnits.of(
+            self.source, fit_intercept=config.fit_intercept, center_target=not own_loss, heed=self._heed
+        )
+
+    def _heed(self) -> bool:
+        """False; asked between the blocks of a pass over the rows.
+
+        Raises:
+            Interrupted: if a stop was asked for.
+        """
+        return heed(self.team, self.stop)
 
     def _build_model(self, build: Callable[[], Any] | None) -> tuple[Any, np.ndarray]:
         config = self.config
@@ -169,6 +180,8 @@ class Session:
             )
         trainer = self._trainer(engine, store)
         losses = self._losses_if_done(state, engine)
+        if losses is None:
+            self._take_over()
         self._take_up_rows(done=losses is not None)
         if losses:
             done = f"has done its {config.num_epochs} epochs; more --num_epochs continue it"
@@ -189,13 +202,16 @@ class Session:
                     # Saved before the closing rows, so that a run that grows later has the rows of one that was longer
                     # at once.
                     store.save(state, progress=engine.progress(), position=self.monitor.position())
+                if state.stopped:
+                    epochs = state.step // engine.steps_per_epoch
+                    self.monitor.say(f"Stopped after {epochs} epochs: {state.stopped}")
+                losses = trainer.close(state)
         except DivergedError as error:
             if state.step == 0 and np.isnan(state.first_loss) and isinstance(self.model, LinearModel):
                 raise self._overflow() from None
             raise self._explained(error) from None
-        if state.stopped:
-            self.monitor.say(f"Stopped after {state.step // engine.steps_per_epoch} epochs: {state.stopped}")
-        result = self._result(state, engine, *trainer.close(state))
+        result = self._result(state, engine, *losses)
+        self._heed()  # Before the mark of success.
         return self._told(self._kept(result, state))
 
     def _store(self) -> RunStore | None:
@@ -216,8 +232,7 @@ class Session:
         if not (store and self.folder):
             return fresh, {}
         if self.config.resume == "never":
-            self.folder.forget_run()
-            return fresh, {}
+            return fresh, {}  # The run that is there goes when nothing can keep this one from training any more.
         stored = store.load()
         if stored is None:
             if self.folder.done.exists():
@@ -246,9 +261,7 @@ class Session:
         if "moments" not in progress:
             known = engines.moments(self.setup)
             known.restore(progress)
-            if known.moments(lambda: self.team.interrupted(self.stop.signum or 0)) is None:
-                signum = self.team.turn(Turn(self.stop.signum or 0, 0, False)).stop
-                raise Interrupted(signum, "stopped before the first step; nothing to save")
+            known.moments(self._heed)
             progress.update(known.progress())
             progress.pop("round", None)
             progress.pop("sums", None)
@@ -272,7 +285,7 @@ class Session:
         linear = isinstance(self.model, LinearModel) and self.setup.programs["loss"] is losses.squared
         if not linear or self.source.num_rows("train") == 0:
             return error
-        moments = None if self._moments_obstacle() else engines.moments(self.setup).moments()
+        moments = None if self._moments_obstacle() else engines.moments(self.setup).moments(self._heed)
         return rates.explained(error, self.config, moments=moments, source=self.setup.source, rate=self.rate)
 
     def _moments_obstacle(self) -> str:
@@ -290,8 +303,8 @@ class Session:
             if store:
                 store.save(state, progress=progress, position=self.monitor.position())
 
-        evaluate = test_evaluator(config, self.setup)
-        stopping = stopping_rules(config, self.setup, engine, self.optimum, evaluate=evaluate)
+        evaluate = test_evaluator(config, self.setup, heed=self._heed)
+        stopping = stopping_rules(config, self.setup, engine, self.optimum, evaluate=evaluate, heed=self._heed)
         return Trainer(
             engine=engine,
             schedule=Schedule(
@@ -316,17 +329,16 @@ class Session:
         )
 
     def _losses_if_done(self, state: TrainingState, engine: Engine) -> tuple[float | None, float | None] | None:
-        """`(train loss, test loss)` if the folder holds this run, finished; forgets the mark if there is more to do."""
+        """`(train loss, test loss)` if the folder holds this run, finished."""
 
         def look() -> dict[str, np.ndarray]:
-            if not (self.folder and self.folder.done.exists()):
+            if not (self.folder and self.folder.done.exists()) or self.config.resume == "never":
                 return {}
             summary = run_files.done_summary(self.folder.done)
             parameters = self.units.to_raw(state.vector[: self.model.num_parameters])
             is_ours = summary.get("digest") == digest(parameters)  # Else the mark is older than the checkpoint.
             if is_ours and (summary["stopped"] or state.step == self.config.num_epochs * engine.steps_per_epoch):
                 return {"summary": np.array(json.dumps(summary))}
-            self.folder.done.unlink()
             return {}
 
         found = self.team.from_chief(look)
@@ -335,6 +347,24 @@ class Session:
         summary = json.loads(str(found["summary"]))
         state.stopped = summary["stopped"]
         return summary["train_loss"], summary["test_loss"]
+
+    def _take_over(self) -> None:
+        """Makes the folder that of this run under way. From here on only training can fail."""
+
+        def take_over() -> dict[str, np.ndarray]:
+            if self.folder:
+                with self.stop.noted():
+                    if self.config.resume == "never":
+                        self.folder.forget_run()
+                    self.folder.done.unlink(missing_ok=True)  # There is more to do.
+                    run_files.begin(self.folder, config=self.config, environment=self._environment())
+            return {}
+
+        self.team.from_chief(take_over)
+
+    def _environment(self) -> dict[str, Any]:
+        devices = engines.local_devices(self.strategy)
+        return environment(self.strategy, choice=self.choice.name, devices=devices)
 
     def _result(
         self, state: TrainingState, engine: Engine, train_loss: float | None, test_loss: float | None
@@ -372,9 +402,7 @@ class Session:
                 result,
                 config=self.config,
                 source=self.source,
-                environment=environment(
-                    self.strategy, choice=self.choice.name, devices=engines.local_devices(self.strategy)
-                ),
+                environment=self._environment(),
                 path=[(epoch, self.units.to_raw(parameters)) for epoch, parameters in state.path],
             )
         return result

@@ -13,7 +13,7 @@ from unittest import mock
 
 import pytest
 
-from scripts.torture import outcome
+from scripts.torturing.outcome import outcome
 from tapedist.config import TrainConfig
 from tapedist.errors import InputError, Interrupted, StateError
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from scripts.torture import outcome
+from scripts.torturing.outcome import outcome
 from tapedist.config import TrainConfig
 from tapedist.errors import Interrupted
 from tapedist.signals import StopSignals
@@ -119,9 +119,11 @@ PHASES = {
     "the first step": ("tapedist.training.engines:ResidentEngine.run", 1),
     "training": ("tapedist.training.engines:ResidentEngine.run", 4),
     "telling": ("tapedist.results.monitor:Monitor.advance", 5),
-    "the first save": ("tapedist.filesystem:PosixFileSystem.rename", 2),  # The first is that of the folder's mark.
+    # The first are those of the folder's mark, the flags and the environment.
+    "the first save": ("tapedist.filesystem:PosixFileSystem.rename", 4),
+    "taking the folder over": ("tapedist.run_files:begin", 1),
     "saving": ("tapedist.filesystem:PosixFileSystem.sync", 12),
-    "testing": ("tapedist.training.trainer:Trainer._record_test", 3),
+    "testing": ("tapedist.training.trainer:Trainer._test_row", 3),
     "closing": ("tapedist.training.trainer:Trainer.close", 1),
     "plotting": ("tapedist.results.figures:draw", 1),
     "the last file": ("tapedist.results.outcome:TrainResult.summary", 2),
@@ -165,10 +167,62 @@ def test_every_phase(phase: str, undisturbed: dict[str, Any], tmp_path: Path, mo
     assert caught.value.exit_code == 128 + number
     assert [signal.getsignal(number) for number in SIGNALS] == before
     assert not (tmp_path / "run" / "done.json").exists()
-    if phase not in ("opening the data", "loading the rows"):
+    if phase not in ("opening the data", "loading the rows", "taking the folder over"):
         assert list((tmp_path / "run" / "checkpoints").glob("0*/manifest.json"))
     run.train(config)
     assert outcome(tmp_path / "run") == undisturbed
+
+
+# Rows that are streamed in several rounds a pass, in both splits.
+STREAMED: dict[str, Any] = {
+    "full_batch_engine": "stream",
+    "cache": "none",
+    "num_features": 256,
+    "n_samples": 80_000,
+    "test_fraction": 0.5,
+    "num_epochs": 1,
+    "eval_every_epochs": 1,
+    "early_stop_gradient_norm": 1e-12,
+    "checkpoint_every_secs": 0,
+    "statistics": "false",
+    "plots": False,
+}
+
+
+def test_every_pass_over_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The passes of steps, of test rows, of rules that stop and of the closing rows are broken off alike."""
+    from tapedist import run
+    from tapedist.training.round_pass import RoundPass
+
+    original, passes, blocks = RoundPass.run, [0], [0]
+
+    def run_pass(self: RoundPass, add: Callable[..., Any], *, interrupted: Callable[[], bool]) -> Any:
+        passes[0] += 1
+        here = passes[0]
+
+        def counted(*words: Any) -> Any:
+            if here == strike:
+                blocks[0] += 1
+                if blocks[0] == 3:
+                    signal.raise_signal(signal.SIGTERM)
+            return add(*words)
+
+        return original(self, counted, interrupted=interrupted)
+
+    monkeypatch.setattr(RoundPass, "run", run_pass)
+    strike = 0
+    run.train(TrainConfig(run_dir=str(tmp_path / "undisturbed"), **STREAMED))
+    undisturbed, count = outcome(tmp_path / "undisturbed"), passes[0]
+    assert count >= 5
+    for strike in range(1, count + 1):
+        passes[0], blocks[0] = 0, 0
+        config = TrainConfig(run_dir=str(tmp_path / str(strike)), **STREAMED)
+        with pytest.raises(Interrupted, match="stopped by signal 15 after"):
+            run.train(config)
+        assert blocks[0] == 16  # One round of one block per shard.
+        assert passes[0] == strike
+        run.train(config)
+        assert outcome(tmp_path / str(strike)) == undisturbed
 
 
 def _start(child_env: dict[str, str], *words: str) -> subprocess.Popen[str]:
@@ -219,3 +273,30 @@ def test_the_command_saves_and_leaves(child_env: dict[str, str], tmp_path: Path)
     assert line.startswith("tapedist: error: stopped by signal 15 after ")
     (checkpoint,) = (tmp_path / "checkpoints").iterdir()
     assert line == f"tapedist: error: stopped by signal 15 after {checkpoint.name.split('-')[-1]} updates"
+
+
+# Passes over rows that would take many minutes: each is a phase that must hear a signal.
+LONG = {
+    "the standardize pass": ["--standardize=true"],
+    "the learning-rate pass": ["--learning_rate=auto"],
+    "the test evaluation": ["--test_fraction=0.99999", "--num_epochs=1", "--full_batch_engine=stream", "--cache=none"],
+    "the closing evaluation": ["--num_epochs=0", "--test_fraction=0", "--full_batch_engine=stream", "--cache=none"],
+    "the statistics pass": ["--stop_at_se=1", "--mode=mini_batch"],
+}
+
+
+@pytest.mark.parametrize("phase", LONG)
+def test_long_passes_of_a_real_process(phase: str, child_env: dict[str, str], tmp_path: Path) -> None:
+    begins = "Training samples:" if "evaluation" in phase else "Engine:" if "statistics" in phase else "Strategy:"
+    process = _start(
+        child_env, f"--run_dir={tmp_path / 'run'}", "--n_samples=100000000000", "--cache=none", *LONG[phase]
+    )
+    assert process.stdout
+    assert any(line.startswith(begins) for line in process.stdout)
+    time.sleep(1)  # To be inside the pass; whenever it comes, the signal must be heard.
+    number = SIGNALS[list(LONG).index(phase) % 2]
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, err
+    assert [line for line in err.splitlines() if "error" in line] == err.splitlines()[-1:]
+    assert not (tmp_path / "run" / "done.json").exists()

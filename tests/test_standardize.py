@@ -65,6 +65,35 @@ def test_squares_beyond_float64_are_refused():
         StandardUnits.of(source(rows), fit_intercept=True)
 
 
+def test_a_column_too_small_for_its_reciprocal_is_refused():
+    for fit_intercept in (True, False):
+        with pytest.raises(InputError, match=r"column x0: varies by .*e-31. only.*smaller units"):
+            StandardUnits.of(source([1e-310, 3e-310, 2e-310]), fit_intercept=fit_intercept)
+
+
+@pytest.mark.parametrize("scale", [2.0**-1021, 1e-200, 1e-155, 1.0, 1e155, 1e300])
+@pytest.mark.filterwarnings("error")
+def test_the_penalty_of_extreme_columns(scale: float):
+    units = StandardUnits(np.zeros(2), np.array([scale, 1.0]), 0.0, True)
+    for penalized in ([1.0, 1.0, 0.0], [0.0, 1.0, 0.0]):
+        factors = units.penalized(np.array(penalized))
+        assert np.isfinite(factors).all()
+        np.testing.assert_array_equal(factors[1:], [1.0, 0.0])
+        with np.errstate(all="ignore"):
+            wanted = min((penalized[0] / scale) / scale, np.finfo(np.float64).max)
+        np.testing.assert_allclose(factors[0], wanted, rtol=1e-12, atol=1e-320)
+
+
+@pytest.mark.filterwarnings("error:.*encountered:RuntimeWarning")
+def test_a_run_on_tiny_columns_says_nothing_of_overflow():
+    settings = {"standardize": True, "dtype": "float64", "num_epochs": 200, "learning_rate": 0.3}
+    result = train(TrainConfig(**settings), source=source([1e-200, 3e-200, 2e-200, 5e-200], np.array([1.0, 2, 3, 4])))
+    wanted = np.polyfit([1.0, 3, 2, 5], [1.0, 2, 3, 4], 1)
+    np.testing.assert_allclose(result.weights, wanted[0] * 1e200, rtol=1e-9)
+    assert result.statistics is not None
+    assert 0 < result.statistics.fit.coefficients[0].standard_error < 1e200
+
+
 def test_there_and_back():
     units = StandardUnits(np.array([1e9, -3.0]), np.array([1e-3, 1e4]), 5e5, True)
     raw = np.array([2.5, -1e-4, 1e3])

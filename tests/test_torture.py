@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 from conftest import REPO
 
-from scripts import torture
+from scripts.torturing import blows as dealing
+from scripts.torturing.outcome import outcome
+from scripts.torturing.process import Watch
 
 
 def test_a_short_torture(tmp_path: Path, child_env: dict[str, str]) -> None:
@@ -32,10 +34,10 @@ def test_a_short_torture(tmp_path: Path, child_env: dict[str, str]) -> None:
 
 def test_every_blow_is_dealt_once() -> None:
     counts = {"kill": 100, "save": 10, "double": 10, "signal": 25, "move": 20}
-    modes = list(torture.MODES)
-    dealt = list(torture.lives(counts, modes, random.Random(3)))
+    modes = list(dealing.MODES)
+    dealt = list(dealing.lives(counts, modes, random.Random(3)))
     assert {mode for mode, _ in dealt} == set(modes)
-    assert all(0 < len(blows) <= torture.BLOWS_PER_RUN for _, blows in dealt)
+    assert all(0 < len(blows) <= dealing.BLOWS_PER_RUN for _, blows in dealt)
     blows = [blow for _, hand in dealt for blow in hand]
     assert len(blows) == sum(counts.values())
     assert sum(blow.kind in ("term", "int") for blow in blows) == 25
@@ -57,16 +59,16 @@ def test_a_difference_is_found(tmp_path: Path) -> None:
             (run_dir / file).write_text('{"digest": "d"}')
         return run_dir
 
-    wanted = torture.outcome(finished("wanted"))
-    assert torture.outcome(finished("later", time=7.0)) == wanted
-    assert torture.outcome(finished("slot", slot=2.5))["state"] != wanted["state"]
-    assert torture.outcome(finished("loss", loss=0.25))["metrics"] != wanted["metrics"]
+    wanted = outcome(finished("wanted"))
+    assert outcome(finished("later", time=7.0)) == wanted
+    assert outcome(finished("slot", slot=2.5))["state"] != wanted["state"]
+    assert outcome(finished("loss", loss=0.25))["metrics"] != wanted["metrics"]
 
 
 def test_a_watch_names_what_is_made(tmp_path: Path) -> None:
     if sys.platform != "linux":
         pytest.skip("inotify is Linux's")
-    with torture.Watch(tmp_path) as watch:
+    with Watch(tmp_path) as watch:
         assert watch.made(seconds=0) == []
         (tmp_path / "tmp-1").mkdir()
         (tmp_path / "b").write_text("")

@@ -7,10 +7,13 @@ import socket
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
+from tapedist.cluster.patience import TooLateError, within
 from tapedist.cluster.resolve import split_address
 from tapedist.errors import InputError
+from tapedist.text_values import shown
 
 _MAX_PROBES = 64
+_TPU_SECS = 5.0
 
 
 def unreachable(addresses: Iterable[str], timeout_secs: float) -> list[str]:
@@ -41,6 +44,29 @@ def _answers(target: tuple[str, int], timeout_secs: float) -> bool:
     except OSError:
         return False
     return True
+
+
+def check_tpu(address: str) -> None:
+    """Refuses a TPU given by `grpc://host:port` where nothing listens, for which TensorFlow would wait for ever.
+
+    Raises:
+        InputError: if the address is malformed, or nothing accepts a connection within seconds.
+    """
+    if not address.startswith("grpc://"):
+        return
+    target = address.removeprefix("grpc://")
+    try:
+        silent = within(_TPU_SECS + 1, lambda: unreachable([target], _TPU_SECS))
+    except TooLateError:  # The name server's fault.
+        silent = [target]
+    except InputError as error:
+        raise InputError(*(f"--tpu={shown(address)}: {problem}" for problem in error.problems)) from None
+    if silent:
+        raise InputError(
+            f"--tpu={shown(address)}: nothing accepts a connection there within {_TPU_SECS:g} s; must be the "
+            "grpc://host:port of a running TPU; check the address, its state and the firewall, or use --tpu=local on a "
+            "TPU VM"
+        )
 
 
 def port_in_use(address: str) -> bool:

@@ -13,9 +13,12 @@ from typing import Any
 import tapedist.numerics  # noqa: F401  (before TensorFlow)
 import tensorflow as tf
 
+from tapedist.cluster.patience import TooLateError, within
+from tapedist.cluster.peers import check_tpu
 from tapedist.cluster.resolve import ONE_PROCESS, ClusterSpec
 from tapedist.config import TrainConfig
-from tapedist.errors import InputError
+from tapedist.errors import InputError, PeerLostError, TapedistError
+from tapedist.text_values import shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +80,7 @@ def create(config: TrainConfig, *, spec: ClusterSpec = ONE_PROCESS) -> tuple[tf.
 
     Raises:
         InputError: if the devices it needs are not here, or are more than there are shards.
+        PeerLostError: if a TPU's server accepts connections, but does not answer in time.
     """
     gpus = tf.config.list_physical_devices("GPU")
     for gpu in gpus:
@@ -91,7 +95,7 @@ def create(config: TrainConfig, *, spec: ClusterSpec = ONE_PROCESS) -> tuple[tf.
         "default": tf.distribute.get_strategy,
         "mirrored": lambda: _mirrored(config, len(gpus)),
         "multiworker": lambda: _multiworker(spec, num_gpus=len(gpus), num_cpus=config.num_virtual_devices),
-        "tpu": lambda: _tpu(config.tpu),
+        "tpu": lambda: _tpu(config.tpu, config.cluster_timeout_secs),
     }[choice.name]()
     replicas = strategy.num_replicas_in_sync
     if replicas > config.virtual_shards:
@@ -160,19 +164,37 @@ def _all_cpus(count: int) -> Iterator[None]:
         setattr(owner, name, before)
 
 
-def _tpu(address: str) -> tf.distribute.Strategy:
+def _tpu(address: str, timeout_secs: float) -> tf.distribute.Strategy:
     """The documented pattern: resolve, connect, initialise."""
-    if address in ("", "local") and "TPU_NAME" not in os.environ and not glob.glob("/dev/accel*"):
+    local = address in ("", "local")
+    if local and "TPU_NAME" not in os.environ and not glob.glob("/dev/accel*"):
         raise InputError(
             f"--strategy=tpu: no TPU is attached to this machine (--tpu={address}); run on a TPU VM with "
             "pip install 'tapedist[tpu]', or choose another --strategy"
         )
-    try:
+
+    def connect() -> tf.distribute.cluster_resolver.TPUClusterResolver:
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=address)
-        if address not in ("", "local"):
+        if not local:
             tf.config.experimental_connect_to_cluster(resolver)
         tf.tpu.experimental.initialize_tpu_system(resolver)
+        return resolver
+
+    try:
+        if local:
+            return tf.distribute.TPUStrategy(connect())
+        check_tpu(address)
+        # TensorFlow waits for ever for a server that accepts and says nothing, and deaf to signals.
+        return tf.distribute.TPUStrategy(within(timeout_secs, connect))
+    except TooLateError:
+        raise PeerLostError(
+            f"--tpu={shown(address)}: accepts connections, but gave no answer within --cluster_timeout_secs="
+            f"{timeout_secs:g}; check that a TensorFlow server of a TPU runs there, and try again"
+        ) from None
     except (ValueError, tf.errors.OpError, RuntimeError, OSError, ImportError) as error:  # OSError: no network.
+        if isinstance(error, TapedistError):
+            raise
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"--tpu={address}: cannot be reached ({first_line}); check the name and the zone") from error
-    return tf.distribute.TPUStrategy(resolver)
+        raise InputError(
+            f"--tpu={shown(address)}: cannot be reached ({first_line}); check the name and the zone"
+        ) from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -36,10 +36,20 @@ def row_arrays(source: Source, split: str, indices: np.ndarray) -> RowArrays:
     return x, y, rest[0] if rest else None
 
 
-def row_blocks(source: Source, split: str, *, block_rows: int = BLOCK_ROWS) -> Iterator[RowArrays]:
-    """All rows of a split in order. Blocks have a fixed size, so that sums over them do not depend on the machine."""
+def row_blocks(
+    source: Source, split: str, *, block_rows: int = BLOCK_ROWS, heed: Callable[[], object] = lambda: None
+) -> Iterator[RowArrays]:
+    """All rows of a split in order. Blocks have a fixed size, so that sums over them do not depend on the machine.
+
+    Args:
+        source: the rows.
+        split: "train" or "test".
+        block_rows: rows in a block, at most.
+        heed: called before every block; may raise to break the pass off.
+    """
     n = source.num_rows(split)
     # Wide rows come in smaller blocks; the size depends on the rows alone.
     rows = max(256, min(block_rows, 2**23 // max(1, source.num_features)))
     for first in range(0, n, rows):
+        heed()
         yield row_arrays(source, split, np.arange(first, min(first + rows, n)))

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
@@ -23,6 +24,8 @@ from tapedist.data.blocks import Source
 from tapedist.data.row_arrays import row_blocks
 from tapedist.errors import InputError
 from tapedist.text_values import shown
+
+_LEAST_SCALE = 2.0**-1021  # Of which the reciprocal and some multiples of it are finite.
 
 
 class RawUnits:
@@ -59,23 +62,34 @@ class StandardUnits:
     fit_intercept: bool
 
     @classmethod
-    def of(cls, source: Source, *, fit_intercept: bool, center_target: bool = True) -> StandardUnits:
+    def of(
+        cls,
+        source: Source,
+        *,
+        fit_intercept: bool,
+        center_target: bool = True,
+        heed: Callable[[], object] = lambda: None,
+    ) -> StandardUnits:
         """Weighted means and deviations of the training rows: one pass, summed in blocks of fixed size and order.
 
         Args:
             source: the rows.
             fit_intercept: whether there is a bias to take up the shift.
             center_target: whether the target may be shifted.
+            heed: called before every block; may raise to break the pass off.
 
         Raises:
-            InputError: if a column's squares overflow even in units of its first values.
+            InputError: if a column's squares overflow even in units of its first values, or the reciprocal of its
+                deviation does.
         """
         with np.errstate(over="ignore", invalid="ignore"):  # What overflows is refused by name.
-            means, deviations = _column_moments(source)
+            means, deviations = _column_moments(source, heed)
         if not fit_intercept:
             scale = np.hypot(means, deviations)[:-1]
+            _check_reciprocals(source, scale)
             return cls(np.zeros(len(scale)), np.where(scale > 0, scale, 1.0), 0.0, False)
         scale = np.where(deviations > 0, deviations, 1.0)[:-1]
+        _check_reciprocals(source, scale)
         return cls(means[:-1], scale, float(means[-1]) if center_target else 0.0, True)
 
     def rows(self, source: Source) -> Source:
@@ -102,7 +116,9 @@ class StandardUnits:
         """Factors of the L2 penalty `[P]` that make it the penalty of the raw weights: the objective stays the same."""
         factors = np.array(penalized, np.float64)
         with np.errstate(over="ignore", under="ignore"):
-            factors[: len(self.scale)] *= (1 / self.scale) ** 2
+            squares = (1 / self.scale) ** 2
+        # No infinity: times 0 it would be no number.
+        factors[: len(self.scale)] *= np.minimum(squares, np.finfo(np.float64).max)
         return factors
 
     def _shifted(self, bias: float, raw_weights: np.ndarray, *, sign: int) -> float:
@@ -145,7 +161,7 @@ class StandardizedSource:
         return x, tf.cast(y, tf.float64) - self._units.target_center, *rest
 
 
-def _column_moments(source: Source) -> tuple[np.ndarray, np.ndarray]:
+def _column_moments(source: Source, heed: Callable[[], object]) -> tuple[np.ndarray, np.ndarray]:
     """Weighted means and deviations of the features and, last, the target over the training rows, both `[d + 1]`.
 
     Each block is centred on its own mean and merged by the formula of Chan, Golub and LeVeque (1979). Columns are
@@ -155,7 +171,7 @@ def _column_moments(source: Source) -> tuple[np.ndarray, np.ndarray]:
     count = source.num_features + 1
     total, means, squares = 0.0, np.zeros(count), np.zeros(count)
     first, unit = np.zeros(0), np.ones(count)
-    for x, y, w in row_blocks(source, "train"):
+    for x, y, w in row_blocks(source, "train", heed=heed):
         columns = np.empty((count, len(y)))  # Sums along contiguous columns are the fastest.
         columns[:-1], columns[-1] = x.T, y
         if not len(first):
@@ -192,3 +208,13 @@ def _check_finite(source: Source, means: np.ndarray, deviations: np.ndarray) -> 
     if len(bad):
         name = [*source.feature_names, source.target_name][bad[0]]
         raise InputError(f"column {shown(name)}: its squares overflow float64; use larger units for it")
+
+
+def _check_reciprocals(source: Source, scale: np.ndarray) -> None:
+    bad = np.flatnonzero((scale > 0) & (scale < _LEAST_SCALE))
+    if len(bad):
+        name = source.feature_names[bad[0]]
+        raise InputError(
+            f"column {shown(name)}: varies by {scale[bad[0]]:g} only, of which the reciprocal overflows "
+            "float64; use smaller units for it"
+        )

@@ -80,8 +80,12 @@ class QuadraticForm:
         """Standard errors of the weights and the intercept, `[d + 1]`, in units of the residual standard deviation."""
         at_zero = self.inverse.T.matmul(self.means)
         bias = float((at_zero * at_zero).sum().hi) + self.intercept_at_means
-        squares = (self.inverse * self.inverse).sum(axis=1).hi
-        return np.sqrt(np.append(squares, bias) / self.weight_scale)
+        # In units of their own: squares of a weight's error may not fit where the error does.
+        largest = np.abs(self.inverse.hi).max(axis=1, initial=0.0)
+        units = np.ldexp(1.0, np.frexp(largest)[1] - 1)
+        rows = self.inverse / units[:, None]
+        squares = (rows * rows).sum(axis=1).hi
+        return np.sqrt(np.append(squares, bias) / self.weight_scale) * np.append(units, 1.0)
 
 
 def quadratic_form(moments: CentredMoments, factor: Factor) -> QuadraticForm:

@@ -7,6 +7,8 @@ Legend: `n` training rows, `d` features.
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -71,7 +73,12 @@ class Statistics:
 
 
 def optimum(
-    source: Source, *, fit_intercept: bool, moments: SecondMoments | None = None, whatever_it_costs: bool = False
+    source: Source,
+    *,
+    fit_intercept: bool,
+    moments: SecondMoments | None = None,
+    whatever_it_costs: bool = False,
+    heed: Callable[[], object] = lambda: None,
 ) -> LeastSquares | None:
     """The least-squares optimum of the training rows, or None where another pass over them would take long.
 
@@ -80,6 +87,7 @@ def optimum(
         fit_intercept: whether the model has a bias.
         moments: second moments of the rows, if somebody has them; used where they are good enough, or all there is.
         whatever_it_costs: whether to read the rows however many there are.
+        heed: called now and then while they are read; may raise to break it off.
 
     Raises:
         InputError: if the rows have no optimum in float64 range.
@@ -94,7 +102,8 @@ def optimum(
             return fit
     if whatever_it_costs or n * (d + 2) * max(d + 2, 8) <= _AFFORDABLE:
         precision = FLOAT64_ROUNDING if hasattr(source, "rows") else FLOAT32_ROUNDING
-        return least_squares(lambda: row_blocks(source, "train"), num_features=d, precision=precision, **known)
+        blocks = functools.partial(row_blocks, source, "train", heed=heed)
+        return least_squares(blocks, num_features=d, precision=precision, **known)
     return None if moments is None else _from_moments(moments, n, digits=0, **known)
 
 

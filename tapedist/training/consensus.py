@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
+from tapedist.errors import Interrupted
+
 
 class Turn(NamedTuple):
     """What the outer loop does next.
@@ -38,6 +40,25 @@ class Consensus(Protocol):
 
     def chiefs(self, words: str) -> str:
         """The chief's `words`."""
+
+
+class StopRequest(Protocol):
+    """Whether somebody asked the run to stop, and by which signal."""
+
+    signum: int | None
+
+
+def heed(consensus: Consensus, request: StopRequest) -> bool:
+    """False, if nobody in the run was asked to stop; for passes over the rows that have no other way to end early.
+
+    Raises:
+        Interrupted: if somebody was; on all processes alike.
+    """
+    mine = request.signum or 0
+    if not consensus.interrupted(mine):
+        return False
+    signum = consensus.turn(Turn(mine, 0, False)).stop
+    raise Interrupted(signum, f"stopped by signal {signum}; what the run has saved stays")
 
 
 class Alone:

@@ -17,13 +17,16 @@ from tapedist.training.quadratic import QuadraticSteps
 _GRADIENT = Optimizer(0, lambda theta, slots, gradient, step: (gradient, slots))
 
 
-def full_gradient(setup: Setup, engine: Engine, *, passes: int) -> Callable[[np.ndarray], np.ndarray]:
+def full_gradient(
+    setup: Setup, engine: Engine, *, passes: int, heed: Callable[[], bool] = lambda: False
+) -> Callable[[np.ndarray], np.ndarray]:
     """`state -> gradient [P]`, by the same sums that a full-batch step makes.
 
     Args:
         setup: of the run.
         engine: the run's engine; the moments of one that has them are used, else every call visits every row.
         passes: how often the gradient will be asked for, at most.
+        heed: asked now and then inside a long visit: False, or raises to break it off.
     """
     programs = {**setup.programs, "optimizer": _GRADIENT}
     count = programs["model"].num_parameters
@@ -31,14 +34,14 @@ def full_gradient(setup: Setup, engine: Engine, *, passes: int) -> Callable[[np.
         steps, moments_engine = QuadraticSteps(**programs), engine
 
         def from_moments(state: np.ndarray) -> np.ndarray:
-            moments_engine.moments()
+            moments_engine.moments(heed)
             return steps.run(state[:count], moments_engine.form, step=0, num_steps=1, limit=math.inf).state
 
         return from_moments
     rows = engines.full_batch(dataclasses.replace(setup, programs=programs), split="train", passes=passes)
 
     def from_rows(state: np.ndarray) -> np.ndarray:
-        result = rows.run(state[:count], step=0, num_steps=1, limit=math.inf, interrupted=lambda: False)
+        result = rows.run(state[:count], step=0, num_steps=1, limit=math.inf, interrupted=heed)
         assert result
         return result.state
 

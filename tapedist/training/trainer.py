@@ -10,12 +10,12 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, NoReturn
 
 import numpy as np
 
 from tapedist.errors import DivergedError, Interrupted
-from tapedist.training.consensus import Alone, Consensus, Turn
+from tapedist.training.consensus import Alone, Consensus, StopRequest, Turn, heed
 from tapedist.training.engines import Engine
 from tapedist.training.epochs import full_batch_losses, mini_batch_losses
 from tapedist.training.observer import Observer, Row
@@ -25,12 +25,6 @@ from tapedist.training.stopping import StopMemory, Stopping
 
 DIVERGENCE_FACTOR = 1e6
 _MAX_PATH_POINTS = 2048
-
-
-class StopRequest(Protocol):
-    """Whether somebody asked the run to stop, and by which signal."""
-
-    signum: int | None
 
 
 @dataclasses.dataclass
@@ -103,7 +97,7 @@ class Trainer:
         engine: computes steps.
         schedule: the milestones.
         observer: told about rows and progress.
-        evaluate: `vector -> (loss, penalty)` on the test split, or None without test rows.
+        evaluate: `vector -> (loss, penalty)` on the test split, or None without test rows; may raise `Interrupted`.
         save: `(state, engine's progress) -> None`; called between calls.
         save_every_secs: time between saves; 0 saves at the end only.
         call_length: how many steps a call takes.
@@ -166,15 +160,12 @@ class Trainer:
             if turn.save or (schedule.saves(state.step) and state.step != saved_step):
                 self._save(state, self._engine.progress())
                 self._last_save, saved_step = self._clock(), state.step
-            # A step that was interrupted halfway is met again, and has its test row already.
-            if schedule.evaluates(state.step) and state.tested_step != state.step:
-                self._record_test(state)
-                state.tested_step = state.step
-            if schedule.checks(state.step):
-                reason = self._stopping.reason(state.vector, state.step, state.memory)
-                state.stopped = self._consensus.chiefs(reason)
-                if state.stopped:
-                    return
+            try:
+                self._look(state)
+            except Interrupted as error:
+                self._leave(state, error.signum)
+            if state.stopped:
+                return
             wanted = min(turn.steps, schedule.steps_to_milestone(state.step))
             if math.isnan(state.first_loss):
                 # The measure of divergence for all that follow. A single batch may fit by chance, so it takes an epoch.
@@ -187,19 +178,43 @@ class Trainer:
         In mini batch the train loss is the last epoch's mean, which its own row has told.
 
         Raises:
-            Interrupted: if a stop was asked for; the state has been saved.
+            Interrupted: if a stop was asked for; nothing has been saved, because nothing was moved.
         """
         turn = self._consensus.turn(Turn(self._stop.signum or 0, 0, False))
         if turn.stop:
-            self._leave(state, turn.stop)
-        epoch = state.step // self._engine.steps_per_epoch
-        train_loss = None
-        if self._engine.name != "mini_batch":
-            train_loss, penalty = evaluator(self._engine)(state.vector)
-            self._observer.record(self._row(state.step, epoch, "train", train_loss, penalty))
-        elif state.step:
-            train_loss = float(state.epoch_sums[0] / state.epoch_sums[1])
-        return train_loss, self._record_test(state)
+            raise _stopped(state, turn.stop)
+        train_loss, train = None, None
+        try:
+            if self._engine.name != "mini_batch":
+                train_loss, penalty = evaluator(self._engine, self._heed)(state.vector)
+                epoch = state.step // self._engine.steps_per_epoch
+                train = self._row(state.step, epoch, "train", train_loss, penalty)
+            elif state.step:
+                train_loss = float(state.epoch_sums[0] / state.epoch_sums[1])
+            test = self._test_row(state)
+        except Interrupted as error:
+            raise _stopped(state, error.signum) from None
+        for row in filter(None, [train, test]):
+            self._observer.record(row)
+        return train_loss, test.loss if test else None
+
+    def _look(self, state: TrainingState) -> None:
+        """Measures what is due between two steps, and asks the rules.
+
+        Raises:
+            Interrupted: if a stop was asked for meanwhile; nothing has been saved.
+        """
+        # A step that was interrupted halfway is met again, and has its test row already.
+        if self._schedule.evaluates(state.step) and state.tested_step != state.step:
+            if row := self._test_row(state):
+                self._observer.record(row)
+            state.tested_step = state.step
+        if self._schedule.checks(state.step):
+            reason = self._stopping.reason(state.vector, state.step, state.memory)
+            state.stopped = self._consensus.chiefs(reason)
+
+    def _heed(self) -> bool:
+        return heed(self._consensus, self._stop)
 
     def _save_is_due(self) -> bool:
         return 0 < self._save_every_secs <= self._clock() - self._last_save
@@ -256,13 +271,11 @@ class Trainer:
         for step, epoch, loss, penalty in losses:
             self._observer.record(self._row(step, epoch, "train", loss, penalty))
 
-    def _record_test(self, state: TrainingState) -> float | None:
+    def _test_row(self, state: TrainingState) -> Row | None:
         if self._evaluate is None:
             return None
-        loss, penalty = self._evaluate(state.vector)
         epoch = state.step // self._engine.steps_per_epoch
-        self._observer.record(self._row(state.step, epoch, "test", loss, penalty))
-        return loss
+        return self._row(state.step, epoch, "test", *self._evaluate(state.vector))
 
     def _row(self, step: int, epoch: int, split: str, loss: float, penalty: float) -> Row:
         return Row(
@@ -270,9 +283,13 @@ class Trainer:
             examples_per_sec=self._rate or None, seconds=self._wall_clock(),
         )  # fmt: skip
 
-    def _leave(self, state: TrainingState, signum: int) -> None:
+    def _leave(self, state: TrainingState, signum: int) -> NoReturn:
         self._save(state, self._engine.progress())
-        raise Interrupted(signum, f"stopped by signal {signum} after {state.step} updates")
+        raise _stopped(state, signum)
+
+
+def _stopped(state: TrainingState, signum: int) -> Interrupted:
+    return Interrupted(signum, f"stopped by signal {signum} after {state.step} updates")
 
 
 def _diverged(step: int, losses: np.ndarray, *, limit: float, known: float) -> DivergedError:
@@ -296,11 +313,16 @@ def _diverged(step: int, losses: np.ndarray, *, limit: float, known: float) -> D
     return DivergedError(f"diverged after {step} updates: {what}{told}")
 
 
-def evaluator(engine: Engine) -> Callable[[np.ndarray], tuple[float, float]]:
-    """`vector -> (loss, penalty)` on the split of a full-batch `engine`, by the sums that a step would begin with."""
+def evaluator(engine: Engine, heed: Callable[[], bool]) -> Callable[[np.ndarray], tuple[float, float]]:
+    """`vector -> (loss, penalty)` on the split of a full-batch `engine`, by the sums that a step would begin with.
+
+    Args:
+        engine: visits the split.
+        heed: asked now and then inside a long visit: False, or raises to break it off.
+    """
 
     def evaluate(vector: np.ndarray) -> tuple[float, float]:
-        result: Any = engine.run(vector, step=0, num_steps=1, limit=math.inf, interrupted=lambda: False)
+        result: Any = engine.run(vector, step=0, num_steps=1, limit=math.inf, interrupted=heed)
         record = result.records[0]
         return float(record[0] / record[1]), float(record[2])
 

@@ -26,6 +26,26 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# The files that take minutes. Files run side by side, and one that began last would be waited for alone.
+_LONG = (
+    "equivalence",
+    "bit_matrix",
+    "mutants",
+    "resume",
+    "multiworker",
+    "signals",
+    "train",
+    "torture",
+    "own_data",
+    "steps",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    names = [f"test_{name}" for name in _LONG]
+    items.sort(key=lambda item: names.index(item.path.stem) if item.path.stem in names else len(names))
+
+
 @dataclasses.dataclass(frozen=True)
 class Finished:
     """A finished command: exit code, what it wrote, and its wall-clock time in seconds."""

@@ -15,8 +15,6 @@ import pytest
 from oracle import Rule, batches, descend, first_difference
 from topology import run_jobs
 
-pytestmark = pytest.mark.slow
-
 STEPS = 200
 N, SEED, BATCH = 10_007, 3, 96
 TRAIN = N - N // 5
@@ -38,11 +36,17 @@ MODES: dict[str, dict[str, Any]] = {
     "mini_batch": {"mode": "mini_batch", "num_epochs": 3},
 }
 DTYPES = {"float32": 1e-6, "float64": 1e-12}
+# The same training rows without test rows, which would be compiled for every replica.
+NO_TEST = {"n_samples": TRAIN, "test_fraction": 0.0}
 JOBS = {
-    f"{mode}-{dtype}": {"config": {**ACCEPTANCE, **settings, "dtype": dtype}, "steps": True}
+    f"{mode}-{dtype}": {
+        "config": {**ACCEPTANCE, **settings, "dtype": dtype, **({} if dtype == "float32" else NO_TEST)},
+        "steps": True,
+    }
     for (mode, settings), dtype in itertools.product(MODES.items(), DTYPES)
     if (mode, dtype) != ("moments", "float32")  # Float64 in either case.
 }
+METRICS = {mode: {"config": {**ACCEPTANCE, **MODES[mode], "dtype": "float64"}} for mode in ("full_batch", "mini_batch")}
 TOPOLOGIES: dict[str, dict[str, int]] = {
     "default": {},
     **{f"mirrored on {replicas}": {"replicas": replicas} for replicas in (1, 2, 3, 4, 5, 8)},
@@ -55,7 +59,10 @@ TOPOLOGIES: dict[str, dict[str, int]] = {
 def outcomes() -> dict[str, dict[str, Any]]:
     """What every job gives on every topology."""
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        runs = {name: pool.submit(run_jobs, JOBS, **topology) for name, topology in TOPOLOGIES.items()}
+        runs = {
+            name: pool.submit(run_jobs, JOBS if topology else JOBS | METRICS, **topology)
+            for name, topology in TOPOLOGIES.items()
+        }
         return {name: run.result() for name, run in runs.items()}
 
 
@@ -125,10 +132,7 @@ def test_rows_of_metrics_mean_what_they_say(
     rows: dict[str, tuple[np.ndarray, np.ndarray]],
     trajectories: dict[str, list[tuple[float, np.ndarray]]],
 ):
-    found = {
-        mode: {(r[0], r[2]): float.fromhex(r[3]) for r in outcomes["default"][f"{mode}-float64"]["rows"]}
-        for mode in ("full_batch", "mini_batch")
-    }
+    found = {mode: {(r[0], r[2]): float.fromhex(r[3]) for r in outcomes["default"][mode]["rows"]} for mode in METRICS}
     oracle = trajectories["full_batch"]
     x, y = rows["test"]
     for step in range(STEPS + 1):

@@ -258,13 +258,14 @@ def test_flagfiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parse_flags:
     assert parse_flags([f"--flagfile={outer}"] * 2) == TrainConfig(**{**expected, "batch_size": 3})
 
 
-def test_too_many_flagfiles(tmp_path: Path, parse_flags: Callable[..., TrainConfig]):
+def test_too_many_flagfiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parse_flags: Callable[..., TrainConfig]):
+    monkeypatch.chdir(tmp_path)
     for i in range(200):
-        (tmp_path / f"{i}").write_text(f"--flagfile={tmp_path}/{i + 1}\n")
+        Path(f"{i}").write_text(f"--flagfile={i + 1}\n")
     with pytest.raises(InputError) as caught:
-        parse_flags([f"--flagfile={tmp_path}/0"])
+        parse_flags(["--flagfile=0"])
     assert [p.partition(": ")[2] for p in caught.value.problems] == [
-        f"--flagfile={tmp_path}/100: is one of more than 100 flagfiles; write fewer, larger ones"
+        "--flagfile=100: is one of more than 100 flagfiles; write fewer, larger ones"
     ]
 
 

@@ -20,8 +20,6 @@ from conftest import REPO, Finished
 
 from tapedist.cluster.peers import PortReservation
 
-pytestmark = pytest.mark.slow
-
 TRAIN_MANY = str(Path(__file__).with_name("train_many.py"))
 TIMEOUT = 400
 

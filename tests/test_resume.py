@@ -186,7 +186,6 @@ def test_killed_runs_end_like_undisturbed_ones(
     assert outcome(killed) == wanted["outcome"]
 
 
-@pytest.mark.slow
 def test_checkpoints_move_to_another_strategy(
     train: Callable[..., Any], undisturbed: Callable[[str], dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -200,7 +199,7 @@ def test_checkpoints_move_to_another_strategy(
             "config": COMMON | own | {"run_dir": str(tmp_path / mode)},
             "constants": {":".join(name.rsplit(".", 1)): value for name, value in constants.items()},
         }
-    done = run_jobs(jobs, replicas=3)
+    done = run_jobs(jobs, replicas=2)
     for mode in MODES:
         wanted = undisturbed(mode)["outcome"]
         assert done[mode].get("error") is None

@@ -32,8 +32,6 @@ app.run(lambda args: args.execute(), flags_parser=cli_utils.make_flags_parser(bu
 
 
 def test_passes_the_checks_of_tensorflow_datasets():
-    pytest.importorskip("dill", reason="tfds.testing.DatasetBuilderTestCase imports dill")
-
     class Checks(tfds.testing.DatasetBuilderTestCase):
         DATASET_CLASS = Builder
         BUILDER_CONFIG_NAMES_TO_TEST = ["tutorial"]  # noqa: RUF012

@@ -88,10 +88,14 @@ def shard_elements(plan: BlockPlan, layout: Layout, *, split: str) -> ElementPla
 
 
 def block_elements(plan: BlockPlan, layout: Layout, *, split: str) -> ElementPlan:
-    """Element `t`: one block, of round `t // ceil(V / R)` and of the replica's shard `t % ceil(V / R)`."""
+    """Element `t`: one block, of round `t // ceil(V / R)` and of the replica's shard `t % ceil(V / R)`.
+
+    Behind the last round of a pass comes the first one of the next.
+    """
+    width = layout.replica_width
 
     def first_rows(element: int, replica: int) -> tuple[np.ndarray, np.ndarray]:
-        round_, place = divmod(element, layout.replica_width)
+        round_, place = divmod(element % (plan.rounds * width), width)
         shards = layout.shards(replica)
         rows = plan.round_block(shards[place], round_) if place < len(shards) else range(0)
         return np.array([[rows.start]]), np.array([[len(rows)]])

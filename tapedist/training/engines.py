@@ -29,6 +29,7 @@ from tapedist.training.steps import MAX_STEPS_PER_CALL, CallResult, SlotSteps
 _SUPERBATCH_BYTES = 4 * 1024 * 1024
 MOST_MOMENT_FEATURES = 512
 _RESIDENT_BATCHES_BYTES = 256 * 1024 * 1024
+_MOST_PASSES = 2**20  # Of one iterator: its elements are numbered in int64.
 
 
 class Engine(Protocol):
@@ -113,10 +114,10 @@ class Setup:
             self.strategy, self.source, plan, elements=elements, dtype=self.dtype, parallel=cores
         )
 
-    def rounds_from(self, element: pipeline.ElementPlan, plan: BlockPlan) -> Callable[[int], Any]:
-        """`first round -> distributed blocks` from that round to the end of the pass."""
+    def rounds(self, element: pipeline.ElementPlan, plan: BlockPlan) -> Callable[[int, int], Any]:
+        """`(first round, passes) -> distributed blocks` from that round to the end of so many passes."""
         width = self.layout.replica_width
-        return lambda first: self.elements(element, range(first * width, plan.rounds * width))
+        return lambda first, passes: self.elements(element, range(first * width, passes * plan.rounds * width))
 
 
 def local_devices(strategy: tf.distribute.Strategy) -> tuple[str, ...]:
@@ -178,12 +179,14 @@ class StreamedEngine:
     name = "stream"
     steps_per_epoch = 1
 
-    def __init__(self, setup: Setup, plan: BlockPlan, *, split: str):
+    def __init__(self, setup: Setup, plan: BlockPlan, *, split: str, passes: int):
         self.reason = f"{plan.num_blocks} blocks of {plan.block_rows} rows, streamed anew in every epoch"
         self._setup = setup
         self._steps = BlockSteps(tile_rows=plan.tile_rows, parallel=setup.parallel, **setup.programs)
         element = pipeline.block_elements(plan, setup.layout, split=split)
-        self._pass = RoundPass(self._steps, rounds=plan.rounds, elements=setup.rounds_from(element, plan))
+        self._pass = RoundPass(
+            self._steps, rounds=plan.rounds, passes=min(passes, _MOST_PASSES), elements=setup.rounds(element, plan)
+        )
 
     def run(
         self, state: np.ndarray, *, step: int, num_steps: int, limit: float, interrupted: Callable[[], bool]
@@ -214,7 +217,7 @@ class MomentsEngine:
             num_shards=setup.num_shards,
             tile_rows=plan.tile_rows,
         )
-        self._pass = RoundPass(self._sums, rounds=plan.rounds, elements=setup.rounds_from(element, plan))
+        self._pass = RoundPass(self._sums, rounds=plan.rounds, passes=1, elements=setup.rounds(element, plan))
         shards = pipeline.shard_elements(plan, setup.layout, split=split)
         self._resident = plan.resident
         self._shards = functools.cache(lambda: next(iter(setup.elements(shards, range(1)))))
@@ -347,7 +350,7 @@ def full_batch(setup: Setup, *, split: str, passes: int) -> Engine:
     padded = plan.rounds * setup.num_shards * plan.block_rows * setup.row_bytes()
     if setup.cache == "device" or (setup.cache == "auto" and passes > 1 and padded <= setup.budget):
         return HeldEngine(setup, plan, split=split)
-    return StreamedEngine(setup, plan, split=split)
+    return StreamedEngine(setup, plan, split=split, passes=passes)
 
 
 def mini_batch(setup: Setup, *, batch_size: int, shuffle: str, seed: int) -> Engine:

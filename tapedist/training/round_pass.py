@@ -22,12 +22,16 @@ class RoundPass:
     Args:
         replicas: moves sums between the host and the replicas.
         rounds: rounds in the pass.
-        elements: `first round -> per-replica (rows, counts)` of one block each, from that round on.
+        passes: passes that one iterator serves: what TensorFlow compiles for an iterator is never given back, so that
+            one for each of many passes would eat up the memory.
+        elements: `(first round, passes) -> per-replica (rows, counts)` of one block each, from that round of the first
+            pass to the end of the last.
     """
 
-    def __init__(self, replicas: Replicas, *, rounds: int, elements: Callable[[int], Iterable[Any]]):
+    def __init__(self, replicas: Replicas, *, rounds: int, passes: int, elements: Callable[[int, int], Iterable[Any]]):
         self._replicas = replicas
         self._rounds = rounds
+        self._passes = self._passes_left = passes
         self._elements = elements
         self._round = 0
         self._sums: list[Any] = []
@@ -46,7 +50,8 @@ class RoundPass:
         if not self._sums:
             self._sums = self._replicas.scattered(np.zeros([self._replicas.num_shards, self._replicas.partial_width]))
         if self._iterator is None:
-            self._iterator = iter(self._elements(self._round))
+            self._iterator = iter(self._elements(self._round, self._passes))
+            self._passes_left = self._passes
         first = self._round
         while self._round < self._rounds:
             if self._round > first and interrupted():
@@ -55,7 +60,9 @@ class RoundPass:
                 self._sums[place] = add(self._sums[place], *next(self._iterator))
             self._round += 1
         sums = self._sums
-        self._round, self._sums, self._iterator = 0, [], None
+        self._round, self._sums, self._passes_left = 0, [], self._passes_left - 1
+        if not self._passes_left:
+            self._iterator = None
         return sums
 
     def progress(self) -> dict[str, np.ndarray]:

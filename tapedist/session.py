@@ -250,7 +250,7 @@ class Session:
                 signum = self.team.turn(Turn(self.stop.signum or 0, 0, False)).stop
                 raise Interrupted(signum, "stopped before the first step; nothing to save")
             progress.update(known.progress())
-            progress.pop("round", None)
+            progress.pop("blocks", None)
             progress.pop("sums", None)
         self.rate = rates.auto_rate(Moments.from_vector(progress["moments"]), self.config)
         self.monitor.say(f"Learning rate: {self.rate:.6g} = 2 / (lambda_min + lambda_max) of these rows")

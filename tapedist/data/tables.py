@@ -22,7 +22,7 @@ from tapedist.data.table_columns import Roles, choose
 from tapedist.data.table_files import find_files, shown
 from tapedist.data.table_rows import SegmentStore, TableReader
 from tapedist.data.table_scan import CellRule, Scanned, scan
-from tapedist.data.table_spans import as_slice, spans
+from tapedist.data.table_spans import spans, take_into
 from tapedist.data.table_split import CHUNK_ROWS, RowSplit
 from tapedist.data.table_store import MemoryStore, ScratchStore, SegmentCache
 from tapedist.errors import InputError, TapedistError
@@ -221,17 +221,19 @@ class TableSource:
     def _gather(self, file_rows: np.ndarray) -> tuple[np.ndarray, ...]:
         """`rows` by number in the file."""
         k, d = len(file_rows), self.num_features
-        x, rest = np.empty((k, d)), [np.empty(k) for _ in range(1 + self.weighted)]
-        columns = [*x.T, *rest]
+        found = np.empty((d + 1 + self.weighted, k))
+        columns = [*found]
         if not self.target_name:
             columns.pop(d).fill(np.nan)
         for segment, into in spans(file_rows, self._starts):
-            places = as_slice(file_rows[into] - self._starts[segment])
+            places = file_rows[into] - self._starts[segment]
             for column, values in zip(columns, self._get(segment), strict=True):
-                column[into] = values[places]
+                take_into(column, into, values, places)
+        # Filled column by column and turned at the end: a write to every row for every column would miss the caches.
+        x = np.ascontiguousarray(found[:d].T)
         if self._means is not None:
             self._impute(x, self._means)
-        return x, *rest
+        return x, *found[d:]
 
     def _impute(self, x: np.ndarray, means: np.ndarray) -> None:
         for position, mean in enumerate(means):

@@ -279,8 +279,11 @@ def _element(
     positions = tf.cond(full, lambda: positions, lambda: tf.minimum(positions, last))
     if plan.row_numbers:
         positions = tf.ensure_shape(tf.numpy_function(numbers, [turn, positions], tf.int64), positions.shape)
-    rows = source.take(plan.split, tf.reshape(positions, [-1]))
-    rows = tuple(tf.cast(column, dtype) for column in rows)
+    flat = tf.reshape(positions, [-1])
+    if hasattr(source, "take_as"):
+        rows = source.take_as(plan.split, flat, dtype.as_numpy_dtype)
+    else:
+        rows = tuple(tf.cast(column, dtype) for column in source.take(plan.split, flat))
     rows = tf.cond(full, lambda: rows, lambda: _without_padding(rows, counts, plan.shard_rows))
     return rows, tf.cast(counts, tf.int32)
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 import numpy as np
 
-
 _FEW_PIECES = 16  # Up to here a look at all numbers for each piece is cheaper than sorting them.
 
 

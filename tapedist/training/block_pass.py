@@ -76,7 +76,7 @@ class BlockPass:
         return sums
 
     def progress(self) -> dict[str, np.ndarray]:
-        """The blocks of each shard that are done, int64 `[V]`, and the sums `[V, width]` so far; empty between passes."""
+        """Blocks of each shard that are done, int64 `[V]`, and the sums so far `[V, width]`; empty between passes."""
         done = self._order.after(self._turn).done
         return {"blocks": done, "sums": self._replicas.gathered(self._sums)} if done.any() else {}
 

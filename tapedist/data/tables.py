@@ -138,6 +138,7 @@ class TableSource:
         dtype: of the rows.
         num_dropped: rows left out for bad cells.
         num_imputed: cells that were replaced by their column's mean.
+        largest: the largest magnitude of each feature and, last, of the target, float64; without a target `[d]`.
         storage: where the rows are kept: "memory", "in place" or "scratch file".
         content_digest: names the table's numbers, whatever its format, split and settings.
         notices: sentences that the user should see once.
@@ -154,6 +155,7 @@ class TableSource:
         self.num_features, self.feature_names = len(roles.features), roles.features
         self.target_name, self.weighted = roles.target, bool(roles.weight)
         self.num_dropped, self.num_imputed = scanned.num_dropped, scanned.num_imputed
+        self.largest = scanned.largest[: self.num_features + bool(roles.target)]
         self.content_digest = scanned.digest
         self.storage = _STORAGE.get(type(store), "in place")
         self.notices = tuple(_notices(header, scanned))

@@ -284,13 +284,19 @@ def _element(
         rows = source.take_as(plan.split, flat, dtype.as_numpy_dtype)
     else:
         rows = tuple(tf.cast(column, dtype) for column in source.take(plan.split, flat))
-    rows = tf.cond(full, lambda: rows, lambda: _without_padding(rows, counts, plan.shard_rows))
+    rows = tf.cond(full, lambda: rows, lambda: _where(_real(counts, plan.shard_rows), rows))
+    if source.weighted:
+        rows = _where(rows[2] > 0, rows)
     return rows, tf.cast(counts, tf.int32)
 
 
-def _without_padding(rows: tuple[tf.Tensor, ...], counts: tf.Tensor, shard_rows: int) -> tuple[tf.Tensor, ...]:
-    """`rows` with zeros where a row is padding, so that no stray value meets a weight of zero."""
-    real = tf.reshape(tf.sequence_mask(counts, shard_rows), [-1])
+def _real(counts: tf.Tensor, shard_rows: int) -> tf.Tensor:
+    """Which rows of an element are no padding, boolean `[slots * u * k]`."""
+    return tf.reshape(tf.sequence_mask(counts, shard_rows), [-1])
+
+
+def _where(real: tf.Tensor, rows: tuple[tf.Tensor, ...]) -> tuple[tf.Tensor, ...]:
+    """`rows` with zeros where they are not real: zero times what overflows would not be zero."""
     return tuple(
         tf.where(real if column.shape.rank == 1 else real[:, tf.newaxis], column, tf.zeros([], column.dtype))
         for column in rows

@@ -18,7 +18,7 @@ from tapedist.cluster.strategies import Choice
 from tapedist.cluster.team import Solo, Team
 from tapedist.config import TrainConfig
 from tapedist.data.blocks import Source
-from tapedist.data.sources import open_source
+from tapedist.data.sources import check_squares, open_source
 from tapedist.data.standardize import RawUnits, StandardUnits
 from tapedist.engine_choice import choose_call_length, choose_engine, test_evaluator
 from tapedist.errors import DivergedError, InputError, StateError
@@ -115,6 +115,8 @@ class Session:
         config = self.config
         if own_model and config.standardize == "true":
             raise InputError("--standardize=true: needs the linear model; scale the columns inside your own model")
+        if not (own_model or own_loss or config.standardizes) and config.loss == "squared":
+            check_squares(config, self.source)
         if own_model or not config.standardizes:
             return RawUnits()
         # The target may only be shifted where the loss is known to depend on the difference alone.
@@ -263,7 +265,7 @@ class Session:
             known.restore(progress)
             known.moments(self._heed)
             progress.update(known.progress())
-            progress.pop("round", None)
+            progress.pop("blocks", None)
             progress.pop("sums", None)
         self.rate = rates.auto_rate(Moments.from_vector(progress["moments"]), self.config)
         self.monitor.say(f"Learning rate: {self.rate:.6g} = 2 / (lambda_min + lambda_max) of these rows")

@@ -275,6 +275,23 @@ def test_squares_that_overflow() -> None:
             _train_on(x, y, train=3, dtype="float64", standardize="false", full_batch_engine=engine)
 
 
+@pytest.mark.parametrize(
+    ("size", "dtype", "column"), [(1e150, "float64", "x"), (-3e149, "float64", "y"), (1e19, "float32", "x")]
+)
+@pytest.mark.parametrize("mode", ["--full_batch_engine=stream", "--full_batch_engine=moments", "--mode=mini_batch"])
+def test_squares_of_a_table_that_overflow(
+    command: Callable[..., Finished], tmp_path: Path, mode: str, size: float, dtype: str, column: str
+) -> None:
+    """Refused before any update, even where the first loss is still finite."""
+    rows = [(0.5, 1.5), (-1.0, 2.0), (1.0, -0.25), (0.25, 1.0)]
+    scaled = [(x * size, y) if column == "x" else (x, y * size) for x, y in rows]
+    (tmp_path / "t.csv").write_text("x,y\n" + "".join(f"{x!r},{y!r}\n" for x, y in scaled))
+    flags = [f"--data={tmp_path}/t.csv", "--target=y", f"--dtype={dtype}", "--standardize=false", mode]
+    finished = command("train", *flags, f"--run_dir={tmp_path}/run", "--test_fraction=0", "--init=zeros")
+    _refused(finished, 2, f"column {column} holds numbers up to", f"overflow {dtype}", "--standardize")
+    assert not list(tmp_path.glob("run/metrics.jsonl"))
+
+
 @pytest.mark.parametrize("words", [["--full_batch_engine=stream"], ["--mode=mini_batch", "--batch_size=100"]])
 def test_too_high_a_learning_rate(words: list[str], command: Callable[..., Finished], tmp_path: Path) -> None:
     flags = [*words, "--n_samples=500", "--plots=false", "--steps_per_call=2", f"--run_dir={tmp_path}"]

@@ -32,7 +32,7 @@ FLOORS = {
     # On the steps stand blocks, moments and their quadratic form; on those the engines; on those the trainer.
     "training.block_steps": 4.2,
     "training.moments": 4.2,
-    "training.round_pass": 4.2,
+    "training.block_pass": 4.2,
     "training.schedule": 4.2,
     "training.quadratic": 4.4,
     "training.engines": 4.6,

@@ -94,8 +94,8 @@ def _main() -> None:
                 )  # fmt: skip
                 found[f"{shuffle} {n} {size} {shards}/{replicas}"] = _visited(strategy, source, element, elements)
             whole = blocks.BlockPlan(n, 1, 8, shards)
-            element, elements = pipeline.block_elements(whole, layout, split="train"), range(0)
-            elements = range(whole.rounds * layout.replica_width)
+            order = pipeline.BlockOrder.whole(whole, layout)
+            element, elements = pipeline.block_elements(order, split="train"), range(order.turns)
             found[f"blocks {n} {size} {shards}/{replicas}"] = _visited(strategy, source, element, elements)
         plan, source = blocks.BatchPlan(HUGE + 5, 1024, 16), Numbers(HUGE + 5)
         element = pipeline.batch_elements(
@@ -182,7 +182,8 @@ def test_padding_stays_in_range():
             row_numbers=pipeline.shuffled_rows(plan, seed=1) if shuffle == "rows" else None,
         )  # fmt: skip
         _visited(tf.distribute.get_strategy(), Strict(11), element, range(3))
-    block = pipeline.block_elements(blocks.BlockPlan(11, 1, 4, 16), layout, split="train")
+    order = pipeline.BlockOrder.whole(blocks.BlockPlan(11, 1, 4, 16), layout)
+    block = pipeline.block_elements(order, split="train")
     _visited(tf.distribute.get_strategy(), Strict(11), block, range(16))
     rows = np.concatenate(asked)
     assert rows.min() >= 0

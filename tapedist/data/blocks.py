@@ -198,6 +198,7 @@ def _mix(z: np.ndarray) -> np.ndarray:
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _ROUNDS = 6
+_PIECE = 8192
 
 
 def permuted(indices: np.ndarray, size: int, *key: int | np.ndarray) -> np.ndarray:
@@ -223,14 +224,22 @@ def permuted(indices: np.ndarray, size: int, *key: int | np.ndarray) -> np.ndarr
             left, right = right, left ^ (_mix(right + chosen + _GOLDEN * np.uint64(round_)) & mask)
         return (left << half) | right
 
+    shape = np.shape(indices)
+    flat = np.ascontiguousarray(indices, np.int64).view(np.uint64).ravel()
+    words = [np.broadcast_to(np.asarray(word, np.uint64), shape).ravel() for word in key]
+    found = np.empty(flat.shape, np.int64)
     with np.errstate(over="ignore"):
-        chosen = np.zeros(np.shape(indices), np.uint64)
-        for word in key:
-            chosen = _mix((chosen ^ np.asarray(word, np.uint64)) + _GOLDEN)
-        result = walk(np.asarray(indices, np.uint64), chosen)
-        while (outside := result >= np.uint64(size)).any():
-            result[outside] = walk(result[outside], chosen[outside])
-    return result.astype(np.int64)
+        # Piece by piece, so that the temporaries stay in the cache.
+        for first in range(0, len(flat), _PIECE):
+            part = slice(first, first + _PIECE)
+            chosen = np.zeros(len(flat[part]), np.uint64)
+            for word in words:
+                chosen = _mix((chosen ^ word[part]) + _GOLDEN)
+            result = walk(flat[part], chosen)
+            while (outside := result >= np.uint64(size)).any():
+                result[outside] = walk(result[outside], chosen[outside])
+            found[part] = result
+    return found.reshape(shape)
 
 
 def epoch_rows(positions: np.ndarray, *, num_rows: int, seed: int, epoch: int, window: int = WINDOW_ROWS) -> np.ndarray:

@@ -14,6 +14,7 @@ save.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -87,16 +88,78 @@ def shard_elements(plan: BlockPlan, layout: Layout, *, split: str) -> ElementPla
     return ElementPlan(split, 1, width, plan.block_rows, first_rows)
 
 
-def block_elements(plan: BlockPlan, layout: Layout, *, split: str) -> ElementPlan:
-    """Element `t`: one block, of round `t // ceil(V / R)` and of the replica's shard `t % ceil(V / R)`."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class BlockOrder:
+    """The order of a pass over a split: each replica goes through its shards one after the other, so that rows are read
+    in the order in which they are stored.
+
+    In a turn every replica takes a block of the shard at one place among its own, or none where that shard has no more.
+
+    Attributes:
+        plan: how the split is cut.
+        layout: where shards lie.
+        done: blocks of each shard that an earlier part of the pass took, int64 `[V]`.
+    """
+
+    plan: BlockPlan
+    layout: Layout
+    done: np.ndarray
+
+    @classmethod
+    def whole(cls, plan: BlockPlan, layout: Layout) -> BlockOrder:
+        """A pass from its beginning."""
+        return cls(plan, layout, np.zeros(plan.num_shards, np.int64))
+
+    @functools.cached_property
+    def _ends(self) -> np.ndarray:
+        """Turns up to the end of each place, int64 `[ceil(V / R)]`; of a whole pass, as many at every place."""
+        width = self.layout.replica_width
+        left = np.zeros(self.layout.num_replicas * width, np.int64)
+        left[: self.plan.num_shards] = self.plan.rounds - self.done
+        return left.reshape(-1, width).max(axis=0).cumsum()
+
+    @functools.cached_property
+    def _blocks(self) -> np.ndarray:
+        return np.array([len(self.plan.shard_blocks(shard)) for shard in range(self.plan.num_shards)])
+
+    @property
+    def turns(self) -> int:
+        return int(self._ends[-1])
+
+    def place(self, turn: int) -> tuple[int, int]:
+        """Which place a turn is at, and how many turns at that place were before it."""
+        place = int(np.searchsorted(self._ends, turn, side="right"))
+        return place, turn - (int(self._ends[place - 1]) if place else 0)
+
+    def block(self, turn: int, replica: int) -> range:
+        """Row numbers that a replica takes."""
+        place, before = self.place(turn)
+        shards = self.layout.shards(replica)
+        if place >= len(shards):
+            return range(0)
+        return self.plan.round_block(shards[place], int(self.done[shards[place]]) + before)
+
+    def after(self, turns: int) -> BlockOrder:
+        """What is left after some turns of the pass, on any layout."""
+        width = self.layout.replica_width
+        ends = np.concatenate([[0], self._ends])
+        at_place = np.clip(turns - ends[:-1], 0, np.diff(ends))
+        done = self.done + at_place[np.arange(self.plan.num_shards) % width]
+        return dataclasses.replace(self, done=np.minimum(done, self._blocks))
+
+
+def block_elements(order: BlockOrder, *, split: str) -> ElementPlan:
+    """Element `t`: the block of turn `t`. Behind a pass begins the next one, from its beginning."""
+    whole = BlockOrder.whole(order.plan, order.layout)
 
     def first_rows(element: int, replica: int) -> tuple[np.ndarray, np.ndarray]:
-        round_, place = divmod(element, layout.replica_width)
-        shards = layout.shards(replica)
-        rows = plan.round_block(shards[place], round_) if place < len(shards) else range(0)
+        if element < order.turns:
+            rows = order.block(element, replica)
+        else:
+            rows = whole.block((element - order.turns) % whole.turns, replica)
         return np.array([[rows.start]]), np.array([[len(rows)]])
 
-    return ElementPlan(split, 1, 1, plan.block_rows, first_rows)
+    return ElementPlan(split, 1, 1, order.plan.block_rows, first_rows)
 
 
 def batch_elements(
@@ -216,15 +279,24 @@ def _element(
     positions = tf.cond(full, lambda: positions, lambda: tf.minimum(positions, last))
     if plan.row_numbers:
         positions = tf.ensure_shape(tf.numpy_function(numbers, [turn, positions], tf.int64), positions.shape)
-    rows = source.take(plan.split, tf.reshape(positions, [-1]))
-    rows = tuple(tf.cast(column, dtype) for column in rows)
-    rows = tf.cond(full, lambda: rows, lambda: _without_padding(rows, counts, plan.shard_rows))
+    flat = tf.reshape(positions, [-1])
+    if hasattr(source, "take_as"):
+        rows = source.take_as(plan.split, flat, dtype.as_numpy_dtype)
+    else:
+        rows = tuple(tf.cast(column, dtype) for column in source.take(plan.split, flat))
+    rows = tf.cond(full, lambda: rows, lambda: _where(_real(counts, plan.shard_rows), rows))
+    if source.weighted:
+        rows = _where(rows[2] > 0, rows)
     return rows, tf.cast(counts, tf.int32)
 
 
-def _without_padding(rows: tuple[tf.Tensor, ...], counts: tf.Tensor, shard_rows: int) -> tuple[tf.Tensor, ...]:
-    """`rows` with zeros where a row is padding, so that no stray value meets a weight of zero."""
-    real = tf.reshape(tf.sequence_mask(counts, shard_rows), [-1])
+def _real(counts: tf.Tensor, shard_rows: int) -> tf.Tensor:
+    """Which rows of an element are no padding, boolean `[slots * u * k]`."""
+    return tf.reshape(tf.sequence_mask(counts, shard_rows), [-1])
+
+
+def _where(real: tf.Tensor, rows: tuple[tf.Tensor, ...]) -> tuple[tf.Tensor, ...]:
+    """`rows` with zeros where they are not real: zero times what overflows would not be zero."""
     return tuple(
         tf.where(real if column.shape.rank == 1 else real[:, tf.newaxis], column, tf.zeros([], column.dtype))
         for column in rows

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from tapedist.config import TrainConfig
 from tapedist.data.blocks import Source
 from tapedist.data.tables import check_table, open_table
+from tapedist.errors import InputError
+from tapedist.text_values import shown
+
+# Squares, their sums over rows, and the first step away from the start must fit.
+_LARGEST_SQUARED = {"float32": 1e18, "float64": 1e149}
 
 
 def check_source(config: TrainConfig) -> None:
@@ -15,6 +22,24 @@ def check_source(config: TrainConfig) -> None:
     """
     if config.from_table:
         check_table(config.data, target=config.target, features=config.features, weight=config.weight)
+
+
+def check_squares(config: TrainConfig, source: Source) -> None:
+    """Whether the squares of a table's raw numbers leave room for sums and for steps.
+
+    Raises:
+        InputError: if not, with the column.
+    """
+    largest = getattr(source, "largest", np.zeros(0))
+    limit = _LARGEST_SQUARED[config.dtype]
+    if not (largest >= limit).any():
+        return
+    position = int(largest.argmax())
+    name = [*source.feature_names, source.target_name][position]
+    raise InputError(
+        f"--data={shown(config.data)}: column {shown(name)} holds numbers up to {largest[position]:.3g}, whose squares "
+        f"overflow {config.dtype}; use --standardize or smaller units (below {limit:g})"
+    )
 
 
 def open_source(config: TrainConfig) -> Source:

@@ -98,7 +98,7 @@ class RowGroups:
         file = self._files[number]
         file.check_unchanged()
         try:
-            table = self._file(number).read_row_group(group, columns=self._names)
+            table = self._file(number).read_row_group(group, columns=self._names, use_threads=False)
         except (pa.ArrowException, OSError) as error:
             raise StateError(f"{file.name}: row group {group} can no longer be read: {error}") from None
         file.check_unchanged()

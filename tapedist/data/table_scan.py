@@ -29,6 +29,7 @@ class Scanned:
         num_imputed: feature cells that await their column's mean.
         digest: SHA-256 of the column names and of each column's little-endian float64 bytes in row order, bad cells
             as NaN: the same for the same table in any format.
+        largest: the largest magnitude of each column's good cells.
         store: the rows, if they were kept.
     """
 
@@ -37,6 +38,7 @@ class Scanned:
     num_dropped: int = 0
     num_imputed: int = 0
     digest: str = ""
+    largest: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0))
     store: MemoryStore | ScratchStore | None = None
 
 
@@ -92,12 +94,15 @@ def scan(reader: TableReader, roles: Roles, *, dtype: str, on_bad_rows: str, in_
     names, found = roles.names, Scanned()
     rule = CellRule(roles, dtype)
     hashes = [hashlib.sha256() for _ in names]
-    found.store = MemoryStore(len(names))
+    found.store, found.largest = MemoryStore(len(names)), np.zeros(len(names))
     for number, chunk in enumerate(_chunks(reader.batches(names), len(names))):
         columns = _checked(chunk, number, rule, roles, on_bad_rows, found)
         for column, digest in zip(columns, hashes, strict=True):
             digest.update(np.ascontiguousarray(column, "<f8").data)
         found.num_rows += len(columns[0])
+        # `fmax` passes over NaN; the ends of a column cost no temporary, unlike its magnitudes.
+        ends = [(np.fmax.reduce(column, initial=0.0), -np.fmin.reduce(column, initial=0.0)) for column in columns]
+        found.largest = np.maximum(found.largest, np.max(ends, axis=1))
         if isinstance(found.store, MemoryStore) and found.num_rows * found.store.row_bytes > in_memory:
             found.store = _moved(found.store) if keep else None
         if found.store is not None:

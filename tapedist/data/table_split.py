@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from tapedist.data.blocks import split_sizes
-from tapedist.data.table_spans import as_slice, spans
+from tapedist.data.table_spans import spans, take_into
 
 CHUNK_ROWS = 65_536
 _CHUNKS_HELD = 64
@@ -109,7 +109,7 @@ class RowSplit:
         ends = self._ends[int(test)]
         rows = np.empty_like(indices)
         for chunk, chosen in spans(indices, ends):
-            rows[chosen] = self._select(chunk, test)[as_slice(indices[chosen] - ends[chunk])]
+            take_into(rows, chosen, self._select(chunk, test), indices[chosen] - ends[chunk])
             rows[chosen] += chunk * CHUNK_ROWS
         return rows
 

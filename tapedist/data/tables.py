@@ -20,14 +20,15 @@ import numpy as np
 from tapedist.data.blocks import WINDOW_ROWS
 from tapedist.data.table_columns import Roles, choose
 from tapedist.data.table_files import find_files, shown
+from tapedist.data.table_gather import RowGather, Units
 from tapedist.data.table_rows import SegmentStore, TableReader
 from tapedist.data.table_scan import CellRule, Scanned, scan
-from tapedist.data.table_spans import as_slice, spans
 from tapedist.data.table_split import CHUNK_ROWS, RowSplit
 from tapedist.data.table_store import MemoryStore, ScratchStore, SegmentCache
 from tapedist.errors import InputError, TapedistError
 
 MEMORY_BUDGET = 512 * 2**20
+_HELD_SEGMENTS = 10
 TFDS_PREFIX = "tfds:"
 _STORAGE: dict[type, str] = {MemoryStore: "memory", ScratchStore: "scratch file"}
 
@@ -106,7 +107,7 @@ def open_table(
     """
     header = check_table(data, target=target, features=features, weight=weight, need_target=need_target)
     segments = header.reader.segments(header.roles.names)
-    in_place = segments is not None and _window_fits(segments, test_fraction, memory_budget)
+    in_place = segments is not None and _window_bytes(segments, test_fraction) <= memory_budget
     scanned = scan(
         header.reader, header.roles, dtype=dtype, on_bad_rows=on_bad_rows, in_memory=memory_budget // 2,
         keep=not in_place,
@@ -119,9 +120,11 @@ def open_table(
         raise InputError(f"--test_fraction={test_fraction}: leaves no row of {shown(data)} to train on; lower it")
     store: SegmentStore | None = scanned.store if scanned.store is not None else segments
     assert store is not None
+    # More than this is seldom asked for again before it is dropped, and fresh memory costs more than decoding.
+    held = min(memory_budget, max(2 * _window_bytes(store, test_fraction), _HELD_SEGMENTS * _largest(store)))
     settings = [split, test_fraction, seed if split == "hash" else 0] if test_fraction else []
     settings += [on_bad_rows] if scanned.num_dropped or scanned.num_imputed else []
-    return TableSource(header, scanned, rows, store, CellRule(header.roles, dtype), settings, memory_budget)
+    return TableSource(header, scanned, rows, store, CellRule(header.roles, dtype), settings, held)
 
 
 class TableSource:
@@ -135,6 +138,7 @@ class TableSource:
         dtype: of the rows.
         num_dropped: rows left out for bad cells.
         num_imputed: cells that were replaced by their column's mean.
+        largest: the largest magnitude of each feature and, last, of the target, float64; without a target `[d]`.
         storage: where the rows are kept: "memory", "in place" or "scratch file".
         content_digest: names the table's numbers, whatever its format, split and settings.
         notices: sentences that the user should see once.
@@ -151,18 +155,22 @@ class TableSource:
         self.num_features, self.feature_names = len(roles.features), roles.features
         self.target_name, self.weighted = roles.target, bool(roles.weight)
         self.num_dropped, self.num_imputed = scanned.num_dropped, scanned.num_imputed
+        self.largest = scanned.largest[: self.num_features + bool(roles.target)]
         self.content_digest = scanned.digest
         self.storage = _STORAGE.get(type(store), "in place")
         self.notices = tuple(_notices(header, scanned))
         self.failure: TapedistError | None = None
-        self._split, self._rule, self._starts = split, rule, store.starts
-        self._get = store.load if isinstance(store, MemoryStore) else SegmentCache(store, memory_budget).get
+        self._split, self._rule = split, rule
+        self._gather = RowGather(
+            store.load if isinstance(store, MemoryStore) else SegmentCache(store, memory_budget).get,
+            store.starts,
+            num_features=self.num_features, has_target=bool(roles.target), weighted=self.weighted, rule=rule,
+        )  # fmt: skip
         names = json.dumps([self.content_digest, roles.features, roles.target, roles.weight, settings])
         self._fingerprint = hashlib.sha256(names.encode()).hexdigest()
-        self._means: np.ndarray | None = None
         if self.num_imputed:
-            self._means = self._train_means()
-        if self.weighted and not any((self._gather(rows)[2] > 0).any() for rows in self._train_blocks()):
+            self._gather.means = self._train_means()
+        if self.weighted and not any((w > 0).any() for _, _, w in self._train_blocks()):
             raise InputError(f"--weight={shown(roles.weight)}: is 0 in every training row; give positive weights")
 
     def num_rows(self, split: str) -> int:
@@ -187,7 +195,7 @@ class TableSource:
             IndexError: if an index is outside the split.
             StateError: if a file changed since it was opened.
         """
-        return self._gather(self._split.file_rows(split, indices))
+        return self._gather(self._split.file_rows(split, indices), dtype=np.float64)
 
     def file_rows(self, split: str, indices: np.ndarray) -> np.ndarray:
         """Numbers in the file, int64 `[k]`, of rows of a split; rows left out for bad cells have numbers too."""
@@ -203,52 +211,43 @@ class TableSource:
         Returns:
             Tensors as `rows` returns arrays, with static shapes.
         """
+        return self.take_as(split, indices, np.float64)
+
+    def take_as(self, split: str, indices: Any, dtype: Any, units: Units | None = None) -> tuple[Any, ...]:
+        """`take` in other units and rounded to `dtype`, in one go over the numbers.
+
+        Args:
+            split: "train" or "test".
+            indices: int64 tensor `[k]`, `k` known statically.
+            dtype: a NumPy float type.
+            units: of the result; raw ones if None.
+        """
         import tapedist.numerics  # noqa: F401
         import tensorflow as tf
 
         def rows(indices: np.ndarray) -> tuple[np.ndarray, ...]:
             try:
-                return self.rows(split, indices)
+                return self._gather(self._split.file_rows(split, indices), dtype=dtype, units=units)
             except TapedistError as error:
                 self.failure = error
                 raise
 
-        taken = tf.numpy_function(rows, [indices], [tf.float64] * (3 if self.weighted else 2), stateful=False)
+        types = [tf.as_dtype(dtype)] * (3 if self.weighted else 2)
+        taken = tf.numpy_function(rows, [indices], types, stateful=False)
         for tensor, shape in zip(taken, ([self.num_features], [], []), strict=False):
             tensor.set_shape(tf.TensorShape(indices.shape[:1]).concatenate(shape))
         return tuple(taken)
 
-    def _gather(self, file_rows: np.ndarray) -> tuple[np.ndarray, ...]:
-        """`rows` by number in the file."""
-        k, d = len(file_rows), self.num_features
-        x, rest = np.empty((k, d)), [np.empty(k) for _ in range(1 + self.weighted)]
-        columns = [*x.T, *rest]
-        if not self.target_name:
-            columns.pop(d).fill(np.nan)
-        for segment, into in spans(file_rows, self._starts):
-            places = as_slice(file_rows[into] - self._starts[segment])
-            for column, values in zip(columns, self._get(segment), strict=True):
-                column[into] = values[places]
-        if self._means is not None:
-            self._impute(x, self._means)
-        return x, *rest
-
-    def _impute(self, x: np.ndarray, means: np.ndarray) -> None:
-        for position, mean in enumerate(means):
-            bad = self._rule.bad(position, x[:, position])
-            if bad is not None:
-                x[bad, position] = mean
-
-    def _train_blocks(self) -> Iterator[np.ndarray]:
+    def _train_blocks(self) -> Iterator[tuple[np.ndarray, ...]]:
         n = self.num_rows("train")
         for first in range(0, n, CHUNK_ROWS):
-            yield self._split.file_rows("train", np.arange(first, min(first + CHUNK_ROWS, n)))
+            yield self.rows("train", np.arange(first, min(first + CHUNK_ROWS, n)))
 
     def _train_means(self) -> np.ndarray:
         """Mean of the good cells of each feature over the training rows, `[d]`; summed in blocks of fixed size."""
         sums, counts = np.zeros(self.num_features), np.zeros(self.num_features)
-        for rows in self._train_blocks():
-            for position, values in enumerate(self._gather(rows)[0].T):
+        for x, *_ in self._train_blocks():
+            for position, values in enumerate(x.T):
                 bad = self._rule.bad(position, values)
                 good = values if bad is None else values[~bad]
                 sums[position] += good.sum()
@@ -278,10 +277,14 @@ def _reader(data: str) -> TableReader:
     return ArrayReader(files)
 
 
-def _window_fits(segments: SegmentStore, test_fraction: float, budget: int) -> bool:
-    """Whether a window of the shuffled order can be held, so that no segment is decoded twice for it."""
-    largest = int(np.diff(segments.starts).max(initial=0))
-    return (WINDOW_ROWS / (1 - test_fraction) + 2 * largest) * segments.row_bytes <= budget
+def _largest(segments: SegmentStore) -> int:
+    """Bytes of the largest segment."""
+    return int(np.diff(segments.starts).max(initial=0)) * segments.row_bytes
+
+
+def _window_bytes(segments: SegmentStore, test_fraction: float) -> int:
+    """What a window of the shuffled order takes to be held, so that no segment is decoded twice for it."""
+    return int(WINDOW_ROWS / (1 - test_fraction) * segments.row_bytes) + 2 * _largest(segments)
 
 
 def _notices(header: TableHeader, scanned: Scanned) -> Iterator[str]:

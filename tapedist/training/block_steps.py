@@ -72,7 +72,8 @@ class BlockSteps(StepPrograms):
         """Takes all blocks of an epoch into device memory.
 
         Args:
-            elements: iterable of per-replica `(rows, counts [1, 1])` of one block, round after round; at least one.
+            elements: iterable of per-replica `(rows, counts [1, 1])` of one block, shard after shard and as many of
+                each; at least one.
         """
         handles, counts, specs = None, [], None
         for rows, count in elements:
@@ -98,7 +99,7 @@ class BlockSteps(StepPrograms):
     @functools.cached_property
     def _stack(self) -> Any:
         def stack(*counts):  # type: ignore[no-untyped-def]
-            return tf.reshape(tf.concat(counts, 0), [-1, self.replica_width])
+            return tf.reshape(tf.concat(counts, 0), [self.replica_width, -1])
 
         return tf.function(lambda *counts: self.on_replicas(stack, *counts), autograph=False)
 
@@ -106,8 +107,8 @@ class BlockSteps(StepPrograms):
     def _held_loop(self, specs: Specs) -> Any:
         def replica_step(state, handles, counts, step, limit):  # type: ignore[no-untyped-def]
             flat = self._block_partials(state, BlockList(handles, specs), tf.reshape(counts, [-1]))
-            shards = counts.shape[1]
-            by_round = tf.reshape(flat, [-1, shards, self.partial_width])
+            shards = counts.shape[0]
+            by_round = tf.transpose(tf.reshape(flat, [shards, -1, self.partial_width]), [1, 0, 2])
             sums = fixed_order.fold_rounds(by_round, shape=[shards, self.partial_width])
             return self.gather_and_apply(state, sums, step, limit)
 
@@ -170,9 +171,9 @@ class HeldBlocks:
     """An epoch's blocks on the replicas.
 
     Attributes:
-        handles: per-replica block lists, one per column, round after round.
+        handles: per-replica block lists, one per column, shard after shard.
         specs: shape and type of each column's blocks.
-        counts: per-replica int32 `[rounds, u]`.
+        counts: per-replica int32 `[u, rounds]`.
     """
 
     handles: Any

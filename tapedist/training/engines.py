@@ -20,15 +20,16 @@ import tensorflow as tf
 from tapedist.config import TrainConfig
 from tapedist.data import pipeline
 from tapedist.data.blocks import BatchPlan, BlockPlan, Source
+from tapedist.training.block_pass import BlockPass
 from tapedist.training.block_steps import BlockSteps
 from tapedist.training.moments import Moments, MomentSteps
 from tapedist.training.quadratic import QuadraticForm, QuadraticSteps
-from tapedist.training.round_pass import RoundPass
-from tapedist.training.steps import MAX_STEPS_PER_CALL, CallResult, SlotSteps
+from tapedist.training.steps import MAX_STEPS_PER_CALL, CallResult, Replicas, SlotSteps
 
 _SUPERBATCH_BYTES = 4 * 1024 * 1024
 MOST_MOMENT_FEATURES = 512
 _RESIDENT_BATCHES_BYTES = 256 * 1024 * 1024
+_MOST_PASSES = 2**20  # Of one iterator: its elements are numbered in int64.
 
 
 class Engine(Protocol):
@@ -113,10 +114,15 @@ class Setup:
             self.strategy, self.source, plan, elements=elements, dtype=self.dtype, parallel=cores
         )
 
-    def rounds_from(self, element: pipeline.ElementPlan, plan: BlockPlan) -> Callable[[int], Any]:
-        """`first round -> distributed blocks` from that round to the end of the pass."""
-        width = self.layout.replica_width
-        return lambda first: self.elements(element, range(first * width, plan.rounds * width))
+    def block_pass(self, replicas: Replicas, plan: BlockPlan, *, split: str, passes: int) -> BlockPass:
+        """Passes over the blocks of a split; `passes` is about how many there will be."""
+        whole = pipeline.BlockOrder.whole(plan, self.layout)
+
+        def elements(order: pipeline.BlockOrder, passes: int) -> Any:
+            turns = order.turns + (passes - 1) * whole.turns
+            return self.elements(pipeline.block_elements(order, split=split), range(turns))
+
+        return BlockPass(replicas, order=whole, passes=min(passes, _MOST_PASSES), elements=elements)
 
 
 def local_devices(strategy: tf.distribute.Strategy) -> tuple[str, ...]:
@@ -163,8 +169,8 @@ class HeldEngine(_Whole):
     def __init__(self, setup: Setup, plan: BlockPlan, *, split: str):
         self.reason = f"{plan.num_blocks} blocks of {plan.block_rows} rows, held in device memory"
         self._steps = BlockSteps(tile_rows=plan.tile_rows, parallel=setup.parallel, **setup.programs)
-        element = pipeline.block_elements(plan, setup.layout, split=split)
-        self._held = self._steps.hold(setup.elements(element, range(plan.rounds * setup.layout.replica_width)))
+        order = pipeline.BlockOrder.whole(plan, setup.layout)
+        self._held = self._steps.hold(setup.elements(pipeline.block_elements(order, split=split), range(order.turns)))
 
     def run(
         self, state: np.ndarray, *, step: int, num_steps: int, limit: float, interrupted: Callable[[], bool]
@@ -178,12 +184,11 @@ class StreamedEngine:
     name = "stream"
     steps_per_epoch = 1
 
-    def __init__(self, setup: Setup, plan: BlockPlan, *, split: str):
+    def __init__(self, setup: Setup, plan: BlockPlan, *, split: str, passes: int):
         self.reason = f"{plan.num_blocks} blocks of {plan.block_rows} rows, streamed anew in every epoch"
         self._setup = setup
         self._steps = BlockSteps(tile_rows=plan.tile_rows, parallel=setup.parallel, **setup.programs)
-        element = pipeline.block_elements(plan, setup.layout, split=split)
-        self._pass = RoundPass(self._steps, rounds=plan.rounds, elements=setup.rounds_from(element, plan))
+        self._pass = setup.block_pass(self._steps, plan, split=split, passes=passes)
 
     def run(
         self, state: np.ndarray, *, step: int, num_steps: int, limit: float, interrupted: Callable[[], bool]
@@ -207,14 +212,13 @@ class MomentsEngine:
     def __init__(self, setup: Setup, plan: BlockPlan, *, split: str):
         self.reason = f"one pass over {plan.num_rows} rows, then epochs on their second moments"
         self._setup = setup
-        element = pipeline.block_elements(plan, setup.layout, split=split)
         self._sums = MomentSteps(
             strategy=setup.strategy,
             num_features=plan.num_features,
             num_shards=setup.num_shards,
             tile_rows=plan.tile_rows,
         )
-        self._pass = RoundPass(self._sums, rounds=plan.rounds, elements=setup.rounds_from(element, plan))
+        self._pass = setup.block_pass(self._sums, plan, split=split, passes=1)
         shards = pipeline.shard_elements(plan, setup.layout, split=split)
         self._resident = plan.resident
         self._shards = functools.cache(lambda: next(iter(setup.elements(shards, range(1)))))
@@ -347,7 +351,7 @@ def full_batch(setup: Setup, *, split: str, passes: int) -> Engine:
     padded = plan.rounds * setup.num_shards * plan.block_rows * setup.row_bytes()
     if setup.cache == "device" or (setup.cache == "auto" and passes > 1 and padded <= setup.budget):
         return HeldEngine(setup, plan, split=split)
-    return StreamedEngine(setup, plan, split=split)
+    return StreamedEngine(setup, plan, split=split, passes=passes)
 
 
 def mini_batch(setup: Setup, *, batch_size: int, shuffle: str, seed: int) -> Engine:

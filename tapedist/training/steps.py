@@ -25,7 +25,7 @@ import tapedist.numerics  # noqa: F401  (before TensorFlow)
 import tensorflow as tf
 
 from tapedist.training import partials as fixed_order
-from tapedist.training.losses import Loss, checked
+from tapedist.training.losses import Loss, checked, is_own
 from tapedist.training.model import Model
 from tapedist.training.optimizers import Optimizer
 
@@ -139,6 +139,8 @@ class StepPrograms(Replicas):
         self.record_width = 3 + self.records_parameters * model.num_parameters
         self._model = model
         self._loss = checked(loss)
+        # Own models and losses need not be finite at rows of zeros, and zero times infinity is not zero.
+        self._repeats = not model.pure or is_own(loss)
         self._optimizer = optimizer
         self._l2 = l2
 
@@ -147,16 +149,16 @@ class StepPrograms(Replicas):
 
         Args:
             masters: float64 `[P]`.
-            rows: `(x [k, d], y [k][, w [k]])`; beyond `count` they must be finite and count nothing.
+            rows: `(x [k, d], y [k][, w [k]])`; beyond `count`, and where the weight is 0, they must be zeros.
             count: int32.
 
         Returns:
             float64 `[P + 2]`.
         """
         real = tf.range(rows[1].shape[0]) < count
-        if not self._model.pure:
-            # An own model need not be finite at rows of zeros, and zero times infinity is not zero: repeat a real row.
-            rows = tuple(tf.where(real if c.shape.rank == 1 else real[:, tf.newaxis], c, c[:1]) for c in rows)
+        if self._repeats:
+            real = real & (rows[2] > 0) if len(rows) == 3 else real
+            rows = _repeated(rows, real)
         x, y = rows[0], rows[1]
         zero = tf.zeros([], self.dtype)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -167,8 +169,9 @@ class StepPrograms(Replicas):
                 losses = rows[2] * losses
             total = tf.reduce_sum(tf.where(real, losses, zero))
         gradients = tape.gradient(total, targets, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-        if not self._model.pure:  # A shard without rows has none to repeat.
-            gradients = [tf.where(count > 0, g, tf.zeros([], g.dtype)) for g in gradients]
+        if self._repeats:  # A shard without rows has none to repeat.
+            some = tf.reduce_any(real) if len(rows) == 3 else count > 0
+            gradients = [tf.where(some, g, tf.zeros([], g.dtype)) for g in gradients]
         weight = tf.reduce_sum(tf.where(real, rows[2], zero)) if len(rows) == 3 else tf.cast(count, tf.float64)
         pieces = [tf.reshape(total, [1]), tf.reshape(weight, [1]), *(tf.reshape(g, [-1]) for g in gradients)]
         return tf.concat([tf.cast(piece, tf.float64) for piece in pieces], 0)
@@ -321,6 +324,17 @@ def slice_rows(column: tf.Tensor, first: tf.Tensor, count: int) -> tf.Tensor:
     if column.shape.rank == 1:
         return tf.slice(column, [first], [count])
     return tf.slice(column, [first, 0], [count, column.shape[1]])
+
+
+def _repeated(rows: Rows, real: tf.Tensor) -> Rows:
+    """`rows` with the first of the real ones in place of each that is not; `real` is boolean `[k]`."""
+
+    def repeated(column: tf.Tensor) -> tf.Tensor:
+        # Without weights the real rows come first.
+        one = tf.gather(column, tf.argmax(tf.cast(real, tf.int32), 0)[tf.newaxis]) if len(rows) == 3 else column[:1]
+        return tf.where(real if column.shape.rank == 1 else real[:, tf.newaxis], column, one)
+
+    return repeated(rows[0]), repeated(rows[1]), *rows[2:]
 
 
 def to_result(state: tf.Tensor, records: tf.Tensor, begun: tf.Tensor, applied: tf.Tensor) -> CallResult:

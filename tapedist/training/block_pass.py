@@ -1,0 +1,89 @@
+"""One pass over a split, block by block: what streamed epochs and the moments have in common.
+
+Each shard's blocks are added in their order, whoever adds them and whatever is added in between; so the sums and how
+many blocks of each shard are in them are all that a checkpoint needs to go on halfway through a pass, also on another
+number of replicas.
+
+Legend: `V` virtual shards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from tapedist.data.pipeline import BlockOrder
+from tapedist.training.steps import Replicas
+
+
+class BlockPass:
+    """Sums of a pass that may be interrupted between blocks.
+
+    Args:
+        replicas: moves sums between the host and the replicas.
+        order: of the blocks of a pass, from its beginning.
+        passes: passes that one iterator serves: what TensorFlow compiles for an iterator is never given back, so that
+            one for each of many passes would eat up the memory.
+        elements: `(order, passes) -> per-replica (rows, counts)` of one block each, to the end of so many passes, the
+            first of which is what is left by `order`.
+    """
+
+    def __init__(
+        self,
+        replicas: Replicas,
+        *,
+        order: BlockOrder,
+        passes: int,
+        elements: Callable[[BlockOrder, int], Iterable[Any]],
+    ):
+        self._replicas = replicas
+        self._whole = self._order = order
+        self._passes = self._passes_left = passes
+        self._elements = elements
+        self._turn = 0
+        self._sums: list[Any] = []
+        self._iterator: Iterator[Any] | None = None
+
+    def run(self, add: Callable[[Any, Any, Any], Any], *, interrupted: Callable[[], bool]) -> list[Any] | None:
+        """Goes to the end of the pass and starts over with the next call.
+
+        Args:
+            add: `(a shard's sum, rows, counts) -> its sum with one more block`, per replica.
+            interrupted: asked now and then, after as many turns as a replica has shards; each call does at least these,
+                so that asking too often stalls nothing.
+
+        Returns:
+            The shards' sums as `Replicas.scattered` lays them out, or None if interrupted.
+        """
+        if not self._sums:
+            self._sums = self._replicas.scattered(np.zeros([self._replicas.num_shards, self._replicas.partial_width]))
+        if self._iterator is None:
+            self._iterator = iter(self._elements(self._order.after(self._turn), self._passes))
+            self._passes_left = self._passes
+        first, every = self._turn, len(self._sums)
+        while self._turn < self._order.turns:
+            if self._turn > first and (self._turn - first) % every == 0 and interrupted():
+                return None
+            place, _ = self._order.place(self._turn)
+            self._sums[place] = add(self._sums[place], *next(self._iterator))
+            self._turn += 1
+        sums = self._sums
+        self._order, self._turn, self._sums, self._passes_left = self._whole, 0, [], self._passes_left - 1
+        if not self._passes_left:
+            self._iterator = None
+        return sums
+
+    def progress(self) -> dict[str, np.ndarray]:
+        """Blocks of each shard that are done, int64 `[V]`, and the sums so far `[V, width]`; empty between passes."""
+        done = self._order.after(self._turn).done
+        return {"blocks": done, "sums": self._replicas.gathered(self._sums)} if done.any() else {}
+
+    def restore(self, progress: Mapping[str, np.ndarray]) -> None:
+        """Takes up what `progress` gave, on any topology."""
+        if progress:
+            whole = self._whole
+            self._order, self._turn = BlockOrder(whole.plan, whole.layout, progress["blocks"]), 0
+            self._sums = self._replicas.scattered(progress["sums"])
+            self._iterator = None

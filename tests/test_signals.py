@@ -192,11 +192,11 @@ STREAMED: dict[str, Any] = {
 def test_every_pass_over_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The passes of steps, of test rows, of rules that stop and of the closing rows are broken off alike."""
     from tapedist import run
-    from tapedist.training.round_pass import RoundPass
+    from tapedist.training.block_pass import BlockPass
 
-    original, passes, blocks = RoundPass.run, [0], [0]
+    original, passes, blocks = BlockPass.run, [0], [0]
 
-    def run_pass(self: RoundPass, add: Callable[..., Any], *, interrupted: Callable[[], bool]) -> Any:
+    def run_pass(self: BlockPass, add: Callable[..., Any], *, interrupted: Callable[[], bool]) -> Any:
         passes[0] += 1
         here = passes[0]
 
@@ -209,7 +209,7 @@ def test_every_pass_over_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
         return original(self, counted, interrupted=interrupted)
 
-    monkeypatch.setattr(RoundPass, "run", run_pass)
+    monkeypatch.setattr(BlockPass, "run", run_pass)
     strike = 0
     run.train(TrainConfig(run_dir=str(tmp_path / "undisturbed"), **STREAMED))
     undisturbed, count = outcome(tmp_path / "undisturbed"), passes[0]
@@ -219,7 +219,7 @@ def test_every_pass_over_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         config = TrainConfig(run_dir=str(tmp_path / str(strike)), **STREAMED)
         with pytest.raises(Interrupted, match="stopped by signal 15 after"):
             run.train(config)
-        assert blocks[0] == 16  # One round of one block per shard.
+        assert blocks[0] == 16  # As many turns as there are shards.
         assert passes[0] == strike
         run.train(config)
         assert outcome(tmp_path / str(strike)) == undisturbed

@@ -123,7 +123,7 @@ def main() -> None:
             seconds, reference = statistics.median(found.passes), statistics.mean(scans)
             rate, scanned = rows / seconds / 1e6, rows / reference / 1e6
             print(
-                f"{job:26s} {seconds:7.2f} s {rate:6.2f} M rows/s {rate / scanned:5.0%} of pyarrow's {scanned:.1f} M rows/s,"
+                f"{job:26s} {seconds:7.2f} s {rate:6.2f} M rows/s {rate / scanned:5.0%} of pyarrow's {scanned:.1f},"
                 f" peak {found.peak_mib:.0f} MiB",
                 flush=True,
             )

@@ -147,6 +147,55 @@ def test_plain_moments_keep_nine_digits_or_decline(name: str) -> None:
         assert min(_reached(fit, name).values()) >= 9
 
 
+def _table(name: str, path: pathlib.Path) -> pathlib.Path:
+    """The set as a user would write it: a CSV with a column a feature, powers of x included."""
+    x, y = _design(name, float)
+    rows = [["y", *(f"x{j}" for j in range(1, len(x[0]) + 1))]]
+    rows += [[repr(value) for value in (t, *row)] for row, t in zip(x, y, strict=True)]
+    path.write_text("".join(",".join(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize("standardize", ["true", "false"])
+@pytest.mark.parametrize("name", _CERTIFIED)
+def test_certified_digits_of_a_run(name: str, standardize: str, tmp_path: pathlib.Path) -> None:
+    """What `train` stores and prints has the digits of the optimum, however far gradient descent is from it."""
+    from tapedist.config import TrainConfig
+    from tapedist.run import train
+
+    config = TrainConfig(
+        data=_table(name, tmp_path / "t.csv"), target="y", dtype="float64", test_fraction=0, num_epochs=2,
+        learning_rate=1e-30, fit_intercept=_CERTIFIED[name]["intercept"], standardize=standardize, plots=False,
+        run_dir=tmp_path / "run",
+    )  # fmt: skip
+    result = train(config)
+    stored = json.loads((tmp_path / "run" / "model.json").read_text())["statistics"]
+    for_estimates, for_the_rest = _DIGITS.get(name, (12, 12))
+    certified, coefficients = _CERTIFIED[name], stored["coefficients"]
+    entries = coefficients[-1:] + coefficients[:-1] if certified["intercept"] else coefficients
+    for entry, estimate, error in zip(entries, certified["estimates"], certified["standard_errors"], strict=True):
+        assert _lre(entry["estimate"], estimate) >= for_estimates
+        assert _lre(entry["standard_error"], error) >= for_the_rest
+    assert _lre(stored["residual_std"], certified["residual_std"]) >= for_the_rest
+    assert _lre(stored["r2"], certified["r2"]) >= for_the_rest
+    assert any("Least squares: " in line for line in result.lines())
+
+
+def test_gradient_descent_reaches_ten_digits_on_norris(tmp_path: pathlib.Path) -> None:
+    from tapedist.config import TrainConfig
+    from tapedist.run import train
+
+    for engine in ("moments", "stream"):
+        config = TrainConfig(
+            data=_table("norris", tmp_path / "t.csv"), target="y", dtype="float64", test_fraction=0, num_epochs=200,
+            learning_rate=0.4, full_batch_engine=engine, standardize="true",
+        )  # fmt: skip
+        result = train(config)
+        intercept, slope = _CERTIFIED["norris"]["estimates"]
+        assert _lre(float(result.weights[0]), slope) >= 10
+        assert _lre(result.bias, intercept) >= 10
+
+
 def test_filip_has_every_digit_that_its_rounded_powers_leave() -> None:
     """The 7 digits are the data's: against the exact solution of the float64 numbers themselves, 11 are right."""
     x, y = _design("filip", float)

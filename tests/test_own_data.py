@@ -174,3 +174,14 @@ def test_memory_does_not_grow_with_the_table(tmp_path: Path, run_python: Callabl
         assert finished.code == 0, finished.err[-2000:]
         peaks.append(int(finished.out))
     assert peaks[1] - peaks[0] < 8 * values.nbytes / 2**20 / 3
+
+
+def test_a_table_of_few_columns_has_statistics_however_long_it_is(
+    tables: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("tapedist.results.statistics._AFFORDABLE", 0)
+    for settings, has in (({}, True), ({"statistics": "false"}, False)):
+        result = train(job(tables["parquet"], **{"statistics": "auto", **settings}, num_epochs=2))
+        assert (result.statistics is not None) == has
+    monkeypatch.setattr("tapedist.results.statistics._FEW_COLUMNS", 4)
+    assert train(job(tables["parquet"], statistics="auto", num_epochs=2)).statistics is None

@@ -164,7 +164,9 @@ def test_a_stop_inside_a_pass_keeps_the_pass(
         train(mode, tmp_path / "run", stop_after=2)
     (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
     with np.load(checkpoint / "state.npz") as state:
-        assert state["progress.round"] == 2
+        done = state["progress.blocks"]  # One replica goes through its shards one after the other.
+        assert done[0] > 0
+        assert done[-1] == 0
         assert state["step"] == 0
         assert np.any(state["progress.sums"])
     train(mode, tmp_path / "run")

@@ -306,6 +306,24 @@ def test_segments_are_loaded_once_and_let_go():
             cache.get(9)
 
 
+def test_the_next_segment_is_loaded_meanwhile():
+    store = _Counted()
+    store.go.set()
+    cache = SegmentCache(store, 8000)
+    for segment, loads in (
+        (1, [1]),
+        (2, [1, 2, 3]),
+        (3, [1, 2, 3, 4]),
+        (7, [1, 2, 3, 4, 7]),
+        (8, [1, 2, 3, 4, 7, 8, 9]),
+    ):
+        cache.get(segment, ascending=True)
+        cache._ahead.submit(int).result()  # What was asked for ahead is done.
+        assert store.loads == loads
+    with pytest.raises(OSError, match="no such segment"):
+        cache.get(9, ascending=True)
+
+
 _READ_ALL = """
 import re, sys
 import numpy as np

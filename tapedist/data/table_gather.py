@@ -39,7 +39,8 @@ class RowGather:
     """Collects rows from the segments of a store; may be called from several threads.
 
     Args:
-        get: `segment -> its columns`: the features, the target if there is one, the weight if there is one.
+        get: `(segment, ascending) -> its columns`: the features, the target if there is one, the weight if there is
+            one; `ascending` says that rows are read in their order.
         starts: int64 `[segments + 1]`, the first row of each segment.
         num_features: `d`.
         has_target: without one, `y` is NaN.
@@ -52,7 +53,7 @@ class RowGather:
 
     def __init__(
         self,
-        get: Callable[[int], Sequence[np.ndarray]],
+        get: Callable[..., Sequence[np.ndarray]],
         starts: np.ndarray,
         *,
         num_features: int,
@@ -99,7 +100,8 @@ class RowGather:
             columns.pop(self._d).fill(np.nan)
         for segment, into in spans(file_rows, self._starts):
             places = file_rows[into] - self._starts[segment]
-            for column, values in zip(columns, self._get(segment), strict=True):
+            held = self._get(segment, ascending=isinstance(into, slice))
+            for column, values in zip(columns, held, strict=True):
                 take_into(column, into, values, places)
         if self.means is not None:
             for position, mean in enumerate(self.means):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
+import contextlib
 import mmap
 import os
 import tempfile
@@ -42,6 +43,10 @@ class MemoryStore:
 
     def load(self, segment: int) -> Sequence[np.ndarray]:
         """One array a column."""
+        return self.chunks[segment]
+
+    def get(self, segment: int, *, ascending: bool = False) -> Sequence[np.ndarray]:
+        """`load`, as `SegmentCache.get`."""
         return self.chunks[segment]
 
 
@@ -107,12 +112,35 @@ class SegmentCache:
         self._held_bytes = 0
         self._loading: dict[int, concurrent.futures.Future[Sequence[np.ndarray]]] = {}
         self._lock = threading.Lock()
+        self._ahead = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="tapedist-read-ahead")
         largest = int(self._sizes.max(initial=1))
         # Decoding takes a few times the memory of what it yields.
         self._gate = threading.Semaphore(max(1, min(os.cpu_count() or 1, budget // (4 * largest))))
 
-    def get(self, segment: int) -> Sequence[np.ndarray]:
-        """One array a column."""
+    def get(self, segment: int, *, ascending: bool = False) -> Sequence[np.ndarray]:
+        """One array a column.
+
+        Args:
+            segment: its number.
+            ascending: whether the rows are read in their order; then the next segment is loaded meanwhile.
+        """
+        columns = self._held_or_loaded(segment)
+        if ascending and self._next_is_missing(segment):
+            self._ahead.submit(self._load_ahead, segment + 1)
+        return columns
+
+    def _next_is_missing(self, segment: int) -> bool:
+        """Whether reading has come from the segment before and will need the one behind, which is not at hand."""
+        following = segment + 1
+        with self._lock:
+            known = following in self._held or following in self._loading or following >= len(self._sizes)
+            return segment - 1 in self._held and not known
+
+    def _load_ahead(self, segment: int) -> None:
+        with contextlib.suppress(Exception):  # Who needs the segment meets the error.
+            self._held_or_loaded(segment)
+
+    def _held_or_loaded(self, segment: int) -> Sequence[np.ndarray]:
         with self._lock:
             if segment in self._held:
                 self._held.move_to_end(segment)

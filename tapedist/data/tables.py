@@ -162,7 +162,7 @@ class TableSource:
         self.failure: TapedistError | None = None
         self._split, self._rule = split, rule
         self._gather = RowGather(
-            store.load if isinstance(store, MemoryStore) else SegmentCache(store, memory_budget).get,
+            store.get if isinstance(store, MemoryStore) else SegmentCache(store, memory_budget).get,
             store.starts,
             num_features=self.num_features, has_target=bool(roles.target), weighted=self.weighted, rule=rule,
         )  # fmt: skip

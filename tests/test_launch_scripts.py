@@ -29,7 +29,8 @@ trap 'echo "saved $rank"; touch "saved-$rank-TERM"; exit 143' TERM
 trap 'echo "saved $rank"; touch "saved-$rank-INT"; exit 130' INT
 touch "ready-$rank-$count"
 echo "ready $rank"
-until (($(find . -name "ready-*-$count" | wc -l) >= ${FAKE_SIZE:-1})); do sleep 0.02; done
+here=0  # No $(...) in the loop: bash cannot run a trap while it reads one.
+until ((here >= ${FAKE_SIZE:-1})); do sleep 0.02; all=(ready-*-"$count"); here=${#all[@]}; done
 case ${!what:-0} in
   wait) while true; do sleep 0.05; done ;;
   hang) trap '' TERM INT; while true; do sleep 0.05; done ;;

@@ -26,7 +26,7 @@ from tapedist.training.moments import Moments, MomentSteps
 from tapedist.training.quadratic import QuadraticForm, QuadraticSteps
 from tapedist.training.steps import MAX_STEPS_PER_CALL, CallResult, Replicas, SlotSteps
 
-_SUPERBATCH_BYTES = 4 * 1024 * 1024
+_SUPERBATCH_BYTES = 8 * 1024 * 1024
 MOST_MOMENT_FEATURES = 512
 _RESIDENT_BATCHES_BYTES = 256 * 1024 * 1024
 _MOST_PASSES = 2**20  # Of one iterator: its elements are numbered in int64.

@@ -25,7 +25,9 @@ ssh_round() {
     attend "$rank" &
     pids+=("$!")
   done
-  while (($(left_count) < ${#host_list[@]})); do
+  local left=0
+  # No $(...) here or in what a signal runs: bash 5.2 loses its place when a trap comes while it reads one.
+  while count_left && ((left < ${#host_list[@]})); do
     wait "${pids[@]}" || true
   done
   if [[ -n $timer ]]; then kill "$timer" 2>/dev/null || true; fi
@@ -62,8 +64,13 @@ attend() {
   kill -USR1 $$
 }
 
-left_count() {
-  find "$round" -name 'code-*[0-9]' | wc -l
+# count_left: sets `left` to how many workers have left.
+count_left() {
+  local rank
+  left=0
+  for rank in "${!host_list[@]}"; do
+    if [[ -e $round/code-$rank ]]; then left=$((left + 1)); fi
+  done
 }
 
 # tell NAME: sends the name of a signal to the workers that still run.
@@ -90,9 +97,10 @@ on_signal() {
 
 # on_leave: once a worker has failed, the others get SIGTERM after a real error, and a deadline in any case.
 on_leave() {
-  local file code
-  for file in "$round"/code-*[0-9]; do
-    code=$(cat "$file")
+  local rank code
+  for rank in "${!host_list[@]}"; do
+    if [[ ! -e $round/code-$rank ]]; then continue; fi
+    read -r code <"$round/code-$rank"
     if [[ $code != 0 && -z $timer ]]; then
       if ! is_lost "$code"; then tell TERM; fi
       start_timer
@@ -121,7 +129,7 @@ is_lost() {
 verdict() {
   local rank code lost=0 stopped=$stop_code
   for rank in "${!host_list[@]}"; do
-    code=$(cat "$round/code-$rank")
+    read -r code <"$round/code-$rank"
     if is_lost "$code"; then
       lost=75
     elif [[ $code == 130 || $code == 143 ]]; then

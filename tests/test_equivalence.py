@@ -28,6 +28,7 @@ ACCEPTANCE = {
     "seed": SEED,
     "log_every_epochs": 1,
     "eval_every_epochs": 1,
+    "statistics": "false",
 }
 # `moments` is another way to the same numbers, so it has a digest of its own.
 MODES: dict[str, dict[str, Any]] = {

@@ -91,7 +91,7 @@ def test_test_installs_dev_which_train_can_use(script: Script, checkout: Path, t
     assert script("test.sh", "-k", "a or b").returncode == 7
     pip, tests = _diary(tmp_path)
     assert pip.endswith(f"--editable {checkout}[dev]")
-    assert tests.startswith(f"run in {checkout}: -m pytest --numprocesses=auto ")
+    assert tests.startswith(f"run in {checkout}: -m pytest --numprocesses=")
     assert tests.endswith(" -k a or b")
     script("train.sh")
     assert _diary(tmp_path) == [f"run in {tmp_path / 'tools'}: -m tapedist train"]

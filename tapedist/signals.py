@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
-from tapedist.errors import Interrupted
+from tapedist.errors import Interrupted, TapedistError
 
 
 class StopSignals:
@@ -17,6 +17,8 @@ class StopSignals:
 
     Where nothing is lost, the first signal raises at once. Inside `noted` there is something to save first: there it is
     noted, and whoever runs there asks for `signum` now and then.
+
+    Where a library turns what was raised at once into another error, the block ends by `Interrupted` all the same.
 
     Args:
         always_noted: whether never to raise at once, because other processes must be told first.
@@ -29,6 +31,7 @@ class StopSignals:
         self.signum: int | None = None
         self._always_noted = always_noted
         self._noting = always_noted
+        self._raised = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
@@ -41,6 +44,9 @@ class StopSignals:
     ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        # The signal may have come inside a library that took `Interrupted` for an error of its own.
+        if self._raised and self.signum and isinstance(error, Exception) and not isinstance(error, TapedistError):
+            raise _interrupted(self.signum) from error
 
     @contextlib.contextmanager
     def noted(self) -> Iterator[None]:
@@ -62,6 +68,7 @@ class StopSignals:
             raise KeyboardInterrupt
         self.signum = number
         if not self._noting:
+            self._raised = True
             raise _interrupted(number)
 
 

@@ -39,6 +39,20 @@ def test_the_first_signal_raises_where_nothing_is_lost() -> None:
         assert caught.value.exit_code == 128 + number
 
 
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_library_that_takes_it_for_its_own_error(number: signal.Signals) -> None:
+    def library() -> None:
+        try:
+            signal.raise_signal(number)
+        except Interrupted:
+            raise TypeError("'NoneType' object cannot be interpreted as an integer") from None
+
+    with pytest.raises(Interrupted) as caught, StopSignals():
+        library()
+    assert caught.value.signum == number
+    assert isinstance(caught.value.__cause__, TypeError)
+
+
 def test_a_noted_signal_waits_for_the_end() -> None:
     ended = []
 

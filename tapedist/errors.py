@@ -65,7 +65,7 @@ class Interrupted(TapedistError):
         signum: the signal's number; the exit code is `128 + signum`.
     """
 
-    def __init__(self, signum: int, message: str):
-        super().__init__(message)
+    def __init__(self, signum: int, message: str = ""):
+        super().__init__(message or f"stopped by signal {signum}; what the run has saved stays")
         self.signum = signum
         self.exit_code = 128 + signum

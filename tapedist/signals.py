@@ -46,7 +46,7 @@ class StopSignals:
             signal.signal(number, handler)
         # The signal may have come inside a library that took `Interrupted` for an error of its own.
         if self._raised and self.signum and isinstance(error, Exception) and not isinstance(error, TapedistError):
-            raise _interrupted(self.signum) from error
+            raise Interrupted(self.signum) from error
 
     @contextlib.contextmanager
     def noted(self) -> Iterator[None]:
@@ -61,7 +61,7 @@ class StopSignals:
         finally:
             self._noting = self._always_noted
         if self.signum is not None and not self._always_noted:
-            raise _interrupted(self.signum)
+            raise Interrupted(self.signum)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.signum is not None:
@@ -69,8 +69,4 @@ class StopSignals:
         self.signum = number
         if not self._noting:
             self._raised = True
-            raise _interrupted(number)
-
-
-def _interrupted(signum: int) -> Interrupted:
-    return Interrupted(signum, f"stopped by signal {signum}; what the run has saved stays")
+            raise Interrupted(number)

@@ -141,7 +141,7 @@ class BlockPlan:
 
     @property
     def rounds(self) -> int:
-        """Blocks of the fullest shard: an epoch is this many rounds of one block per shard."""
+        """Blocks of the fullest shard; a shard that has fewer is filled up by empty ones."""
         return -(-self.num_blocks // self.num_shards)
 
     def block_row_range(self, block: int) -> range:
@@ -150,7 +150,7 @@ class BlockPlan:
         return range(min(first, self.num_rows), min(first + self.block_rows, self.num_rows))
 
     def round_block(self, shard: int, round_: int) -> range:
-        """Row numbers that `shard` sums in `round_`: one block's, or none where the shard has no more."""
+        """Row numbers of block number `round_` of `shard`; none where the shard has no more."""
         blocks = self.shard_blocks(shard)
         return self.block_row_range(blocks[round_]) if round_ < len(blocks) else range(0)
 

@@ -2,7 +2,7 @@
 
 Legend: `d` features, `V` shards, `R` replicas, `k` rows of one shard, `u` shards of one replica (`ceil(V / R)`; a
 lone shard is padded to two). An element is what one replica computes on: the rows of its `u` shards for some slots (a
-slot is a batch, or a round of blocks), padded with zero rows, and how many rows of each shard are real:
+slot is a batch, a block, or a small split), padded with zero rows, and how many rows of each shard are real:
 
     rows    (x [slots * u * k, d], y [slots * u * k][, w])
     counts  int32 [slots, u]

@@ -1,7 +1,7 @@
 """Steps over more rows than one program should hold: every block is one call of one compiled sum.
 
-A call's shape is the block's, on any topology, so its bits are too; and calls run side by side on all cores. An epoch
-is `rounds` rounds of one block per shard (`BlockPlan`).
+A call's shape is the block's, on any topology, so its bits are too; and calls run side by side on all cores. A
+replica goes through its shards one after the other (`pipeline.BlockOrder`).
 
 Legend: `P` parameters, `V` shards, `u` shards of one replica, `S` rows of a block.
 """

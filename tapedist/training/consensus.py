@@ -57,8 +57,7 @@ def heed(consensus: Consensus, request: StopRequest) -> bool:
     mine = request.signum or 0
     if not consensus.interrupted(mine):
         return False
-    signum = consensus.turn(Turn(mine, 0, False)).stop
-    raise Interrupted(signum, f"stopped by signal {signum}; what the run has saved stays")
+    raise Interrupted(consensus.turn(Turn(mine, 0, False)).stop)
 
 
 class Alone:

@@ -291,7 +291,7 @@ class Session:
         return rates.explained(error, self.config, moments=moments, source=self.setup.source, rate=self.rate)
 
     def _moments_obstacle(self) -> str:
-        return engines.moments_apply(
+        return engines.moments_obstacle(
             self.config,
             num_features=self.source.num_features,
             is_linear=isinstance(self.model, LinearModel),

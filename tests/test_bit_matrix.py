@@ -17,7 +17,7 @@ BLOCKS = {
     "tapedist.data.blocks:_WIDE_TILE_BYTES": 16384,
     "tapedist.data.blocks:_MAX_TILES": 2,
 }
-TRANSFERS = {"tapedist.training.engines:_SUPERBATCH_BYTES": 4096}
+TRANSFERS = {"tapedist.training.engines.batches:_SUPERBATCH_BYTES": 4096}
 STREAM = {"mode": "full_batch", "full_batch_engine": "stream", "num_epochs": 6, "n_samples": 3201}
 MINI = {"mode": "mini_batch", "num_epochs": 2, "n_samples": 1201, "batch_size": 96}
 

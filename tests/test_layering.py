@@ -35,6 +35,8 @@ FLOORS = {
     "training.block_pass": 4.2,
     "training.schedule": 4.2,
     "training.quadratic": 4.4,
+    "training.engines.engine": 4.5,
+    "training.engines.setup": 4.5,
     "training.engines": 4.6,
     "training.gradients": 4.8,
     "training.trainer": 5,

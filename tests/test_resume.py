@@ -22,7 +22,7 @@ SMALL = {
     "tapedist.data.blocks._TILE_BYTES": 512,
     "tapedist.data.blocks._MAX_TILES": 2,
     "tapedist.data.blocks._RESIDENT_BYTES": 0,
-    "tapedist.training.engines._SUPERBATCH_BYTES": 8192,
+    "tapedist.training.engines.batches._SUPERBATCH_BYTES": 8192,
 }
 COMMON = {
     "n_samples": 10_000,

@@ -130,8 +130,8 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 PHASES = {
     "opening the data": ("tapedist.session:open_source", 1),
     "loading the rows": ("tapedist.training.engines:full_batch", 1),
-    "the first step": ("tapedist.training.engines:ResidentEngine.run", 1),
-    "training": ("tapedist.training.engines:ResidentEngine.run", 4),
+    "the first step": ("tapedist.training.engines.stream:ResidentEngine.run", 1),
+    "training": ("tapedist.training.engines.stream:ResidentEngine.run", 4),
     "telling": ("tapedist.results.monitor:Monitor.advance", 5),
     # The first are those of the folder's mark, the flags and the environment.
     "the first save": ("tapedist.filesystem:PosixFileSystem.rename", 4),

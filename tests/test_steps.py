@@ -18,6 +18,7 @@ import tensorflow as tf
 from tapedist.data.blocks import Source
 from tapedist.training import engines, losses, optimizers
 from tapedist.training.model import LinearModel, ModuleModel
+from tapedist.training.steps import SlotSteps
 
 STREAMED = {"tapedist.data.blocks._RESIDENT_BYTES": 0, "tapedist.data.blocks._TILE_BYTES": 1024}
 
@@ -67,7 +68,7 @@ def test_one_trace_over_epochs_with_ragged_tails(form: str, monkeypatch: pytest.
     if form in ("held", "streamed"):
         for name, value in STREAMED.items():
             monkeypatch.setattr(name, value)
-    monkeypatch.setattr("tapedist.training.engines._SUPERBATCH_BYTES", 4096)
+    monkeypatch.setattr("tapedist.training.engines.batches._SUPERBATCH_BYTES", 4096)
     loss = Counted()
     setup = _setup(curve(1003), loss=loss, cache="none" if form.startswith("streamed") else "device")
     if "batches" in form:
@@ -150,7 +151,7 @@ def test_a_batch_without_weight_moves_nothing():
 def test_the_weight_of_many_rows_is_exact():
     """Beyond 2**24 a count does not fit into float32."""
     setup = _setup(curve(1003))
-    steps = engines.SlotSteps(**setup.programs)
+    steps = SlotSteps(**setup.programs)
     count = 2**24 + 1
     rows = (tf.zeros([count, 3]), tf.zeros([count]))
     assert steps.rows_sum(tf.zeros(4, tf.float64), rows, tf.constant(count))[1] == count

@@ -1,5 +1,5 @@
 """The outer loop: when to log, evaluate, save and stop. What a step computes is in `steps.py`, where rows are in
-`engines.py`.
+`engines/`.
 
 Legend: `P` parameters, `s` optimizer slots.
 """

@@ -1,0 +1,23 @@
+"""How an epoch is computed: from rows at hand, from blocks in device memory, or from rows that stream past.
+
+All engines answer one call, `Engine.run`; the trainer does not know which it has. They differ in where the rows are,
+never in the numbers that come out for one config. `full_batch`, `moments` and `mini_batch` make them.
+"""
+
+from tapedist.training.engines.batches import mini_batch
+from tapedist.training.engines.engine import Engine
+from tapedist.training.engines.second_moments import MomentsEngine, moments, moments_obstacle
+from tapedist.training.engines.setup import Setup, local_devices, memory_budget
+from tapedist.training.engines.stream import full_batch
+
+__all__ = [
+    "Engine",
+    "MomentsEngine",
+    "Setup",
+    "full_batch",
+    "local_devices",
+    "memory_budget",
+    "mini_batch",
+    "moments",
+    "moments_obstacle",
+]

@@ -1,7 +1,7 @@
 """Commands to exit codes.
 
 To add a command, write a function that takes its options and imports what it needs inside, and one row of `COMMANDS`.
-The options are a dataclass of `config.option` fields in a module that imports no TensorFlow, because flags, and
+The options are a dataclass of `options.option` fields in a module that imports no TensorFlow, because flags, and
 whatever else can be checked in milliseconds, are checked before TensorFlow's seconds are paid.
 """
 
@@ -22,9 +22,10 @@ from tapedist.cluster import doctor, launch
 from tapedist.cluster.doctor import DoctorConfig
 from tapedist.cluster.launch import LaunchConfig
 from tapedist.command_options import EvaluateOptions, PredictOptions, RunOptions
-from tapedist.config import GROUPS, TrainConfig
+from tapedist.config import TrainConfig
 from tapedist.errors import InputError, TapedistError
 from tapedist.help_text import command_help, commands_help
+from tapedist.settings import GROUPS
 from tapedist.text_values import quoted, shown
 
 _MAX_LINES = 20

@@ -1,6 +1,6 @@
 """Command-line flags and flagfiles to frozen dataclasses, and back; the only file that touches absl.flags.
 
-Flags are derived from a dataclass whose fields were made by `config.option`: a field is a flag of the same name.
+Flags are derived from a dataclass whose fields were made by `options.option`: a field is a flag of the same name.
 Parsing collects problems instead of stopping at the first, so that a user sees all of them at once.
 """
 
@@ -242,6 +242,6 @@ def config_to_flagfile(config: Any) -> str:
     """The text of a flagfile that says `config`: every field, one per line, so that later defaults do not change it.
 
     Args:
-        config: an instance of a dataclass made of `config.option` fields.
+        config: an instance of a dataclass made of `options.option` fields.
     """
     return "".join(f"--{field.name}={written(getattr(config, field.name))}\n" for field in dataclasses.fields(config))

@@ -17,7 +17,7 @@ import pytest
 from conftest import REPO, Finished
 
 import tapedist
-from tapedist import cli, config, errors
+from tapedist import cli, errors, settings
 from tapedist.config import TrainConfig
 from tapedist.text_values import written
 
@@ -51,10 +51,10 @@ def test_help_names_each_flag_with_its_default(capsys: pytest.CaptureFixture[str
         assert f"\n  --{field.name}={written(field.default)}" in text
         for choice in field.metadata["choices"] or ():
             assert choice in text
-    for heading in config.GROUPS.values():
+    for heading in settings.GROUPS.values():
         assert f"\n{heading}:\n" in text
     assert max(map(len, text.splitlines())) <= 100
-    assert set(config.GROUPS) <= {field.name for field in dataclasses.fields(TrainConfig)}
+    assert set(settings.GROUPS) <= {field.name for field in dataclasses.fields(TrainConfig)}
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)

@@ -15,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tapedist import cli
-from tapedist.config import TrainConfig, option
+from tapedist.config import TrainConfig
 from tapedist.errors import InputError
 from tapedist.flags import CommandLine, config_to_flagfile
+from tapedist.options import option
 from tapedist.text_values import written
 
 # Arguments of `tapedist train` -> what stands after `tapedist: error: `, a line each. The files are made by `files`.

@@ -17,6 +17,8 @@ FLOORS = {
     "errors": 0,
     "numerics": 0,
     "text_values": 0,
+    "options": 0.4,
+    "settings": 0.8,
     "config": 1,
     "filesystem": 1,
     "process": 1,

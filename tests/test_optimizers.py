@@ -13,7 +13,8 @@ import tapedist.numerics  # noqa: F401  (before TensorFlow)
 import keras
 import tensorflow as tf
 
-from tapedist.config import OPTIMIZERS, TrainConfig
+from tapedist.config import TrainConfig
+from tapedist.settings import OPTIMIZERS
 from tapedist.training.optimizers import from_config
 
 STEPS = 200

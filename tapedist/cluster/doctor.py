@@ -10,12 +10,11 @@ from typing import TextIO
 
 from tapedist.cluster import checks
 from tapedist.cluster.checks import Check, Findings
-from tapedist.config import option
-from tapedist.errors import InputError
+from tapedist.options import RANK, Options, option
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DoctorConfig:
+class DoctorConfig(Options):
     """Settings of `tapedist doctor`.
 
     Raises:
@@ -24,13 +23,7 @@ class DoctorConfig:
 
     run_dir: str = option("", "The folder that a run would be kept in; empty checks this folder.")
     workers: tuple[str, ...] = option((), "Addresses of all processes, host:port each, in rank order.")
-    worker_index: int = option(-1, "This process's place in --workers; -1 where it has none.")
-
-    def __post_init__(self) -> None:
-        if not self.run_dir.isprintable():
-            raise InputError(f"--run_dir={self.run_dir!r}: must not hold control characters; rename the path")
-        if self.worker_index < -1:
-            raise InputError(f"--worker_index={self.worker_index}: must be -1 (none) or more")
+    worker_index: int = option(-1, "This process's place in --workers; -1 where it has none.", rule=RANK)
 
 
 def run_checks(config: DoctorConfig, environ: Mapping[str, str]) -> Iterator[Check]:

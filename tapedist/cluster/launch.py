@@ -7,84 +7,59 @@ itself, and noticing that a peer is lost, is the workers' affair.
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from tapedist.cluster.peers import PortReservation
 from tapedist.cluster.policy import Action, Verdict
 from tapedist.cluster.resolve import ClusterSpec
 from tapedist.cluster.supervisor import SignalInbox, Supervisor
 from tapedist.cluster.workers import Command, Console, Worker
-from tapedist.config import option
 from tapedist.errors import InputError
+from tapedist.options import ANY, POSITIVE, Options, between, option
 
 _PROGRAM = (sys.executable, "-m", "tapedist")
 _HOST = "127.0.0.1"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LaunchConfig:
+class LaunchConfig(Options):
     """Settings of `tapedist launch`.
 
     Raises:
         InputError: if any field is invalid; `problems` lists every one of them.
     """
 
-    num_workers: int = option(1, "Worker processes to start on this machine.")
-    max_restarts: int = option(0, "How often all workers are restarted after one is lost.")
-    virtual_devices_per_worker: int = option(0, "Split each worker's CPU into this many devices; 0 leaves it whole.")
+    num_workers: int = option(1, "Worker processes to start on this machine.", rule=between(1, 256))
+    max_restarts: int = option(0, "How often all workers are restarted after one is lost.", rule=between(0, 1_000_000))
+    virtual_devices_per_worker: int = option(
+        0, "Split each worker's CPU into this many devices; 0 leaves it whole.", rule=between(0, 256)
+    )
     log_dir: str = option("", "Folder for one log file per worker; empty makes a new one in the temporary folder.")
-    stop_timeout_secs: float = option(60.0, "Seconds the workers may take to save after SIGTERM or SIGINT.")
-    worker_argv: tuple[str, ...] = option(("train",), "What each worker runs: the words after '--'.")
+    stop_timeout_secs: float = option(
+        60.0, "Seconds the workers may take to save after SIGTERM or SIGINT.", rule=POSITIVE
+    )
+    worker_argv: tuple[str, ...] = option(("train",), "What each worker runs: the words after '--'.", rule=ANY)
 
-    def __post_init__(self) -> None:
-        problems = [*_wrong_numbers(self), *_wrong_log_dir(self.log_dir), *_wrong_words(self)]
-        if problems:
-            raise InputError(*problems)
-
-
-# name -> (type, test, rule): each numeric field's own range.
-_RANGES: dict[str, tuple[Any, Any, str]] = {
-    "num_workers": (int, lambda v: 1 <= v <= 256, "must be from 1 to 256"),
-    "max_restarts": (int, lambda v: 0 <= v <= 1_000_000, "must be from 0 to 1000000"),
-    "virtual_devices_per_worker": (int, lambda v: 0 <= v <= 256, "must be from 0 to 256"),
-    "stop_timeout_secs": ((int, float), lambda v: 0 < v < math.inf, "must be finite and above 0"),
-}
-
-
-def _wrong_numbers(config: LaunchConfig) -> Iterator[str]:
-    for name, (kind, test, rule) in _RANGES.items():
-        value = getattr(config, name)
-        if isinstance(value, bool) or not isinstance(value, kind) or not test(value):
-            yield f"--{name}={value!r}: {rule}"
-
-
-def _wrong_log_dir(log_dir: str) -> Iterator[str]:
-    if not log_dir.isprintable():
-        yield f"--log_dir={log_dir!r}: must be a path without control characters"
-    elif "://" in log_dir:
-        yield f"--log_dir={log_dir!r}: must be a local path"
-
-
-def _wrong_words(config: LaunchConfig) -> Iterator[str]:
-    words = config.worker_argv
-    if words[:1] != ("train",):
-        found = repr(words[0]) if words else "nothing"
-        yield f"found {found} after '--', but only train can be launched; write: tapedist launch ... -- train ..."
-    if config.num_workers == 1:
-        return  # Its cluster may be set from outside, one launcher per host.
-    for word in words:
-        name = word.lstrip("-").partition("=")[0]
-        if word.startswith("-") and name in ("workers", "worker_index"):
-            yield (
-                f"--{name}: has no meaning under --num_workers={config.num_workers}, which starts its own cluster; "
-                "drop it, or use --num_workers=1"
-            )
+    def _wrong_combinations(self) -> Iterator[str]:
+        if "://" in self.log_dir:
+            yield f"--log_dir={self.log_dir!r}: must be a local path"
+        words = self.worker_argv
+        if words[:1] != ("train",):
+            found = repr(words[0]) if words else "nothing"
+            yield f"found {found} after '--', but only train can be launched; write: tapedist launch ... -- train ..."
+        if self.num_workers == 1:
+            return  # Its cluster may be set from outside, one launcher per host.
+        for word in words:
+            name = word.lstrip("-").partition("=")[0]
+            if word.startswith("-") and name in ("workers", "worker_index"):
+                yield (
+                    f"--{name}: has no meaning under --num_workers={self.num_workers}, which starts its own cluster; "
+                    "drop it, or use --num_workers=1"
+                )
 
 
 def main(

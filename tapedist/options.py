@@ -1,0 +1,155 @@
+"""Options: the fields of a config dataclass, each with its flag's help and the values that it may have.
+
+A field's name, default, help and rule are written once, where it is declared; its flag (`flags.py`), its line in the
+help and the check of its value follow from them. No TensorFlow, no absl: a bad value is refused in milliseconds, and
+all bad values at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import operator
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from tapedist.errors import InputError
+from tapedist.text_values import shown, written
+
+SWITCHES = ("auto", "true", "false")
+INT64_MAX = 2**63 - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """Which values of the option's type it may have.
+
+    Attributes:
+        allows: whether a value may stand.
+        text: the rule in words, which follow the option and its value; with the fix, where it does not follow.
+    """
+
+    allows: Callable[[Any], bool]
+    text: str
+
+
+ANY = Rule(lambda value: True, "")
+FINITE = Rule(math.isfinite, "must be finite")
+NOT_NEGATIVE = Rule(lambda v: 0 <= v < math.inf, "must be finite and not negative")
+POSITIVE = Rule(lambda v: 0 < v < math.inf, "must be finite and above 0")
+FRACTION = Rule(lambda v: 0 <= v < 1, "must be in [0, 1)")
+COUNT = Rule(lambda v: 0 <= v <= INT64_MAX, "must not be negative")
+EVERY = Rule(lambda v: 1 <= v <= INT64_MAX, "must be at least 1")
+RANK = Rule(lambda v: v >= -1, "must be -1 (none) or more")
+
+
+def between(least: int, most: int, *, means: str = "") -> Rule:
+    """From `least`, which `means` something of its own, to `most`."""
+    first = f"{least} ({means})" if means else f"{least}"
+    return Rule(lambda v: least <= v <= most, f"must be from {first} to {_bound(most)}")
+
+
+def _bound(number: int) -> str:
+    """Bounds that come from int64 and its kin are told as powers of two."""
+    for power in range(13, 64):
+        if number - 2**power in (-1, 0):
+            return f"2**{power}" + " - 1" * (number < 2**power)
+    return str(number)
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    choices: Sequence[str] | None = None,
+    rule: Rule | None = None,
+    changes_answer: bool = True,
+) -> Any:
+    """A config field with what its flag and its check need.
+
+    Args:
+        default: the field's default.
+        help: one sentence; it becomes the flag's help text.
+        choices: the allowed words, for an enumeration.
+        rule: the allowed values; for text, by default, what one can see and type.
+        changes_answer: whether another value may change the fitted parameters. Only such fields enter
+            `TrainConfig.fingerprint`, so only they are held against a stored run on resume.
+    """
+    metadata = {"help": help, "choices": choices, "rule": rule, "changes_answer": changes_answer}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """A dataclass whose fields are made by `option`, validated on construction.
+
+    Raises:
+        InputError: if any field or combination is invalid; `problems` lists every one of them.
+    """
+
+    def __post_init__(self) -> None:
+        # Rules compare numbers, so they are asked only where all types are right.
+        problems = list(self._wrong_types()) or [*self._wrong_values(), *self._wrong_combinations()]
+        if problems:
+            raise InputError(*problems)
+
+    def _wrong_types(self) -> Iterator[str]:
+        """Sets each field to its value as exactly the field's type, and says which values have none."""
+        for field in dataclasses.fields(self):
+            value, kind = getattr(self, field.name), type(field.default)
+            try:
+                object.__setattr__(self, field.name, _coerced_field(value, field))
+            except (TypeError, ValueError, OverflowError):
+                listed = "a list of numbers" if field.type == "tuple[float, ...]" else "a list of names"
+                wanted = listed if kind is tuple else f"of type {kind.__name__}"
+                yield f"--{field.name}={value!r}: must be {wanted}, not {type(value).__name__}"
+
+    def _wrong_values(self) -> Iterator[str]:
+        for field in dataclasses.fields(self):
+            yield from _wrong_value(field, getattr(self, field.name))
+
+    def _wrong_combinations(self) -> Iterator[str]:
+        """What is wrong between fields, of which each may be wrong by itself too."""
+        return iter(())
+
+
+def _coerced_field(value: Any, field: dataclasses.Field[Any]) -> Any:
+    """`value` as the field's type; a library user may write a switch as a bool, and one name without a list."""
+    if field.metadata["choices"] == SWITCHES and isinstance(value, bool):
+        return written(value)
+    if field.type == "float | str" and isinstance(value, str):
+        return value
+    if field.type == "tuple[str, ...]":
+        return tuple(_coerced(item, str) for item in (value if isinstance(value, (tuple, list)) else (value,)))
+    return _coerced(value, type(field.default))
+
+
+def _coerced(value: Any, kind: type) -> Any:
+    """`value` as exactly `kind`, where that loses nothing: NumPy scalars, paths and lists come from library users.
+
+    Raises:
+        TypeError: if `value` is something else.
+        OverflowError: if it is too large for a float.
+    """
+    if kind is tuple:
+        return tuple(_coerced(item, float) for item in (value if isinstance(value, (tuple, list)) else (value,)))
+    if kind is str and not isinstance(value, bytes):
+        return os.fspath(value)
+    if (kind is bool) != isinstance(value, bool) or isinstance(value, (str, bytes)):
+        raise TypeError
+    return operator.index(value) if kind is int else kind(value)
+
+
+def _wrong_value(field: dataclasses.Field[Any], value: Any) -> Iterator[str]:
+    choices, rule = field.metadata["choices"], field.metadata["rule"]
+    if choices:
+        if value not in choices:
+            yield f"--{field.name}={shown(value)}: must be one of {', '.join(choices)}"
+    elif rule:
+        if not rule.allows(value):
+            yield f"--{field.name}={shown(value)}: {rule.text}"
+    else:
+        for word in value if isinstance(value, tuple) else (value,):
+            if isinstance(word, str) and (not word.isprintable() or word != word.strip()):
+                yield f"--{field.name}={word!r}: must not hold control characters, nor blanks at its ends; rename it"

@@ -13,8 +13,8 @@ from tapedist.data.synthetic import SyntheticSource
 from tapedist.errors import InputError
 from tapedist.training import engines
 from tapedist.training.engines import Engine, Setup
+from tapedist.training.measures import evaluator
 from tapedist.training.schedule import CallLength
-from tapedist.training.trainer import evaluator
 
 
 def choose_engine(

@@ -15,7 +15,7 @@ from tapedist.results.regression import distance
 from tapedist.results.statistics import Statistics, optimum
 from tapedist.text_values import shown
 from tapedist.training.engines import Engine, MomentsEngine, Setup
-from tapedist.training.gradients import full_gradient
+from tapedist.training.measures import full_gradient
 from tapedist.training.stopping import Stopping, StopRule, near_optimum, small_gradient, stale_test_loss
 
 

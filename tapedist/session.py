@@ -37,7 +37,8 @@ from tapedist.training.model import LinearModel, ModuleModel
 from tapedist.training.moments import Moments
 from tapedist.training.persistence import RunStore, from_arrays, identity, to_arrays
 from tapedist.training.schedule import Schedule
-from tapedist.training.trainer import Trainer, TrainingState
+from tapedist.training.state import TrainingState
+from tapedist.training.trainer import Trainer
 
 
 class Session:

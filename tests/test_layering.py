@@ -40,7 +40,7 @@ FLOORS = {
     "training.engines.engine": 4.5,
     "training.engines.setup": 4.5,
     "training.engines": 4.6,
-    "training.gradients": 4.8,
+    "training.measures": 4.8,
     "training.trainer": 5,
     "training.persistence": 5.5,
     "cluster": 6,

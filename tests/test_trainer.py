@@ -14,8 +14,9 @@ import pytest
 from tapedist.errors import DivergedError, Interrupted
 from tapedist.training.observer import Row, Unobserved
 from tapedist.training.schedule import CallLength, Schedule
+from tapedist.training.state import TrainingState
 from tapedist.training.steps import CallResult
-from tapedist.training.trainer import Trainer, TrainingState
+from tapedist.training.trainer import Trainer
 
 
 class FakeEngine:

@@ -12,7 +12,7 @@ from tapedist.config import TrainConfig
 from tapedist.errors import StateError
 from tapedist.training.checkpoints import Checkpoint, CheckpointStore
 from tapedist.training.resume import answer_differences
-from tapedist.training.trainer import TrainingState
+from tapedist.training.state import TrainingState
 
 _PROGRESS = "progress."
 

@@ -1,93 +1,27 @@
 """The outer loop: when to log, evaluate, save and stop. What a step computes is in `steps.py`, where rows are in
 `engines/`.
-
-Legend: `P` parameters, `s` optimizer slots.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
 
-from tapedist.errors import DivergedError, Interrupted
+from tapedist.errors import Interrupted
 from tapedist.training.consensus import Alone, Consensus, StopRequest, Turn, heed
+from tapedist.training.divergence import diverged, loss_limit
 from tapedist.training.engines import Engine
 from tapedist.training.epochs import full_batch_losses, mini_batch_losses
+from tapedist.training.measures import evaluator
 from tapedist.training.observer import Observer, Row
 from tapedist.training.schedule import CallLength, Schedule
+from tapedist.training.state import TrainingState
 from tapedist.training.steps import CallResult
-from tapedist.training.stopping import StopMemory, Stopping
-
-DIVERGENCE_FACTOR = 1e6
-_MAX_PATH_POINTS = 2048
-
-
-@dataclasses.dataclass
-class TrainingState:
-    """Everything that a run is, between two calls; what a checkpoint holds.
-
-    Attributes:
-        vector: float64 `[P + s * P]`: parameters, then slots.
-        step: updates done.
-        first_loss: the first epoch's loss, NaN before it is known; divergence is measured against it.
-        epoch_sums: float64 `[3]`: `(sum w*loss, sum w, penalty at the first batch)` of the epoch under way.
-        path: `(epoch, parameters)` at logged epochs, thinned to at most a few thousand; empty if `P` is large.
-        path_stride: only epochs that it divides stay in `path`.
-        tested_step: updates done at the last test row before the end; -1 before the first.
-        memory: what the rules that stop early remember.
-        stopped: why one of them stopped the run; empty if none did. Not stored: asked again, they say it again.
-    """
-
-    vector: np.ndarray
-    step: int = 0
-    first_loss: float = math.nan
-    epoch_sums: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(3))
-    path: list[tuple[int, np.ndarray]] = dataclasses.field(default_factory=list)
-    path_stride: int = 1
-    tested_step: int = -1
-    memory: StopMemory = dataclasses.field(default_factory=StopMemory)
-    stopped: str = ""
-
-    def to_arrays(self) -> dict[str, np.ndarray]:
-        """Plain arrays, readable with NumPy alone."""
-        epochs = np.array([epoch for epoch, _ in self.path], np.int64)
-        values = np.stack([theta for _, theta in self.path]) if self.path else np.zeros([0, 0])
-        return {
-            "vector": self.vector,
-            "step": np.array(self.step, np.int64),
-            "first_loss": np.array(self.first_loss, np.float64),
-            "epoch_sums": self.epoch_sums,
-            "path_epochs": epochs,
-            "path": values,
-            "path_stride": np.array(self.path_stride, np.int64),
-            "tested_step": np.array(self.tested_step, np.int64),
-            "stop_memory": self.memory.to_array(),
-        }
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> TrainingState:
-        return cls(
-            vector=arrays["vector"],
-            step=int(arrays["step"]),
-            first_loss=float(arrays["first_loss"]),
-            epoch_sums=arrays["epoch_sums"],
-            path=list(zip(arrays["path_epochs"].tolist(), arrays["path"], strict=True)),
-            path_stride=int(arrays["path_stride"]),
-            tested_step=int(arrays["tested_step"]),
-            memory=StopMemory.from_array(arrays["stop_memory"]),
-        )
-
-    def add_to_path(self, epoch: int, parameters: np.ndarray) -> None:
-        if parameters.size and epoch % self.path_stride == 0:
-            self.path.append((epoch, parameters))
-        while len(self.path) > _MAX_PATH_POINTS:
-            self.path_stride *= 2
-            self.path = [(e, p) for e, p in self.path if e % self.path_stride == 0]
+from tapedist.training.stopping import Stopping
 
 
 class Trainer:
@@ -127,6 +61,7 @@ class Trainer:
         wall_clock: Callable[[], float] = time.time,
     ):
         self._engine = engine
+        self._full_batch = engine.name != "mini_batch"
         self._schedule = schedule
         self._observer = observer
         self._evaluate = evaluate
@@ -185,7 +120,7 @@ class Trainer:
             raise _stopped(state, turn.stop)
         train_loss, train = None, None
         try:
-            if self._engine.name != "mini_batch":
+            if self._full_batch:
                 train_loss, penalty = evaluator(self._engine, self._heed)(state.vector)
                 epoch = state.step // self._engine.steps_per_epoch
                 train = self._row(state.step, epoch, "train", train_loss, penalty)
@@ -221,7 +156,7 @@ class Trainer:
 
     def _advance(self, state: TrainingState, num_steps: int) -> None:
         """One call of the engine, which may be interrupted before a step is whole: by a stop, or when a save is due."""
-        limit = DIVERGENCE_FACTOR * state.first_loss if state.first_loss > 0 else math.inf
+        limit = loss_limit(state.first_loss)
         start = self._clock()
         result = self._engine.run(
             state.vector,
@@ -244,10 +179,10 @@ class Trainer:
         state.vector = result.state
         state.step += result.applied
         if math.isnan(state.first_loss) and state.step == self._engine.steps_per_epoch:
-            one = self._engine.name != "mini_batch"
-            state.first_loss = float(losses[0] if one else state.epoch_sums[0] / state.epoch_sums[1])
+            first = losses[0] if self._full_batch else state.epoch_sums[0] / state.epoch_sums[1]
+            state.first_loss = float(first)
         if result.applied < len(result.records):
-            raise _diverged(state.step, losses, limit=limit, known=self._last_loss)
+            raise diverged(state.step, losses, limit=limit, known=self._last_loss)
         self._last_loss = float(losses[-1])
         self._observer.advance(
             epoch=state.step // self._engine.steps_per_epoch,
@@ -262,7 +197,7 @@ class Trainer:
         every = schedule.log_every_epochs * per_epoch
         for i in range(-state.step % every, len(records), every):
             state.add_to_path((state.step + i) // per_epoch, records[i, 3:])
-        if per_epoch == 1 and self._engine.name != "mini_batch":
+        if self._full_batch:
             losses = full_batch_losses(records, step=state.step, every=schedule.log_every_epochs)
         else:
             losses = mini_batch_losses(
@@ -290,40 +225,3 @@ class Trainer:
 
 def _stopped(state: TrainingState, signum: int) -> Interrupted:
     return Interrupted(signum, f"stopped by signal {signum} after {state.step} updates")
-
-
-def _diverged(step: int, losses: np.ndarray, *, limit: float, known: float) -> DivergedError:
-    """The error for a call whose last step failed.
-
-    Args:
-        step: updates applied.
-        losses: the call's losses, the failed step's last.
-        limit: what the loss must not pass.
-        known: the last loss of the calls before; NaN if there was none.
-    """
-    last, before = float(losses[-1]), np.append(known, losses[:-1])
-    before = before[np.isfinite(before)]
-    if not math.isfinite(last):
-        what = f"the loss is {last}"
-    elif last > limit:
-        what = f"the loss reached {last:.6g}, a million times the first"
-    else:
-        what = f"the next parameters would not be finite (the loss is {last:.6g})"
-    told = f"; the last good loss was {before[-1]:.6g}" if len(before) else ""
-    return DivergedError(f"diverged after {step} updates: {what}{told}")
-
-
-def evaluator(engine: Engine, heed: Callable[[], bool]) -> Callable[[np.ndarray], tuple[float, float]]:
-    """`vector -> (loss, penalty)` on the split of a full-batch `engine`, by the sums that a step would begin with.
-
-    Args:
-        engine: visits the split.
-        heed: asked now and then inside a long visit: False, or raises to break it off.
-    """
-
-    def evaluate(vector: np.ndarray) -> tuple[float, float]:
-        result: Any = engine.run(vector, step=0, num_steps=1, limit=math.inf, interrupted=heed)
-        record = result.records[0]
-        return float(record[0] / record[1]), float(record[2])
-
-    return evaluate

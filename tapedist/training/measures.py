@@ -1,4 +1,4 @@
-"""The gradient of the objective over all training rows, for who wants to know how flat it is where a run stands."""
+"""What can be measured where a run stands, over all rows of a split: the loss, and how flat it is there."""
 
 from __future__ import annotations
 
@@ -15,6 +15,23 @@ from tapedist.training.quadratic import QuadraticSteps
 
 # An update rule that leaves the gradient in the place of the parameters.
 _GRADIENT = Optimizer(0, lambda theta, slots, gradient, step: (gradient, slots))
+
+
+def evaluator(engine: Engine, heed: Callable[[], bool]) -> Callable[[np.ndarray], tuple[float, float]]:
+    """`vector -> (loss, penalty)` on the split of a full-batch `engine`, by the sums that a step would begin with.
+
+    Args:
+        engine: visits the split.
+        heed: asked now and then inside a long visit: False, or raises to break it off.
+    """
+
+    def evaluate(vector: np.ndarray) -> tuple[float, float]:
+        result = engine.run(vector, step=0, num_steps=1, limit=math.inf, interrupted=heed)
+        assert result
+        record = result.records[0]
+        return float(record[0] / record[1]), float(record[2])
+
+    return evaluate
 
 
 def full_gradient(

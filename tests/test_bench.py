@@ -86,7 +86,7 @@ def test_unknown_row_is_refused():
 
 
 def test_goals_are_judged_by_medians(bench):
-    workloads, measure = bench("workloads"), bench("measure")
+    comparison, measure = bench("comparison"), bench("measure")
     records = [
         {
             "kind": "measurement",
@@ -104,13 +104,13 @@ def test_goals_are_judged_by_medians(bench):
     assert found["tapedist"].median == 2.0
     assert found["tapedist"].rate == 3.0
     assert (found["tapedist"].least, found["tapedist"].quartiles) == (1.0, (1.5, 2.0, 2.5))
-    against = workloads._against
+    against = comparison.against
     assert measure.judged(against("JAX", 2), found) == ("2 x", "yes")
     assert measure.judged(against("JAX", 2.5), found) == ("2 x", "NO")
     assert measure.judged(against("Keras fit", 2), found) == ("-", "open: no Keras fit")
 
 
 def test_true_descent_is_the_closed_form(bench):
-    weight, bias = bench("workloads").true_descent(3000, (0.5, -0.25))
+    weight, bias = bench("processes").true_descent(3000, (0.5, -0.25))
     assert weight == pytest.approx(9 + (0.5 - 9) * 0.998**3000, abs=1e-12)
     assert bias == pytest.approx(-2 + (-0.25 + 2) * 0.998**3000, abs=1e-12)

@@ -6,8 +6,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 
 import matplotlib as mpl
+from comparison import Row
 from measure import Summary
-from workloads import Row
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt

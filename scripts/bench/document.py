@@ -8,10 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import curve
+from comparison import Row
 from costs import constants
 from measure import Summary, judged, summaries
 from table import rate_text, seconds_text
-from workloads import Row, rows_of
+from workloads import rows_of
 
 Records = Sequence[Mapping[str, Any]]
 

@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from comparison import Goal, Row
 from drivers import Driver, Missing
-from workloads import Goal, Row
 
 _SECONDS = 0.12
 _MOST_CALLS = 20

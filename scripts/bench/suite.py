@@ -22,9 +22,10 @@ from typing import Any
 
 import machine
 import table
+from comparison import TAPEDIST, Contestant, Row
 from drivers import HERE, Driver, LimitDriver, Missing, PeerDriver, PeerProcess, ProcessDriver, compile_limit
 from measure import measure_row
-from workloads import TAPEDIST, Contestant, Row, rows_of
+from workloads import rows_of
 
 _OWN = (TAPEDIST, "tensorflow", "numpy")  # Peers that tapedist's own interpreter has in any case.
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import rich.console
 import rich.table
+from comparison import Row
 from measure import judged, summaries
-from workloads import Row
 
 
 def seconds_text(seconds: float) -> str:

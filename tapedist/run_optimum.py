@@ -7,9 +7,9 @@ from collections.abc import Callable
 import numpy as np
 
 from tapedist.config import TrainConfig
-from tapedist.data.blocks import Source
-from tapedist.data.standardize import RawUnits, StandardUnits
+from tapedist.data.standardize import RawUnits
 from tapedist.errors import InputError
+from tapedist.objective import Objective
 from tapedist.results.least_squares import LeastSquares
 from tapedist.results.regression import distance
 from tapedist.results.statistics import Statistics, optimum
@@ -24,28 +24,18 @@ class RunOptimum:
 
     Args:
         config: the run's settings.
-        source: the rows, raw.
-        is_linear: whether the model is the linear one.
-        own_loss: whether the loss is the caller's own.
-        units: of the training rows.
+        objective: what is fitted.
         say: takes a line for the user.
         heed: asked now and then inside a pass over the rows: False, or raises to break it off.
     """
 
     def __init__(
-        self,
-        config: TrainConfig,
-        source: Source,
-        *,
-        is_linear: bool,
-        own_loss: bool,
-        units: RawUnits | StandardUnits,
-        say: Callable[[str], None],
-        heed: Callable[[], bool],
+        self, config: TrainConfig, objective: Objective, *, say: Callable[[str], None], heed: Callable[[], bool]
     ):
-        self._config, self._source, self._units, self._say = config, source, units, say
-        self._heed = heed
-        self._has_meaning = is_linear and not own_loss and config.loss == "squared" and config.statistics != "false"
+        self._config, self._source, self._units = config, objective.source, objective.units
+        self._say, self._heed = say, heed
+        least_squares = objective.is_linear and not objective.own_loss and config.loss == "squared"
+        self._has_meaning = least_squares and config.statistics != "false"
         self._fit: LeastSquares | None = None
         self._known = False
 

@@ -38,6 +38,13 @@ def test_auto_is_two_over_the_sum_of_the_extreme_curvatures(num_features: int) -
     np.testing.assert_allclose(result.weights, 9, atol=0.2)
 
 
+def test_auto_is_one_rate_whatever_engine_takes_it() -> None:
+    config = {**SMALL, "learning_rate": "auto", "num_epochs": 3}
+    streamed = tapedist.train(tapedist.TrainConfig(**config, full_batch_engine="stream"))
+    known = tapedist.train(tapedist.TrainConfig(**config, full_batch_engine="moments"))
+    np.testing.assert_allclose(streamed.parameters, known.parameters, rtol=1e-5)
+
+
 @pytest.mark.parametrize(("optimizer", "factor"), [("sgd", 2.0), ("momentum", 3.8), ("nesterov", 3.8 / 2.8)])
 def test_the_bound_in_the_message_separates_converging_from_diverging(optimizer: str, factor: float) -> None:
     bound = factor / np.linalg.eigvalsh(_rows_hessian(1))[-1]

@@ -38,6 +38,7 @@ MODES: dict[str, tuple[dict[str, int], dict[str, Any]]] = {
     "resident": ({}, STREAM | {"num_epochs": 40}),
     "held": (SMALL, STREAM | {"num_epochs": 40, "cache": "device", "optimizer": "adam"}),
     "streamed": (SMALL, STREAM | {"cache": "none", "optimizer": "nesterov"}),
+    "streamed_auto": (SMALL, STREAM | {"cache": "none", "learning_rate": "auto"}),
     "moments": (SMALL, {"full_batch_engine": "moments", "num_epochs": 40, "learning_rate": 0.1}),
     "batches": ({}, BATCHES | {"optimizer": "momentum", "l2": 0.1}),
     "streamed_batches": (SMALL, BATCHES | {"optimizer": "adam", "cache": "none", "shuffle": "rows"}),
@@ -154,14 +155,14 @@ def test_stopped_runs_end_like_undisturbed_ones(
     assert _rows(result) == wanted["history"]
 
 
-@pytest.mark.parametrize("mode", ["streamed", "moments"])
+@pytest.mark.parametrize(("mode", "stop_after"), [("streamed", 2), ("moments", 2), ("streamed_auto", 5)])
 def test_a_stop_inside_a_pass_keeps_the_pass(
-    mode: str, train: Callable[..., Any], undisturbed: Callable[[str], dict[str, Any]], tmp_path: Path
+    mode: str, stop_after: int, train: Callable[..., Any], undisturbed: Callable[[str], dict[str, Any]], tmp_path: Path
 ) -> None:
     import numpy as np
 
     with pytest.raises(Interrupted):
-        train(mode, tmp_path / "run", stop_after=2)
+        train(mode, tmp_path / "run", stop_after=stop_after)
     (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
     with np.load(checkpoint / "state.npz") as state:
         done = state["progress.blocks"]  # One replica goes through its shards one after the other.

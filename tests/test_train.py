@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import functools
 import signal
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,16 @@ def test_an_own_model_is_resumed_by_another_process_but_not_by_another_model(tmp
     assert (more.steps, more.digest) == (9, straight.digest)
     with pytest.raises(StateError, match="model"):
         train(TrainConfig(**{**config, "num_epochs": 12}), model=Logarithm, loss=quartic, source=curve(501))
+
+
+def _power(y_hat: tf.Tensor, y: tf.Tensor, *, exponent: float) -> tf.Tensor:
+    return tf.pow(tf.abs(y_hat - y), exponent)
+
+
+def test_an_own_loss_need_not_have_a_name(tmp_path: Path):
+    config = TrainConfig(**SMALL, run_dir=str(tmp_path / "run"), plots=False)
+    result = train(config, loss=functools.partial(_power, exponent=1.5))
+    assert (result.steps, result.loss) == (5, "partial")
 
 
 def test_an_own_model_comes_back_trained():

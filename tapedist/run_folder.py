@@ -1,28 +1,24 @@
-"""The folder of one run: whether it is ours, who may write to it, and what lies where.
+"""The folder of one run: who may write to it, and what lies where. Whether it is ours, `run_place.py` knows.
 
-A folder is ours when it holds the marker `.tapedist`. Nothing is written into a folder that is neither empty nor ours,
-and nothing in it is ever cleaned but our own temporary files.
+Nothing is written into a folder that is neither empty nor ours, and nothing in it is ever cleaned but our own temporary
+files.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import shutil
-import stat
 from pathlib import Path
 from types import TracebackType
 
-from tapedist.errors import InputError, StateError
+from tapedist import run_place
+from tapedist.errors import InputError
 from tapedist.filesystem import OWN_PREFIX, POSIX, storage_error, write_atomic
 from tapedist.run_lock import RunLock, is_alive
+from tapedist.run_place import LOCK, MARKER, marker_text, read_marker
 
-SCHEMA = 1
-_FORMAT = "tapedist run folder"
-_MARKER = OWN_PREFIX
-_LOCK = f"{OWN_PREFIX}.lock"
 _TEMPORARY = re.compile(re.escape(OWN_PREFIX) + r"-([0-9]{1,9})-.+")
 
 
@@ -70,12 +66,12 @@ class RunFolder:
         check(path)
         root = Path(os.path.realpath(path))
         made = _make_directories(root)
-        lock = RunLock(root / _LOCK)
+        lock = RunLock(root / LOCK)
         try:
             check(root)  # Again: it may have changed before the lock was ours.
-            is_new = _read_marker(os.path.join(root, _MARKER)) is None
+            is_new = read_marker(root) is None
             if is_new:
-                write_atomic(root / _MARKER, json.dumps({"format": _FORMAT, "schema": SCHEMA}) + "\n")
+                write_atomic(root / MARKER, marker_text())
             _remove_leftovers(root)
         except BaseException:
             lock.release()
@@ -91,7 +87,7 @@ class RunFolder:
             StateError: if a later version of tapedist made it.
         """
         check(path, write=False)
-        if _read_marker(os.path.join(path, _MARKER)) is None:
+        if read_marker(path) is None:
             raise InputError(f"--run_dir={str(path)!r}: is no run folder; give the --run_dir of a training run")
         return cls(Path(os.path.realpath(path)))
 
@@ -135,20 +131,17 @@ class RunFolder:
 
     def _take_back(self) -> None:
         """Leaves the disk as `open` found it, if nothing has happened since: a refused command touches nothing."""
-        if self._made is None or not {_MARKER, _LOCK}.issuperset(os.listdir(self.root)):
+        if self._made is None or not {MARKER, LOCK}.issuperset(os.listdir(self.root)):
             return
         with contextlib.suppress(OSError):
-            for name in (_MARKER, _LOCK):
+            for name in (MARKER, LOCK):
                 (self.root / name).unlink()
             for directory in reversed(self._made):
                 directory.rmdir()
 
 
 def check(path: str | Path, *, write: bool = True) -> None:
-    """Whether `RunFolder.open` may use `path`; touches nothing.
-
-    A link is followed only to a folder beside it (`latest -> 2026-11-23`): one that leads elsewhere may have been
-    placed there by somebody else.
+    """Whether `RunFolder.open` may use `path`; touches nothing. See `run_place.check`.
 
     Args:
         path: the folder, which may be missing.
@@ -158,90 +151,8 @@ def check(path: str | Path, *, write: bool = True) -> None:
         InputError: if it may not; `problems` says why.
         StateError: if a later version of tapedist made it.
     """
-    text = os.fspath(path)
-    problem = _wrong_name(text)
-    try:
-        problem = problem or _wrong_link(text) or _wrong_place(text, write) or _wrong_content(text)
-    except OSError as error:
-        problem = f"cannot be looked at ({error.strerror}); use another path"
-    if problem:
-        raise InputError(f"--run_dir={text!r}: {problem}")
-
-
-def _wrong_name(text: str) -> str | None:
-    if not text:
-        return "must name a folder"
-    if not text.isprintable():
-        return "must not hold control characters; rename the path"
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
-        return "must be a local path, because saving needs rename and fsync; train into a local folder and copy it out"
-    return None
-
-
-def _wrong_link(text: str) -> str | None:
-    link = text.rstrip("/") or text
-    if not os.path.islink(link):
-        return None
-    target = os.path.realpath(link)
-    if not os.path.isdir(target):
-        return f"is a link to {target!r}, which is no folder; remove the link"
-    if os.path.dirname(target) != os.path.realpath(os.path.dirname(os.path.abspath(link))):
-        return f"is a link that leads outside its folder, to {target!r}; give that path itself"
-    return None
-
-
-def _wrong_place(text: str, write: bool) -> str | None:
-    """Judges the folder, or of a missing one the nearest parent that exists."""
-    place = os.path.realpath(text)
-    while True:
-        try:
-            mode = os.stat(place).st_mode
-            break
-        except (FileNotFoundError, NotADirectoryError):
-            place = os.path.dirname(place)
-    shown = "" if place == os.path.realpath(text) else f"its parent {place!r} "
-    if not stat.S_ISDIR(mode):
-        return f"{shown}is a file; give a folder"
-    if write and not os.access(place, os.W_OK | os.X_OK):
-        return f"{shown}is not writable; use another folder or change its permissions"
-    return None
-
-
-def _wrong_content(text: str) -> str | None:
-    try:
-        names = os.listdir(text)
-    except FileNotFoundError:
-        return None
-    # Listed before the marker is read: whatever a run beside us writes, it writes the marker first.
-    foreign = sorted(name for name in names if not name.startswith(OWN_PREFIX))
-    marker = _read_marker(os.path.join(text, _MARKER))
-    if marker is None and foreign:
-        return f"is not empty and not a run folder (it holds {foreign[0]!r}); give a new or an empty folder"
-    if marker is not None and marker > SCHEMA:
-        raise StateError(
-            f"--run_dir={text!r}: was made by a later version (schema {marker}, this one knows up to {SCHEMA}); "
-            "continue with that version"
-        )
-    members = [member.name for member in vars(RunFolder(Path(text))).values() if isinstance(member, Path)]
-    for name in (_MARKER, _LOCK, *members[1:]):
-        if os.path.islink(os.path.join(text, name)):
-            return f"holds a link in the place of {name}; remove it"
-    return None
-
-
-def _read_marker(path: str) -> int | None:
-    """The schema that the marker names; None if it is missing or not ours."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return None
-    with open(fd, "rb") as file:
-        try:
-            marker = json.loads(file.read(4096))
-            known = marker["format"] == _FORMAT and type(marker["schema"]) is int
-        except (OSError, ValueError, TypeError, KeyError, RecursionError):
-            return None
-        return int(marker["schema"]) if known else None
+    members = [member.name for member in vars(RunFolder(Path(path))).values() if isinstance(member, Path)]
+    run_place.check(path, write=write, members=members[1:])  # The first is the folder itself.
 
 
 def _make_directories(root: Path) -> list[Path]:

@@ -46,6 +46,7 @@ FLOORS = {
     "cluster": 6,
     "results": 6,
     "run_lock": 3,
+    "run_place": 3,
     "run_folder": 4,
     "rates": 6,
     "objective": 6.4,

@@ -7,13 +7,17 @@ its flags once, when it first compiles, so a program that imported TensorFlow ea
   plain vectorised loop.
 * Multi-threaded Eigen products split their inner dimension by the number of threads, so their bits would depend on it.
   tapedist runs several blocks side by side instead.
+* For the same reason no fusion is split over threads (`cpu-parallel-task-assigner`): handing a few microseconds of work
+  to another thread takes longer than doing it.
 """
 
 from __future__ import annotations
 
 import os
 
-XLA_FLAGS = "--xla_disable_hlo_passes=tree_reduction_rewriter --xla_cpu_multi_thread_eigen=false"
+XLA_FLAGS = (
+    "--xla_disable_hlo_passes=tree_reduction_rewriter,cpu-parallel-task-assigner --xla_cpu_multi_thread_eigen=false"
+)
 
 os.environ.setdefault("XLA_FLAGS", XLA_FLAGS)
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

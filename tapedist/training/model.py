@@ -32,12 +32,14 @@ class Model(Protocol):
         num_parameters: `P`.
         penalized: float64 `[P]`, 1 where the L2 penalty applies, 0 elsewhere.
         pure: whether `bind` touches no variable, so that whole training loops may become one XLA program.
+        summed: whether `bind_shards` is there and its predictions are sums, whose bits do not depend on `u`.
     """
 
     name: str
     num_parameters: int
     penalized: np.ndarray
     pure: bool
+    summed: bool
 
     def bind(self, masters: tf.Tensor, dtype: tf.DType) -> tuple[Forward, Sequence[Any]]:
         """Binds the model to its parameters.
@@ -61,6 +63,7 @@ class LinearModel:
     def __init__(self, num_features: int, *, fit_intercept: bool = True):
         self.num_features = num_features
         self.fit_intercept = fit_intercept
+        self.summed = num_features <= _SUMMED_FEATURES
         self.num_parameters = num_features + fit_intercept
         self.penalized = np.ones(self.num_parameters)
         if fit_intercept:
@@ -90,6 +93,30 @@ class LinearModel:
 
         return forward, targets
 
+    def bind_shards(self, masters: tf.Tensor, dtype: tf.DType, *, shards: int) -> tuple[Forward, Sequence[Any]]:
+        """`bind` for several shards at once, each with parameters of its own.
+
+        A tape that differentiates the sum over all rows by the targets then gives each shard its own gradient.
+
+        Args:
+            masters: float64 `[P]`.
+            dtype: the compute type.
+            shards: `u`.
+
+        Returns:
+            `(forward, targets)`: `forward(x [u, k, d]) -> y_hat [u, k]`; each of the targets is `[u, ...]`.
+        """
+        values = tf.cast(masters, dtype)
+        d = self.num_features
+        weights = tf.tile(values[tf.newaxis, :d], [shards, 1])
+        targets = [weights, tf.fill([shards, 1], values[d])] if self.fit_intercept else [weights]
+
+        def forward(x: tf.Tensor) -> tf.Tensor:
+            y_hat = tf.squeeze(x, 2) * weights if d == 1 else tf.reduce_sum(x * weights[:, tf.newaxis], 2)
+            return y_hat + targets[1] if self.fit_intercept else y_hat
+
+        return forward, targets
+
 
 class ModuleModel:
     """Any `tf.Module` that maps `[k, d]` to `[k]` row by row.
@@ -105,6 +132,7 @@ class ModuleModel:
     """
 
     pure = False
+    summed = False
 
     def __init__(self, module: Any, *, num_features: int, dtype: tf.DType):
         module(tf.zeros([1, num_features], dtype))

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -31,6 +32,7 @@ from tapedist.training.optimizers import Optimizer
 
 MAX_STEPS_PER_CALL = 4096
 _MAX_RECORDED_PARAMETERS = 16
+_SIDE_BY_SIDE_BYTES = 128 * 1024
 
 # (x [rows, d], y [rows]) or (x, y, w [rows])
 Rows = tuple[tf.Tensor, ...]
@@ -138,6 +140,7 @@ class StepPrograms(Replicas):
         self.records_parameters = model.num_parameters <= _MAX_RECORDED_PARAMETERS
         self.record_width = 3 + self.records_parameters * model.num_parameters
         self._model = model
+        self._row_loss = loss
         self._loss = checked(loss)
         # Own models and losses need not be finite at rows of zeros, and zero times infinity is not zero.
         self._repeats = not model.pure or is_own(loss)
@@ -176,6 +179,34 @@ class StepPrograms(Replicas):
         pieces = [tf.reshape(total, [1]), tf.reshape(weight, [1]), *(tf.reshape(g, [-1]) for g in gradients)]
         return tf.concat([tf.cast(piece, tf.float64) for piece in pieces], 0)
 
+    def shards_sum(self, masters: tf.Tensor, rows: Rows, counts: tf.Tensor) -> tf.Tensor:
+        """`rows_sum` of several shards of equal length at once, in one kernel.
+
+        Args:
+            masters: float64 `[P]`.
+            rows: `(x [u * k, d], y [u * k][, w [u * k]])`.
+            counts: int32 `[u]`.
+
+        Returns:
+            float64 `[u, P + 2]`.
+        """
+        shards = counts.shape[0]
+        x, *others = (tf.reshape(column, [shards, -1, *column.shape[1:]]) for column in rows)
+        y = others[0]
+        real = tf.range(y.shape[1]) < counts[:, tf.newaxis]
+        zero = tf.zeros([], self.dtype)
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            forward, targets = self._model.bind_shards(masters, self.dtype, shards=shards)
+            tape.watch(targets)
+            losses = self._row_loss(forward(x), y)
+            if len(rows) == 3:
+                losses = others[1] * losses
+            total = tf.reduce_sum(tf.where(real, losses, zero), 1)
+        gradients = tape.gradient(total, targets)
+        weight = tf.reduce_sum(others[1], 1) if len(rows) == 3 else counts
+        pieces = [total, weight, *gradients]
+        return tf.concat([tf.cast(tf.reshape(piece, [shards, -1]), tf.float64) for piece in pieces], 1)
+
     def apply(
         self, state: tf.Tensor, partials: tf.Tensor, step: tf.Tensor, limit: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
@@ -200,8 +231,7 @@ class StepPrograms(Replicas):
             gradient += 2 * self._l2 * penalized
         new_theta, new_slots = self._optimizer.update(theta, slots, gradient, tf.cast(step + 1, tf.float64))
         new_state = tf.concat([new_theta, tf.reshape(new_slots, [-1])], 0)
-        loss = loss_sum / weight
-        ok = (loss <= limit) & tf.math.is_finite(loss) & tf.reduce_all(tf.math.is_finite(new_state))
+        ok = (loss_sum <= limit * weight) & tf.math.is_finite(loss_sum) & tf.reduce_all(tf.math.is_finite(new_state))
         record = tf.stack([loss_sum, total[1], penalty])
         if self.records_parameters:
             record = tf.concat([record, theta], 0)
@@ -239,11 +269,24 @@ class StepPrograms(Replicas):
 class SlotSteps(StepPrograms):
     """Steps over whole shards at hand, laid out as `pipeline.py` says: small splits and mini-batches."""
 
+    def _sums_side_by_side(self, shard_rows: int, rows: Rows) -> bool:
+        """Whether the shards are summed by one kernel: it saves a loop's trips, as long as its rows stay in the cache.
+
+        Depends on no replica, because it changes bits.
+        """
+        row_bytes = sum(column.dtype.size * math.prod(column.shape[1:]) for column in rows)
+        small = self.num_shards * shard_rows * row_bytes <= _SIDE_BY_SIDE_BYTES
+        return small and self._model.summed and not self._repeats
+
     def _slot_partials(self, state: tf.Tensor, rows: Rows, counts: tf.Tensor, slot: tf.Tensor) -> tf.Tensor:
         slots, width = counts.shape
         shard_rows = rows[1].shape[0] // (slots * width)
         masters = state[: self.num_parameters]
         flat_counts = tf.reshape(counts, [-1])
+        if self._sums_side_by_side(shard_rows, rows):
+            first, count = slot * (width * shard_rows), width * shard_rows
+            piece = tuple(slice_rows(column, first, count) for column in rows)
+            return self.shards_sum(masters, piece, tf.slice(flat_counts, [slot * width], [width]))
 
         def shard_sum(place: tf.Tensor) -> tf.Tensor:
             first = place * shard_rows
@@ -257,16 +300,28 @@ class SlotSteps(StepPrograms):
         """Many steps as one XLA program, for one replica."""
 
         def loop(state, rows, counts, slots, step, num_steps, limit):  # type: ignore[no-untyped-def]
-            def body(i, state, records, applied, _):  # type: ignore[no-untyped-def]
-                partials = self._slot_partials(state, rows, counts, tf.gather(slots, i))[: self.num_shards]
+            def body(place, state, records, _):  # type: ignore[no-untyped-def]
+                i, slot = place[0], place[1]
+                partials = self._slot_partials(state, rows, counts, slot)[: self.num_shards]
                 state, record, ok = self.apply(state, partials, step + tf.cast(i, tf.int64), limit)
-                records = tf.tensor_scatter_nd_update(records, [[i]], record[tf.newaxis])
-                return i + 1, state, records, applied + tf.cast(ok, tf.int32), ok
+                records = tf.raw_ops.TensorListSetItem(input_handle=records, index=i, item=record)
+                return tf.stack([i + 1, tf.gather(slots, i + 1)]), state, records, ok
 
-            records = tf.zeros([MAX_STEPS_PER_CALL, self.record_width], tf.float64)
-            start = (tf.constant(0), state, records, tf.constant(0), tf.constant(True))
-            begun, state, records, applied, _ = tf.while_loop(lambda i, *rest: (i < num_steps) & rest[-1], body, start)
-            return state, records, begun, applied
+            records = tf.raw_ops.TensorListReserve(
+                element_shape=[self.record_width], num_elements=MAX_STEPS_PER_CALL, element_dtype=tf.float64
+            )
+            start = (tf.stack([0, slots[0]]), state, records, tf.constant(True))
+            place, state, records, ok = tf.while_loop(
+                lambda place, *rest: (place[0] < num_steps) & rest[-1], body, start
+            )
+            records = tf.raw_ops.TensorListStack(
+                input_handle=records,
+                element_shape=[self.record_width],
+                element_dtype=tf.float64,
+                num_elements=MAX_STEPS_PER_CALL,
+            )
+            begun = place[0]
+            return state, records, begun, begun - tf.cast(~ok, tf.int32)
 
         return tf.function(loop, jit_compile=True, autograph=False)
 

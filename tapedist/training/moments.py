@@ -92,6 +92,7 @@ class MomentSteps(Replicas):
     ):
         super().__init__(strategy=strategy, num_shards=num_shards, partial_width=moments_width(num_features))
         self._columns = num_features + 1
+        self._of_shards: Any = None
         self._block = functools.partial(block_moments, tile_rows=tile_rows)
         self._turns = BlockTurns(
             self,
@@ -103,30 +104,36 @@ class MomentSteps(Replicas):
     def _merged(self, a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
         return merged(a, b, columns=self._columns)
 
+    def _folded(self, sums: tf.Tensor) -> tf.Tensor:
+        return tf.while_loop(
+            lambda shard, _: shard < self.num_shards,
+            lambda shard, total: (shard + 1, self._merged(total, sums[shard])),
+            (tf.constant(0), tf.zeros([self.partial_width], tf.float64)),
+        )[1]
+
     @functools.cached_property
     def _fold(self) -> Any:
-        def fold(sums: tf.Tensor) -> tf.Tensor:
-            return tf.while_loop(
-                lambda shard, _: shard < self.num_shards,
-                lambda shard, total: (shard + 1, self._merged(total, sums[shard])),
-                (tf.constant(0), tf.zeros([self.partial_width], tf.float64)),
-            )[1]
+        return tf.function(self._folded, jit_compile=True, autograph=False)
 
-        return tf.function(fold, jit_compile=True, autograph=False)
+    def _shard_moments(self, rows: Rows, counts: tf.Tensor) -> tf.Tensor:
+        """Moments `[u, M]` of a replica's shards, of which each is one block."""
+        shards, counts = counts.shape[1], tf.reshape(counts, [-1])
+        shard_rows = rows[1].shape[0] // shards
 
-    @functools.cached_property
-    def _of_shards(self) -> Any:
-        def shard_moments(rows: Rows, counts: tf.Tensor) -> tf.Tensor:
-            shards, counts = counts.shape[1], tf.reshape(counts, [-1])
-            shard_rows = rows[1].shape[0] // shards
+        def one(shard: tf.Tensor) -> tf.Tensor:
+            piece = tuple(slice_rows(column, shard * shard_rows, shard_rows) for column in rows)
+            return self._block(piece, tf.gather(counts, shard))
 
-            def one(shard: tf.Tensor) -> tf.Tensor:
-                piece = tuple(slice_rows(column, shard * shard_rows, shard_rows) for column in rows)
-                return self._block(piece, tf.gather(counts, shard))
+        return fixed_order.shard_partials(one, first=tf.constant(0), num_shards=shards, width=self.partial_width)
 
-            return fixed_order.shard_partials(one, first=tf.constant(0), num_shards=shards, width=self.partial_width)
-
-        compiled = tf.function(shard_moments, jit_compile=True, autograph=False)
+    def _split_program(self, rows: Any, counts: Any) -> Any:
+        """`(rows, counts) -> moments [M]`; of one replica a single compiled call."""
+        if self.strategy.num_replicas_in_sync == 1:
+            fused = tf.function(
+                lambda rows, counts: self._folded(self._shard_moments(rows, counts)), jit_compile=True, autograph=False
+            )
+            return fused.get_concrete_function(rows, counts)  # To look it up anew costs as much as a small split.
+        compiled = tf.function(self._shard_moments, jit_compile=True, autograph=False)
 
         def replica_moments(rows, counts):  # type: ignore[no-untyped-def]
             found = compiled(rows, counts)[: self.replica_width]
@@ -135,7 +142,14 @@ class MomentSteps(Replicas):
         return tf.function(lambda rows, counts: self.on_replicas(replica_moments, rows, counts), autograph=False)
 
     def of_shards(self, rows: Any, counts: Any) -> Moments:
-        """The moments of a split whose shards are at hand, as `pipeline.shard_elements` lays them out."""
+        """The moments of a split whose shards are at hand, as `pipeline.shard_elements` lays them out.
+
+        Args:
+            rows: per-replica rows of the split, of the same shapes in every call.
+            counts: per-replica int32 `[1, u]`.
+        """
+        if self._of_shards is None:
+            self._of_shards = self._split_program(rows, counts)
         found = self.strategy.experimental_local_results(self._of_shards(rows, counts))[0]
         return Moments.from_vector(found.numpy())
 

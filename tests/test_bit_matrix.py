@@ -65,7 +65,9 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
     "moments d=17 adam": {
         "moments": _job(
             {**STREAM, "full_batch_engine": "moments", "num_features": 17, "optimizer": "adam"}, constants=BLOCKS
-        )
+        ),
+        # One replica makes the sums of whole shards and their total in one program, others in two.
+        "whole": _job({**STREAM, "full_batch_engine": "moments", "num_features": 17, "optimizer": "adam"}),
     },
     "weighted full": {name: {**job, "source": "weighted"} for name, job in _full(standardize="false").items()},
     "weighted mini": {

@@ -27,15 +27,15 @@ class Replicas:
 
     def __init__(self, layout: Layout):
         self.layout = layout
+        self.replica_width = layout.replica_width
 
-    def scattered(self, sums: np.ndarray) -> list[list[np.ndarray]]:
-        width = self.layout.replica_width
-        padded = np.zeros([width * self.layout.num_replicas, 1])
-        padded[: len(sums)] = sums
-        return [list(padded[place::width]) for place in range(width)]
+    def scattered(self, sums: np.ndarray) -> list[np.ndarray]:
+        padded = np.zeros([self.layout.replica_width * self.layout.num_replicas])
+        padded[: len(sums)] = sums[:, 0]
+        return list(padded.reshape(self.layout.num_replicas, -1))
 
-    def gathered(self, sums: list[list[np.ndarray]]) -> np.ndarray:
-        return np.stack([sums[v % len(sums)][v // len(sums)] for v in range(self.num_shards)])
+    def gathered(self, sums: list[np.ndarray]) -> np.ndarray:
+        return np.concatenate(sums)[: self.num_shards, np.newaxis]
 
 
 class Elements:
@@ -59,10 +59,13 @@ def _pass(replicas: int, *, passes: int = 1) -> tuple[BlockPass, Elements]:
     return BlockPass(hosts, order=BlockOrder.whole(PLAN, layout), passes=passes, elements=elements), elements
 
 
-def _add(total: list[np.ndarray], blocks: list[range], _: None) -> list[np.ndarray]:
-    return [
-        t * 50 + block.start // PLAN.block_rows + 1 if len(block) else t for t, block in zip(total, blocks, strict=True)
-    ]
+def _add(sums: list[np.ndarray], blocks: Iterator[Any], places: list[int]) -> list[np.ndarray]:
+    sums = [replica.copy() for replica in sums]
+    for place in places:
+        for replica, block in zip(sums, next(blocks)[0], strict=True):
+            if len(block):
+                replica[place] = replica[place] * 50 + block.start // PLAN.block_rows + 1
+    return sums
 
 
 def _interrupted_at(call: int) -> Callable[[], bool]:

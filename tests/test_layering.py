@@ -32,6 +32,8 @@ FLOORS = {
     "training": 3,
     "training.steps": 4,
     # On the steps stand blocks, moments and their quadratic form; on those the engines; on those the trainer.
+    "training.block_turns": 4.1,
+    "training.row_moments": 4.1,
     "training.block_steps": 4.2,
     "training.moments": 4.2,
     "training.block_pass": 4.2,

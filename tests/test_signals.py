@@ -208,7 +208,7 @@ def test_every_pass_over_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     from tapedist import run
     from tapedist.training.block_pass import BlockPass
 
-    original, passes, blocks = BlockPass.run, [0], [0]
+    original, passes, calls = BlockPass.run, [0], [0]
 
     def run_pass(self: BlockPass, add: Callable[..., Any], *, interrupted: Callable[[], bool]) -> Any:
         passes[0] += 1
@@ -216,9 +216,8 @@ def test_every_pass_over_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
         def counted(*words: Any) -> Any:
             if here == strike:
-                blocks[0] += 1
-                if blocks[0] == 3:
-                    signal.raise_signal(signal.SIGTERM)
+                calls[0] += 1
+                signal.raise_signal(signal.SIGTERM)
             return add(*words)
 
         return original(self, counted, interrupted=interrupted)
@@ -229,11 +228,11 @@ def test_every_pass_over_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     undisturbed, count = outcome(tmp_path / "undisturbed"), passes[0]
     assert count >= 5
     for strike in range(1, count + 1):
-        passes[0], blocks[0] = 0, 0
+        passes[0], calls[0] = 0, 0
         config = TrainConfig(run_dir=str(tmp_path / str(strike)), **STREAMED)
         with pytest.raises(Interrupted, match="stopped by signal 15 after"):
             run.train(config)
-        assert blocks[0] == 16  # As many turns as there are shards.
+        assert calls[0] == 1  # Of as many turns as there are shards.
         assert passes[0] == strike
         run.train(config)
         assert outcome(tmp_path / str(strike)) == undisturbed

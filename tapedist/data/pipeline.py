@@ -243,6 +243,8 @@ def distribute(
         options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
         options.deterministic = True
         options.autotune.enabled = False
+        # There is nothing to rewrite, and trying to takes a copy of all that a source holds in memory.
+        options.experimental_optimization.apply_default_optimizations = False
 
         # Rewriting the function by autograph, which it does not need, would take half a second.
         @tf.autograph.experimental.do_not_convert

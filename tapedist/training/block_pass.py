@@ -43,34 +43,35 @@ class BlockPass:
         self._passes = self._passes_left = passes
         self._elements = elements
         self._turn = 0
-        self._sums: list[Any] = []
+        self._sums: Any = None
         self._iterator: Iterator[Any] | None = None
 
-    def run(self, add: Callable[[Any, Any, Any], Any], *, interrupted: Callable[[], bool]) -> list[Any] | None:
+    def run(self, add: Callable[[Any, Iterator[Any], list[int]], Any], *, interrupted: Callable[[], bool]) -> Any:
         """Goes to the end of the pass and starts over with the next call.
 
         Args:
-            add: `(a shard's sum, rows, counts) -> its sum with one more block`, per replica.
+            add: `(the shards' sums, blocks, places) -> their sums with one more block for each of places`, per replica;
+                it takes that many elements from the iterator `blocks`.
             interrupted: asked now and then, after as many turns as a replica has shards; each call does at least these,
                 so that asking too often stalls nothing.
 
         Returns:
             The shards' sums as `Replicas.scattered` lays them out, or None if interrupted.
         """
-        if not self._sums:
+        if self._sums is None:
             self._sums = self._replicas.scattered(np.zeros([self._replicas.num_shards, self._replicas.partial_width]))
         if self._iterator is None:
             self._iterator = iter(self._elements(self._order.after(self._turn), self._passes))
             self._passes_left = self._passes
-        first, every = self._turn, len(self._sums)
+        first, every = self._turn, self._replicas.replica_width
         while self._turn < self._order.turns:
-            if self._turn > first and (self._turn - first) % every == 0 and interrupted():
+            if self._turn > first and interrupted():
                 return None
-            place, _ = self._order.place(self._turn)
-            self._sums[place] = add(self._sums[place], *next(self._iterator))
-            self._turn += 1
+            turns = range(self._turn, min(self._turn + every, self._order.turns))
+            self._sums = add(self._sums, self._iterator, [self._order.place(turn)[0] for turn in turns])
+            self._turn = turns.stop
         sums = self._sums
-        self._order, self._turn, self._sums, self._passes_left = self._whole, 0, [], self._passes_left - 1
+        self._order, self._turn, self._sums, self._passes_left = self._whole, 0, None, self._passes_left - 1
         if not self._passes_left:
             self._iterator = None
         return sums

@@ -19,6 +19,7 @@ import tensorflow as tf
 
 from tapedist.training import partials as fixed_order
 from tapedist.training.block_list import BlockList, Rows
+from tapedist.training.block_turns import BlockTurns
 from tapedist.training.steps import CallResult, StepPrograms, slice_rows, to_result
 
 Specs = tuple[tf.TensorSpec, ...]
@@ -132,35 +133,26 @@ class BlockSteps(StepPrograms):
     # Blocks that stream past.
 
     @functools.cached_property
-    def _add_block(self) -> Any:
-        block_sum = self._block_sum
-
-        def replica_add(state, total, rows, counts):  # type: ignore[no-untyped-def]
-            return total + block_sum(state[: self.num_parameters], rows, counts[0, 0])
-
-        return tf.function(
-            lambda state, total, rows, counts: self.on_replicas(replica_add, state, total, rows, counts),
-            autograph=False,
-        )
+    def _turns(self) -> BlockTurns:
+        return BlockTurns(self, block_sum=self._block_sum, merge=tf.add, parallel=self._parallel)
 
     @functools.cached_property
     def _finish(self) -> Any:
-        def replica_finish(state, step, limit, *sums):  # type: ignore[no-untyped-def]
-            return self.gather_and_apply(state, tf.stack(sums), step, limit)
-
         def finish(state, sums, step, limit):  # type: ignore[no-untyped-def]
             return self.repeat(
-                lambda i, state: self.on_replicas(replica_finish, state, step, limit, *sums), state, tf.constant(1)
+                lambda i, state: self.on_replicas(self.gather_and_apply, state, sums, step, limit),
+                state,
+                tf.constant(1),
             )
 
         return tf.function(finish, autograph=False)
 
-    def add_block(self, state: np.ndarray, total: Any, rows: Any, counts: Any) -> Any:
-        """A shard's `total` on each replica, plus one block's partial at the parameters in `state`."""
-        return self._add_block(tf.constant(state), total, rows, counts)
+    def add_blocks(self, state: np.ndarray, sums: Any, blocks: Any, places: list[int]) -> Any:
+        """The shards' sums on each replica, plus the next blocks' partials at the parameters in `state`."""
+        return self._turns(sums, blocks, places, tf.constant(state[: self.num_parameters]))
 
-    def finish(self, state: np.ndarray, sums: list[Any], *, step: int, limit: float) -> CallResult:
-        """The update that an epoch's `sums` make, one per shard of a replica."""
+    def finish(self, state: np.ndarray, sums: Any, *, step: int, limit: float) -> CallResult:
+        """The update that an epoch's `sums` make, per-replica `[ceil(V / R), P + 2]`."""
         return to_result(
             *self._finish(tf.constant(state), sums, tf.constant(step, tf.int64), tf.constant(limit, tf.float64))
         )

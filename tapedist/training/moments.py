@@ -12,9 +12,9 @@ sample variances", 1979; for covariances, Bennett et al. 2009):
 
     W = Wa + Wb      m = ma + (mb - ma) * Wb / W      C = Ca + Cb + (mb - ma)(mb - ma)' * Wa * Wb / W
 
-Each shard's rows are merged block after block, tile after tile, by one compiled function of one shape; the shards'
-vectors are gathered and merged in shard order. So the result depends neither on the topology nor on the number of
-threads.
+Each block's moments come from one compiled function of one shape (`row_moments.py`), whoever runs it; a shard's blocks
+are merged in their order, the shards' vectors are gathered and merged in shard order. So the result depends neither on
+the topology nor on the number of threads.
 """
 
 from __future__ import annotations
@@ -29,13 +29,9 @@ import tapedist.numerics  # noqa: F401  (before TensorFlow)
 import tensorflow as tf
 
 from tapedist.training import partials as fixed_order
+from tapedist.training.block_turns import BlockTurns
+from tapedist.training.row_moments import block_moments
 from tapedist.training.steps import Replicas, Rows, slice_rows
-
-_TILE_BYTES = 1024 * 1024
-_NARROW = 4  # Up to this many columns, sums of products beat a product of matrices.
-# Eigen shares the sums of longer products out to threads whatever XLA's flags say, and their bits follow the number of
-# threads: with 65 columns from 256 rows on with 8 threads, from 512 rows on with 2. Up to 192 rows 1 to 64 agree.
-_PRODUCT_ROWS = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,40 +76,6 @@ def merged(a: tf.Tensor, b: tf.Tensor, *, columns: int) -> tf.Tensor:
     return tf.concat([weight[tf.newaxis], means, products], 0)
 
 
-def rows_moments(rows: Rows, count: tf.Tensor) -> tf.Tensor:
-    """Moments `[M]` of the first `count` of `rows`, `(x [k, d], y [k][, w [k]])`."""
-    x, y = rows[0], rows[1]
-    real = tf.range(y.shape[0]) < count
-    weights = tf.cast(rows[2], tf.float64) if len(rows) == 3 else tf.ones(y.shape, tf.float64)
-    weights = tf.where(real, weights, tf.zeros_like(weights))
-    if x.shape[1] < _NARROW:
-        return _narrow_moments([*tf.unstack(x, axis=1), y], weights, weighted=len(rows) == 3)
-    z = tf.cast(tf.concat([x, y[:, tf.newaxis]], 1), tf.float64)
-    weight = tf.reduce_sum(weights)
-    safe = tf.where(weight > 0, weight, tf.ones_like(weight))
-    means = tf.linalg.matvec(z, weights, transpose_a=True) / safe
-    centred = tf.where(real[:, tf.newaxis], z - means, tf.zeros([], tf.float64))
-    scaled = centred * weights[:, tf.newaxis] if len(rows) == 3 else centred
-    products = tf.matmul(scaled, centred, transpose_a=True)
-    return tf.concat([weight[tf.newaxis], means, tf.reshape(products, [-1])], 0)
-
-
-def _narrow_moments(columns: list[tf.Tensor], weights: tf.Tensor, *, weighted: bool) -> tf.Tensor:
-    """`rows_moments` by sums of products of columns `[k]`."""
-    weight = tf.reduce_sum(weights)
-    safe = tf.where(weight > 0, weight, tf.ones_like(weight))
-    columns = [tf.cast(column, tf.float64) for column in columns]
-    means = [tf.reduce_sum(weights * column) / safe for column in columns]
-    # Unweighted, the weights are a mask: multiplying one factor by it is enough, and twice would cost.
-    centred = [(column - mean) for column, mean in zip(columns, means, strict=True)]
-    scaled = [weights * column for column in centred]
-    products = {
-        (i, j): tf.reduce_sum(scaled[i] * centred[j]) for i in range(len(columns)) for j in range(i, len(columns))
-    }
-    matrix = [products[min(i, j), max(i, j)] for i in range(len(columns)) for j in range(len(columns))]
-    return tf.stack([weight, *means, *matrix])
-
-
 class MomentSteps(Replicas):
     """The compiled pass.
 
@@ -122,66 +84,56 @@ class MomentSteps(Replicas):
         num_features: `d`.
         num_shards: `V`.
         tile_rows: rows whose sums a core's cache should hold; divides the block.
+        parallel: blocks under way side by side on a replica.
     """
 
-    def __init__(self, *, strategy: tf.distribute.Strategy, num_features: int, num_shards: int, tile_rows: int):
+    def __init__(
+        self, *, strategy: tf.distribute.Strategy, num_features: int, num_shards: int, tile_rows: int, parallel: int
+    ):
         super().__init__(strategy=strategy, num_shards=num_shards, partial_width=moments_width(num_features))
         self._columns = num_features + 1
-        self._tile_rows = tile_rows
-
-    @functools.cached_property
-    def _block(self) -> Any:
-        """`(moments [M] so far, rows of a block, count) -> moments [M]`: one compiled shape for all."""
-
-        return tf.function(self._with_rows, jit_compile=True, autograph=False)
-
-    def _with_rows(self, before: tf.Tensor, rows: Rows, count: tf.Tensor) -> tf.Tensor:
-        tile_rows = _moment_tile(rows[1].shape[0], self._tile_rows, self._columns)
-
-        def body(tile: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            first = tile * tile_rows
-            piece = tuple(slice_rows(column, first, tile_rows) for column in rows)
-            found = rows_moments(piece, tf.clip_by_value(count - first, 0, tile_rows))
-            return tile + 1, merged(total, found, columns=self._columns)
-
-        tiles = rows[1].shape[0] // tile_rows
-        return tf.while_loop(lambda tile, _: tile < tiles, body, (tf.constant(0), before))[1]
-
-    @functools.cached_property
-    def _add_block(self) -> Any:
-        block = self._block
-
-        def replica_add(total, rows, counts):  # type: ignore[no-untyped-def]
-            return block(total, rows, counts[0, 0])
-
-        return tf.function(
-            lambda total, rows, counts: self.on_replicas(replica_add, total, rows, counts), autograph=False
+        self._of_shards: Any = None
+        self._block = functools.partial(block_moments, tile_rows=tile_rows)
+        self._turns = BlockTurns(
+            self,
+            block_sum=tf.function(self._block, jit_compile=True, autograph=False),
+            merge=tf.function(self._merged, jit_compile=True, autograph=False),
+            parallel=parallel,
         )
+
+    def _merged(self, a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
+        return merged(a, b, columns=self._columns)
+
+    def _folded(self, sums: tf.Tensor) -> tf.Tensor:
+        return tf.while_loop(
+            lambda shard, _: shard < self.num_shards,
+            lambda shard, total: (shard + 1, self._merged(total, sums[shard])),
+            (tf.constant(0), tf.zeros([self.partial_width], tf.float64)),
+        )[1]
 
     @functools.cached_property
     def _fold(self) -> Any:
-        def fold(sums: tf.Tensor) -> tf.Tensor:
-            return tf.while_loop(
-                lambda shard, _: shard < self.num_shards,
-                lambda shard, total: (shard + 1, merged(total, sums[shard], columns=self._columns)),
-                (tf.constant(0), tf.zeros([self.partial_width], tf.float64)),
-            )[1]
+        return tf.function(self._folded, jit_compile=True, autograph=False)
 
-        return tf.function(fold, jit_compile=True, autograph=False)
+    def _shard_moments(self, rows: Rows, counts: tf.Tensor) -> tf.Tensor:
+        """Moments `[u, M]` of a replica's shards, of which each is one block."""
+        shards, counts = counts.shape[1], tf.reshape(counts, [-1])
+        shard_rows = rows[1].shape[0] // shards
 
-    @functools.cached_property
-    def _of_shards(self) -> Any:
-        def shard_moments(rows: Rows, counts: tf.Tensor) -> tf.Tensor:
-            shards, counts = counts.shape[1], tf.reshape(counts, [-1])
-            shard_rows = rows[1].shape[0] // shards
+        def one(shard: tf.Tensor) -> tf.Tensor:
+            piece = tuple(slice_rows(column, shard * shard_rows, shard_rows) for column in rows)
+            return self._block(piece, tf.gather(counts, shard))
 
-            def one(shard: tf.Tensor) -> tf.Tensor:
-                piece = tuple(slice_rows(column, shard * shard_rows, shard_rows) for column in rows)
-                return self._with_rows(tf.zeros([self.partial_width], tf.float64), piece, tf.gather(counts, shard))
+        return fixed_order.shard_partials(one, first=tf.constant(0), num_shards=shards, width=self.partial_width)
 
-            return fixed_order.shard_partials(one, first=tf.constant(0), num_shards=shards, width=self.partial_width)
-
-        compiled = tf.function(shard_moments, jit_compile=True, autograph=False)
+    def _split_program(self, rows: Any, counts: Any) -> Any:
+        """`(rows, counts) -> moments [M]`; of one replica a single compiled call."""
+        if self.strategy.num_replicas_in_sync == 1:
+            fused = tf.function(
+                lambda rows, counts: self._folded(self._shard_moments(rows, counts)), jit_compile=True, autograph=False
+            )
+            return fused.get_concrete_function(rows, counts)  # To look it up anew costs as much as a small split.
+        compiled = tf.function(self._shard_moments, jit_compile=True, autograph=False)
 
         def replica_moments(rows, counts):  # type: ignore[no-untyped-def]
             found = compiled(rows, counts)[: self.replica_width]
@@ -190,26 +142,21 @@ class MomentSteps(Replicas):
         return tf.function(lambda rows, counts: self.on_replicas(replica_moments, rows, counts), autograph=False)
 
     def of_shards(self, rows: Any, counts: Any) -> Moments:
-        """The moments of a split whose shards are at hand, as `pipeline.shard_elements` lays them out."""
+        """The moments of a split whose shards are at hand, as `pipeline.shard_elements` lays them out.
+
+        Args:
+            rows: per-replica rows of the split, of the same shapes in every call.
+            counts: per-replica int32 `[1, u]`.
+        """
+        if self._of_shards is None:
+            self._of_shards = self._split_program(rows, counts)
         found = self.strategy.experimental_local_results(self._of_shards(rows, counts))[0]
         return Moments.from_vector(found.numpy())
 
-    def add_block(self, total: Any, rows: Any, counts: Any) -> Any:
-        """A shard's moments `[M]` on each replica, with one more block merged in."""
-        return self._add_block(total, rows, counts)
+    def add_blocks(self, sums: Any, blocks: Any, places: list[int]) -> Any:
+        """The shards' moments on each replica, with the next blocks merged in; arguments as in `BlockTurns`."""
+        return self._turns(sums, blocks, places)
 
-    def finish(self, sums: list[Any]) -> Moments:
-        """The moments of all shards."""
+    def finish(self, sums: Any) -> Moments:
+        """The moments of all shards, of each replica's `[ceil(V / R), M]`."""
         return Moments.from_vector(self._fold(tf.constant(self.gathered(sums))).numpy())
-
-
-def _moment_tile(block_rows: int, tile_rows: int, columns: int) -> int:
-    """The largest part of a block that divides it, is no longer than a tile, and whose float64 rows fit the cache."""
-    most = min(tile_rows, max(64, _TILE_BYTES // (columns * 8)))
-    if columns > _NARROW:
-        most = min(most, _PRODUCT_ROWS)
-    return next(
-        block_rows // parts
-        for parts in range(1, block_rows + 1)
-        if block_rows % parts == 0 and block_rows // parts <= most
-    )

@@ -22,7 +22,7 @@ import tapedist.numerics  # noqa: F401  (before TensorFlow)
 import tensorflow as tf
 
 from tapedist.training.moments import Moments
-from tapedist.training.steps import MAX_STEPS_PER_CALL, CallResult, StepPrograms, to_result, value_and_gradient
+from tapedist.training.steps import MAX_STEPS_PER_CALL, CallResult, StepPrograms, value_and_gradient
 
 # Columns whose remaining sum of squares is below this share of their own are taken as dependent.
 _DEPENDENT = 1e-13
@@ -60,6 +60,11 @@ class QuadraticForm:
             optimum, residual = _solved(spread + np.multiply.outer(mx, mx), cross + mx * my, target + my * my)
         return cls(optimum, max(0.0, residual), spread, mx, fit_intercept)
 
+    @property
+    def parts(self) -> list[np.ndarray]:
+        """What the programs need, as vectors: the optimum `[P]`, the loss there `[1]`, `S` `[d * d]`, means `[d]`."""
+        return [self.optimum, np.array([self.least]), self.spread.ravel(), self.means]
+
 
 def _dot(a: np.ndarray, b: np.ndarray) -> float:
     """A dot product added in order, whatever library NumPy multiplies with."""
@@ -95,11 +100,19 @@ def _solved(matrix: np.ndarray, right: np.ndarray, target: float) -> tuple[np.nd
 class QuadraticSteps(StepPrograms):
     """Thousands of epochs on a quadratic form, as one XLA program; every worker runs the same one."""
 
-    @functools.cached_property
-    def _loop(self) -> Any:
-        def loop(state, optimum, least, spread, means, step, num_steps, limit):  # type: ignore[no-untyped-def]
+    @functools.cache  # noqa: B019  (lives as long as the run)
+    def _loop(self, num_features: int) -> Any:
+        """The program, of one vector: the state, the step, how many steps, the limit, and `QuadraticForm.parts`."""
+        count, d = self.num_parameters, num_features
+        sizes = [count + self.num_slots * count, 1, 1, 1, count, 1, d * d, d]
+
+        def loop(numbers):  # type: ignore[no-untyped-def]
+            state, step, num_steps, limit, optimum, least, spread, means = tf.split(numbers, sizes)
+            step, num_steps = tf.cast(step[0], tf.int64), tf.cast(num_steps[0], tf.int32)
+            limit, least, spread = limit[0], least[0], tf.reshape(spread, [d, d])
+
             def body(i, state, records, applied, _):  # type: ignore[no-untyped-def]
-                total = self._total(state[: self.num_parameters], optimum, least, spread, means)
+                total = self._total(state[:count], optimum, least, spread, means)
                 state, record, ok = self.apply(state, total[tf.newaxis], step + tf.cast(i, tf.int64), limit)
                 records = tf.tensor_scatter_nd_update(records, [[i]], record[tf.newaxis])
                 return i + 1, state, records, applied + tf.cast(ok, tf.int32), ok
@@ -107,9 +120,10 @@ class QuadraticSteps(StepPrograms):
             records = tf.zeros([MAX_STEPS_PER_CALL, self.record_width], tf.float64)
             start = (tf.constant(0), state, records, tf.constant(0), tf.constant(True))
             begun, state, records, applied, _ = tf.while_loop(lambda i, *rest: (i < num_steps) & rest[-1], body, start)
-            return state, records, begun, applied
+            return tf.concat([state, tf.cast([begun, applied], tf.float64)], 0), records
 
-        return tf.function(loop, jit_compile=True, autograph=False)
+        program = tf.function(loop, jit_compile=True, autograph=False)
+        return program.get_concrete_function(tf.TensorSpec([sum(sizes)], tf.float64))
 
     def _total(
         self, theta: tf.Tensor, optimum: tf.Tensor, least: tf.Tensor, spread: tf.Tensor, means: tf.Tensor
@@ -120,13 +134,12 @@ class QuadraticSteps(StepPrograms):
 
     def run(self, state: np.ndarray, form: QuadraticForm, *, step: int, num_steps: int, limit: float) -> CallResult:
         """Up to `num_steps` updates; arguments as in `SlotSteps.run`."""
-        return to_result(
-            *self._loop(
-                tf.constant(state), tf.constant(form.optimum), tf.constant(form.least, tf.float64),
-                tf.constant(form.spread), tf.constant(form.means), tf.constant(step, tf.int64),
-                tf.constant(min(num_steps, MAX_STEPS_PER_CALL)), tf.constant(limit, tf.float64),
-            )
-        )  # fmt: skip
+        # Handing over a tensor costs more than a hundred epochs, so there is one each way besides the records.
+        bounds = [step, min(num_steps, MAX_STEPS_PER_CALL), limit]
+        numbers, records = self._loop(len(form.means))(tf.constant(np.concatenate([state, bounds, *form.parts])))
+        found = numbers.numpy()
+        begun, applied = (int(number) for number in found[-2:])
+        return CallResult(found[:-2], records.numpy()[:begun], applied)
 
 
 def quadratic_loss(delta: tf.Tensor, spread: tf.Tensor, means: tf.Tensor) -> tf.Tensor:

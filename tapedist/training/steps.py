@@ -76,36 +76,32 @@ class Replicas:
         """Shards of the fullest replica, `ceil(V / R)`."""
         return -(-self.num_shards // self.strategy.num_replicas_in_sync)
 
-    def scattered(self, sums: np.ndarray) -> list[Any]:
+    def scattered(self, sums: np.ndarray) -> Any:
         """Each replica's shards of `sums`.
 
         Args:
             sums: float64 `[V, width]`.
 
         Returns:
-            `ceil(V / R)` per-replica vectors `[width]`; shards beyond `V` are zeros.
+            Per-replica float64 `[ceil(V / R), width]`; shards beyond `V` are zeros.
         """
         width = self.replica_width
         padded = np.zeros([width * self.strategy.num_replicas_in_sync, self.partial_width])
         padded[: self.num_shards] = sums
 
-        def share(place: int) -> Any:
-            return self.strategy.experimental_distribute_values_from_function(
-                lambda context: tf.constant(padded[context.replica_id_in_sync_group * width + place])
-            )
+        def share(context: tf.distribute.ValueContext) -> tf.Tensor:
+            return tf.constant(padded[context.replica_id_in_sync_group * width :][:width])
 
-        return [share(place) for place in range(width)]
+        return self.strategy.experimental_distribute_values_from_function(share)
 
-    def gathered(self, sums: list[Any]) -> np.ndarray:
+    def gathered(self, sums: Any) -> np.ndarray:
         """The inverse of `scattered`."""
-        return self.strategy.experimental_local_results(self._gather_sums(*sums))[0].numpy()
+        return self.strategy.experimental_local_results(self._gather_sums(sums))[0].numpy()
 
     @functools.cached_property
     def _gather_sums(self) -> Any:
-        def gather(*sums):  # type: ignore[no-untyped-def]
-            return fixed_order.gather(tf.stack(sums), num_shards=self.num_shards)
-
-        return tf.function(lambda *sums: self.on_replicas(gather, *sums), autograph=False)
+        gather = functools.partial(fixed_order.gather, num_shards=self.num_shards)
+        return tf.function(lambda sums: self.on_replicas(gather, sums), autograph=False)
 
 
 class StepPrograms(Replicas):

@@ -32,6 +32,7 @@ class MomentsEngine:
             num_features=plan.num_features,
             num_shards=setup.num_shards,
             tile_rows=plan.tile_rows,
+            parallel=setup.parallel,
         )
         self._pass = setup.block_pass(self._sums, plan, split=split, passes=1)
         shards = pipeline.shard_elements(plan, setup.layout, split=split)
@@ -45,7 +46,7 @@ class MomentsEngine:
         if self._moments is None and self._resident:
             self._moments = self._sums.of_shards(*self._shards())
         elif self._moments is None:
-            sums = self._pass.run(self._sums.add_block, interrupted=interrupted)
+            sums = self._pass.run(self._sums.add_blocks, interrupted=interrupted)
             self._moments = None if sums is None else self._sums.finish(sums)
         return self._moments
 

@@ -67,7 +67,7 @@ class StreamedEngine:
     def run(
         self, state: np.ndarray, *, step: int, num_steps: int, limit: float, interrupted: Callable[[], bool]
     ) -> CallResult | None:
-        sums = self._pass.run(functools.partial(self._steps.add_block, state), interrupted=interrupted)
+        sums = self._pass.run(functools.partial(self._steps.add_blocks, state), interrupted=interrupted)
         return None if sums is None else self._steps.finish(state, sums, step=step, limit=limit)
 
     def progress(self) -> dict[str, np.ndarray]:

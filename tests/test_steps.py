@@ -18,7 +18,7 @@ import tensorflow as tf
 from tapedist.data.blocks import Source
 from tapedist.training import engines, losses, optimizers
 from tapedist.training.model import LinearModel, ModuleModel
-from tapedist.training.steps import SlotSteps
+from tapedist.training.slot_steps import SlotSteps
 
 STREAMED = {"tapedist.data.blocks._RESIDENT_BYTES": 0, "tapedist.data.blocks._TILE_BYTES": 1024}
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from tapedist.data.pipeline import BlockOrder
-from tapedist.training.steps import Replicas
+from tapedist.training.replicas import Replicas
 
 
 class BlockPass:

@@ -17,7 +17,7 @@ import numpy as np
 import tapedist.numerics  # noqa: F401  (before TensorFlow)
 import tensorflow as tf
 
-from tapedist.training.steps import Replicas
+from tapedist.training.replicas import Replicas
 
 
 class BlockTurns:

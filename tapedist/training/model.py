@@ -32,7 +32,7 @@ class Model(Protocol):
         num_parameters: `P`.
         penalized: float64 `[P]`, 1 where the L2 penalty applies, 0 elsewhere.
         pure: whether `bind` touches no variable, so that whole training loops may become one XLA program.
-        summed: whether `bind_shards` is there and its predictions are sums, whose bits do not depend on `u`.
+        summed: whether `bind_shards` is there and predicts by sums, whose bits do not depend on how many shards there are.
     """
 
     name: str
@@ -40,6 +40,10 @@ class Model(Protocol):
     penalized: np.ndarray
     pure: bool
     summed: bool
+
+    @property
+    def bind_shards(self) -> Callable[..., tuple[Forward, Sequence[Any]]] | None:
+        """`bind` for several shards at once, as `LinearModel` has it, or None."""
 
     def bind(self, masters: tf.Tensor, dtype: tf.DType) -> tuple[Forward, Sequence[Any]]:
         """Binds the model to its parameters.
@@ -133,6 +137,7 @@ class ModuleModel:
 
     pure = False
     summed = False
+    bind_shards = None
 
     def __init__(self, module: Any, *, num_features: int, dtype: tf.DType):
         module(tf.zeros([1, num_features], dtype))

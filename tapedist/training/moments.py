@@ -30,8 +30,9 @@ import tensorflow as tf
 
 from tapedist.training import partials as fixed_order
 from tapedist.training.block_turns import BlockTurns
+from tapedist.training.replicas import Replicas
 from tapedist.training.row_moments import block_moments
-from tapedist.training.steps import Replicas, Rows, slice_rows
+from tapedist.training.steps import Rows, slice_rows
 
 
 @dataclasses.dataclass(frozen=True)

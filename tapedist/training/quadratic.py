@@ -21,6 +21,7 @@ import numpy as np
 import tapedist.numerics  # noqa: F401  (before TensorFlow)
 import tensorflow as tf
 
+from tapedist.training import records as step_records
 from tapedist.training.moments import Moments
 from tapedist.training.steps import MAX_STEPS_PER_CALL, CallResult, StepPrograms, value_and_gradient
 
@@ -111,16 +112,17 @@ class QuadraticSteps(StepPrograms):
             step, num_steps = tf.cast(step[0], tf.int64), tf.cast(num_steps[0], tf.int32)
             limit, least, spread = limit[0], least[0], tf.reshape(spread, [d, d])
 
-            def body(i, state, records, applied, _):  # type: ignore[no-untyped-def]
+            def body(i, state, records, _):  # type: ignore[no-untyped-def]
                 total = self._total(state[:count], optimum, least, spread, means)
                 state, record, ok = self.apply(state, total[tf.newaxis], step + tf.cast(i, tf.int64), limit)
-                records = tf.tensor_scatter_nd_update(records, [[i]], record[tf.newaxis])
-                return i + 1, state, records, applied + tf.cast(ok, tf.int32), ok
+                return i + 1, state, step_records.with_row(records, i, record), ok
 
-            records = tf.zeros([MAX_STEPS_PER_CALL, self.record_width], tf.float64)
-            start = (tf.constant(0), state, records, tf.constant(0), tf.constant(True))
-            begun, state, records, applied, _ = tf.while_loop(lambda i, *rest: (i < num_steps) & rest[-1], body, start)
-            return tf.concat([state, tf.cast([begun, applied], tf.float64)], 0), records
+            records = step_records.empty(MAX_STEPS_PER_CALL, width=self.record_width)
+            start = (tf.constant(0), state, records, tf.constant(True))
+            begun, state, records, ok = tf.while_loop(lambda i, *rest: (i < num_steps) & rest[-1], body, start)
+            counts = tf.cast([begun, begun - tf.cast(~ok, tf.int32)], tf.float64)
+            records = step_records.stacked(records, MAX_STEPS_PER_CALL, width=self.record_width)
+            return tf.concat([state, counts], 0), records
 
         program = tf.function(loop, jit_compile=True, autograph=False)
         return program.get_concrete_function(tf.TensorSpec([sum(sizes)], tf.float64))

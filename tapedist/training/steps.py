@@ -1,4 +1,4 @@
-"""The compiled programs that move the parameters: the only `GradientTape` and the only `strategy.run` in the package.
+"""The compiled programs that move the parameters: the only `GradientTape` in the package.
 
 Legend: `P` parameters, `V` shards, `u` shards of one replica, `k` rows of one shard, `s` optimizer slots.
 
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -29,10 +28,10 @@ from tapedist.training import partials as fixed_order
 from tapedist.training.losses import Loss, checked, is_own
 from tapedist.training.model import Model
 from tapedist.training.optimizers import Optimizer
+from tapedist.training.replicas import Replicas
 
 MAX_STEPS_PER_CALL = 4096
 _MAX_RECORDED_PARAMETERS = 16
-_SIDE_BY_SIDE_BYTES = 128 * 1024
 
 # (x [rows, d], y [rows]) or (x, y, w [rows])
 Rows = tuple[tf.Tensor, ...]
@@ -51,57 +50,6 @@ class CallResult:
     state: np.ndarray
     records: np.ndarray
     applied: int
-
-
-class Replicas:
-    """What every replica does: the package's one `strategy.run`, and partials on their way between host and replicas.
-
-    Args:
-        strategy: where replicas live.
-        num_shards: `V`.
-        partial_width: numbers in a shard's partial.
-    """
-
-    def __init__(self, *, strategy: tf.distribute.Strategy, num_shards: int, partial_width: int):
-        self.strategy = strategy
-        self.num_shards = num_shards
-        self.partial_width = partial_width
-
-    def on_replicas(self, replica_fn: Callable[..., Any], *args: Any) -> Any:
-        """Calls `replica_fn` on every replica with its share of `args`."""
-        return self.strategy.run(replica_fn, args=args)
-
-    @property
-    def replica_width(self) -> int:
-        """Shards of the fullest replica, `ceil(V / R)`."""
-        return -(-self.num_shards // self.strategy.num_replicas_in_sync)
-
-    def scattered(self, sums: np.ndarray) -> Any:
-        """Each replica's shards of `sums`.
-
-        Args:
-            sums: float64 `[V, width]`.
-
-        Returns:
-            Per-replica float64 `[ceil(V / R), width]`; shards beyond `V` are zeros.
-        """
-        width = self.replica_width
-        padded = np.zeros([width * self.strategy.num_replicas_in_sync, self.partial_width])
-        padded[: self.num_shards] = sums
-
-        def share(context: tf.distribute.ValueContext) -> tf.Tensor:
-            return tf.constant(padded[context.replica_id_in_sync_group * width :][:width])
-
-        return self.strategy.experimental_distribute_values_from_function(share)
-
-    def gathered(self, sums: Any) -> np.ndarray:
-        """The inverse of `scattered`."""
-        return self.strategy.experimental_local_results(self._gather_sums(sums))[0].numpy()
-
-    @functools.cached_property
-    def _gather_sums(self) -> Any:
-        gather = functools.partial(fixed_order.gather, num_shards=self.num_shards)
-        return tf.function(lambda sums: self.on_replicas(gather, sums), autograph=False)
 
 
 class StepPrograms(Replicas):
@@ -186,6 +134,7 @@ class StepPrograms(Replicas):
         Returns:
             float64 `[u, P + 2]`.
         """
+        assert self._model.bind_shards, "the model binds to no more than one shard"
         shards = counts.shape[0]
         x, *others = (tf.reshape(column, [shards, -1, *column.shape[1:]]) for column in rows)
         y = others[0]
@@ -260,106 +209,6 @@ class StepPrograms(Replicas):
             lambda i, *rest: (i < num_steps) & rest[-1], body, start, parallel_iterations=1
         )
         return state, records.stack(), begun, applied
-
-
-class SlotSteps(StepPrograms):
-    """Steps over whole shards at hand, laid out as `pipeline.py` says: small splits and mini-batches."""
-
-    def _sums_side_by_side(self, shard_rows: int, rows: Rows) -> bool:
-        """Whether the shards are summed by one kernel: it saves a loop's trips, as long as its rows stay in the cache.
-
-        Depends on no replica, because it changes bits.
-        """
-        row_bytes = sum(column.dtype.size * math.prod(column.shape[1:]) for column in rows)
-        small = self.num_shards * shard_rows * row_bytes <= _SIDE_BY_SIDE_BYTES
-        return small and self._model.summed and not self._repeats
-
-    def _slot_partials(self, state: tf.Tensor, rows: Rows, counts: tf.Tensor, slot: tf.Tensor) -> tf.Tensor:
-        slots, width = counts.shape
-        shard_rows = rows[1].shape[0] // (slots * width)
-        masters = state[: self.num_parameters]
-        flat_counts = tf.reshape(counts, [-1])
-        if self._sums_side_by_side(shard_rows, rows):
-            first, count = slot * (width * shard_rows), width * shard_rows
-            piece = tuple(slice_rows(column, first, count) for column in rows)
-            return self.shards_sum(masters, piece, tf.slice(flat_counts, [slot * width], [width]))
-
-        def shard_sum(place: tf.Tensor) -> tf.Tensor:
-            first = place * shard_rows
-            piece = tuple(slice_rows(column, first, shard_rows) for column in rows)
-            return self.rows_sum(masters, piece, tf.gather(flat_counts, place))
-
-        return fixed_order.shard_partials(shard_sum, first=slot * width, num_shards=width, width=self.partial_width)
-
-    @functools.cached_property
-    def _fused_loop(self) -> Any:
-        """Many steps as one XLA program, for one replica."""
-
-        def loop(state, rows, counts, slots, step, num_steps, limit):  # type: ignore[no-untyped-def]
-            def body(place, state, records, _):  # type: ignore[no-untyped-def]
-                i, slot = place[0], place[1]
-                partials = self._slot_partials(state, rows, counts, slot)[: self.num_shards]
-                state, record, ok = self.apply(state, partials, step + tf.cast(i, tf.int64), limit)
-                records = tf.raw_ops.TensorListSetItem(input_handle=records, index=i, item=record)
-                return tf.stack([i + 1, tf.gather(slots, i + 1)]), state, records, ok
-
-            records = tf.raw_ops.TensorListReserve(
-                element_shape=[self.record_width], num_elements=MAX_STEPS_PER_CALL, element_dtype=tf.float64
-            )
-            start = (tf.stack([0, slots[0]]), state, records, tf.constant(True))
-            place, state, records, ok = tf.while_loop(
-                lambda place, *rest: (place[0] < num_steps) & rest[-1], body, start
-            )
-            records = tf.raw_ops.TensorListStack(
-                input_handle=records,
-                element_shape=[self.record_width],
-                element_dtype=tf.float64,
-                num_elements=MAX_STEPS_PER_CALL,
-            )
-            begun = place[0]
-            return state, records, begun, begun - tf.cast(~ok, tf.int32)
-
-        return tf.function(loop, jit_compile=True, autograph=False)
-
-    @functools.cached_property
-    def _replicated_loop(self) -> Any:
-        """Many steps of several replicas: each replica's sums are one XLA program, the gather is outside it."""
-        slot_partials = tf.function(self._slot_partials, jit_compile=True, autograph=False)
-
-        def replica_step(state, rows, counts, slot, step, limit):  # type: ignore[no-untyped-def]
-            return self.gather_and_apply(state, slot_partials(state, rows, counts, slot), step, limit)
-
-        def loop(state, rows, counts, slots, step, num_steps, limit):  # type: ignore[no-untyped-def]
-            def one_step(i, state):  # type: ignore[no-untyped-def]
-                at = step + tf.cast(i, tf.int64)
-                return self.on_replicas(replica_step, state, rows, counts, tf.gather(slots, i), at, limit)
-
-            return self.repeat(one_step, state, num_steps)
-
-        return tf.function(loop, autograph=False)
-
-    def run(
-        self, state: np.ndarray, rows: Any, counts: Any, slots: np.ndarray, *, step: int, limit: float
-    ) -> CallResult:
-        """One update per entry of `slots`.
-
-        Args:
-            state: float64 `[P + s * P]`.
-            rows: per-replica rows.
-            counts: per-replica int32 `[slots, u]`.
-            slots: which slot each step sums; at most `MAX_STEPS_PER_CALL`.
-            step: updates applied before.
-            limit: loss above which the run has diverged.
-        """
-        loop = self._fused_loop if self.fusable else self._replicated_loop
-        padded = np.zeros(MAX_STEPS_PER_CALL, np.int32)
-        padded[: len(slots)] = slots
-        return to_result(
-            *loop(
-                tf.constant(state), rows, counts, tf.constant(padded), tf.constant(step, tf.int64),
-                tf.constant(len(slots)), tf.constant(limit, tf.float64),
-            )
-        )  # fmt: skip
 
 
 def value_and_gradient(function: Callable[[tf.Tensor], tf.Tensor], at: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -11,7 +11,8 @@ from tapedist.data import pipeline
 from tapedist.data.blocks import BatchPlan
 from tapedist.training.engines.engine import Engine, WholeSteps
 from tapedist.training.engines.setup import Setup
-from tapedist.training.steps import MAX_STEPS_PER_CALL, CallResult, SlotSteps
+from tapedist.training.slot_steps import SlotSteps
+from tapedist.training.steps import MAX_STEPS_PER_CALL, CallResult
 
 _SUPERBATCH_BYTES = 8 * 1024 * 1024
 _RESIDENT_BYTES = 256 * 1024 * 1024

@@ -13,7 +13,7 @@ import tensorflow as tf
 from tapedist.data import pipeline
 from tapedist.data.blocks import BlockPlan, Source
 from tapedist.training.block_pass import BlockPass
-from tapedist.training.steps import Replicas
+from tapedist.training.replicas import Replicas
 
 _MOST_PASSES = 2**20  # Of one iterator: its elements are numbered in int64.
 

@@ -12,7 +12,8 @@ from tapedist.data.blocks import BlockPlan
 from tapedist.training.block_steps import BlockSteps
 from tapedist.training.engines.engine import Engine, WholeSteps
 from tapedist.training.engines.setup import Setup
-from tapedist.training.steps import MAX_STEPS_PER_CALL, CallResult, SlotSteps
+from tapedist.training.slot_steps import SlotSteps
+from tapedist.training.steps import MAX_STEPS_PER_CALL, CallResult
 
 
 class ResidentEngine(WholeSteps):

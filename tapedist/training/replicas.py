@@ -1,0 +1,68 @@
+"""What every replica does: the package's only `strategy.run`, and partials on their way between host and replicas.
+
+Legend: `V` shards, `R` replicas.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+import tapedist.numerics  # noqa: F401  (before TensorFlow)
+import tensorflow as tf
+
+from tapedist.training import partials as fixed_order
+
+
+class Replicas:
+    """What every replica does: the package's one `strategy.run`, and partials on their way between host and replicas.
+
+    Args:
+        strategy: where replicas live.
+        num_shards: `V`.
+        partial_width: numbers in a shard's partial.
+    """
+
+    def __init__(self, *, strategy: tf.distribute.Strategy, num_shards: int, partial_width: int):
+        self.strategy = strategy
+        self.num_shards = num_shards
+        self.partial_width = partial_width
+
+    def on_replicas(self, replica_fn: Callable[..., Any], *args: Any) -> Any:
+        """Calls `replica_fn` on every replica with its share of `args`."""
+        return self.strategy.run(replica_fn, args=args)
+
+    @property
+    def replica_width(self) -> int:
+        """Shards of the fullest replica, `ceil(V / R)`."""
+        return -(-self.num_shards // self.strategy.num_replicas_in_sync)
+
+    def scattered(self, sums: np.ndarray) -> Any:
+        """Each replica's shards of `sums`.
+
+        Args:
+            sums: float64 `[V, width]`.
+
+        Returns:
+            Per-replica float64 `[ceil(V / R), width]`; shards beyond `V` are zeros.
+        """
+        width = self.replica_width
+        padded = np.zeros([width * self.strategy.num_replicas_in_sync, self.partial_width])
+        padded[: self.num_shards] = sums
+
+        def share(context: tf.distribute.ValueContext) -> tf.Tensor:
+            return tf.constant(padded[context.replica_id_in_sync_group * width :][:width])
+
+        return self.strategy.experimental_distribute_values_from_function(share)
+
+    def gathered(self, sums: Any) -> np.ndarray:
+        """The inverse of `scattered`."""
+        return self.strategy.experimental_local_results(self._gather_sums(sums))[0].numpy()
+
+    @functools.cached_property
+    def _gather_sums(self) -> Any:
+        gather = functools.partial(fixed_order.gather, num_shards=self.num_shards)
+        return tf.function(lambda sums: self.on_replicas(gather, sums), autograph=False)

@@ -32,7 +32,7 @@ class Model(Protocol):
         num_parameters: `P`.
         penalized: float64 `[P]`, 1 where the L2 penalty applies, 0 elsewhere.
         pure: whether `bind` touches no variable, so that whole training loops may become one XLA program.
-        summed: whether `bind_shards` is there and predicts by sums, whose bits do not depend on how many shards there are.
+        summed: whether `bind_shards` is there and predicts by sums, whose bits do not depend on the number of shards.
     """
 
     name: str

@@ -209,6 +209,7 @@ class Session:
                     epochs = state.step // engine.steps_per_epoch
                     self.monitor.say(f"Stopped after {epochs} epochs: {state.stopped}")
                 losses = trainer.close(state)
+                self.monitor.end()
         except DivergedError as error:
             if state.step == 0 and np.isnan(state.first_loss) and isinstance(self.model, LinearModel):
                 raise self._overflow() from None

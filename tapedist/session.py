@@ -194,7 +194,9 @@ class Session:
             if state.stopped:
                 epochs = state.step // engine.steps_per_epoch
                 self._monitor.say(f"Stopped after {epochs} epochs: {state.stopped}")
-            return trainer.close(state)
+            losses = trainer.close(state)
+            self._monitor.end()
+            return losses
 
     def _result(
         self, state: TrainingState, engine: Engine, train_loss: float | None, test_loss: float | None

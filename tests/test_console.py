@@ -162,6 +162,18 @@ def test_redraws_are_limited_by_the_clock():
     assert drawn
 
 
+def test_the_end_is_drawn_whatever_the_clock_says(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    stream = io.StringIO()
+    console = Console(log_every_epochs=10, stream=stream, terminal=True, clock=lambda: 0.0)
+    begin(console)
+    console.advance(epoch=1, step=1, loss=1.0, examples_per_sec=1e6)
+    console.advance(epoch=30, step=30, loss=1.0, examples_per_sec=1e6)
+    shown = stream.getvalue()  # While the test split is visited, which may take long.
+    console.close()
+    assert "epoch 30/30" in shown
+
+
 def test_a_dumb_terminal_gets_lines(monkeypatch):
     monkeypatch.setenv("TERM", "dumb")
 

@@ -38,6 +38,19 @@ def test_one_call_reaches_console_and_files(tmp_path):
     assert "Epoch: 10, loss 2.000\nLearned W: 9.00\n" in stream.getvalue()
 
 
+def test_the_summary_stands_below_the_bar(tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    stream = io.StringIO()
+    monitor = Monitor(console=Console(log_every_epochs=10, stream=stream, terminal=True))
+    monitor.begin(epochs=20, first_epoch=0, train_rows=80, test_rows=20, steps_per_epoch=1)
+    monitor.advance(epoch=20, step=20, loss=2.0, examples_per_sec=1e6)
+    monitor.end()
+    monitor.say("Learned W: 9.00")
+    monitor.close()
+    assert "epoch 20/20" in stream.getvalue()
+    assert "epoch" not in stream.getvalue().partition("Learned W: 9.00")[2]
+
+
 def test_a_resumed_run(tmp_path):
     first = Monitor(metrics=MetricsFile(tmp_path / "metrics.jsonl"))
     drive(first, range(10))

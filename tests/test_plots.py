@@ -121,6 +121,12 @@ def test_several_features_show_predicted_against_actual():
     assert np.abs(dots.get_xdata() - dots.get_ydata()).std() < 1.5
 
 
+def test_measured_numbers_keep_their_zeros():
+    assert plot_style.number(1.00005, padded=True) == "1.000"
+    assert plot_style.number(-1234.4, padded=True) == "\N{MINUS SIGN}1234"
+    assert "test, last 1.000" in texts(plots.loss_figure(history([5.0, 1.0], test_loss=1.00005)))
+
+
 def _fit_arguments(arguments):
     return {
         "points": arguments["test"],

@@ -144,8 +144,8 @@ class Console:
             facts = self._facts(epoch, step, examples_per_sec)
             done = step if self._steps_per_epoch else epoch
             self._bar.update(self._bar.task_ids[0], completed=done, **facts)
-            now = self._clock()
-            if now - self._drawn >= _REFRESH_SECONDS:
+            now, total = self._clock(), self._epochs * max(1, self._steps_per_epoch)
+            if done >= total or now - self._drawn >= _REFRESH_SECONDS:  # What comes last stays on the screen for long.
                 self._drawn = now
                 self._bar.refresh()
 

@@ -30,9 +30,6 @@ def draw(directory: Path, result: TrainResult, *, source: Source, path: Sequence
         StorageError: if a file cannot be written.
     """
     linear = len(result.weights) > 0
-    d = source.num_features
-    has_bias = linear and len(result.parameters) > d
-    values = [np.append(theta[:d], theta[d] if has_bias else 0.0) for _, theta in path] if linear else []
     return plots.draw_all(
         directory,
         train=_sample(source, "train"),
@@ -40,9 +37,28 @@ def draw(directory: Path, result: TrainResult, *, source: Source, path: Sequence
         history=result.history,
         fitted=plots.Line(weights=result.weights, bias=result.bias) if linear else None,
         truth=plots.Line(weights=np.array(result.truth[0]), bias=result.truth[1]) if result.truth else None,
-        path=plots.ParameterPath(epochs=np.array([e for e, _ in path]), values=np.array(values)) if values else None,
+        optimum=_optimum(result),
+        path=_path(result, path) if linear else None,
         feature_names=source.feature_names,
         target_name=source.target_name,
+    )
+
+
+def _optimum(result: TrainResult) -> plots.Line | None:
+    fit = result.statistics.fit if result.statistics else None
+    if fit is None or fit.weights is None or fit.bias is None:
+        return None
+    return plots.Line(weights=fit.weights, bias=fit.bias)
+
+
+def _path(result: TrainResult, path: Sequence[tuple[int, np.ndarray]]) -> plots.ParameterPath:
+    """The path of a linear model, to its end: what was kept lies at the logged epochs, before their updates."""
+    d = len(result.weights)
+    before = [(epoch, theta) for epoch, theta in path if epoch < result.epochs]
+    steps = [*before, (result.epochs, result.parameters)]
+    return plots.ParameterPath(
+        epochs=np.array([epoch for epoch, _ in steps]),
+        values=np.array([np.append(theta[:d], theta[d] if len(theta) > d else 0.0) for _, theta in steps]),
     )
 
 

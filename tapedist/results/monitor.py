@@ -76,6 +76,11 @@ class Monitor:
         if self._events:
             self._events.tick()
 
+    def end(self) -> None:
+        """All steps are done: the progress bar is left as it is, and what is said from now on stands below it."""
+        if self._console:
+            self._console.close()
+
     def position(self) -> int:
         return self._metrics.position() if self._metrics else 0
 

@@ -37,9 +37,10 @@ def plain(name: str, longest: int = _LONGEST_NAME) -> str:
     return " " + text if text.startswith("_") else text  # Legends leave out what starts with an underscore.
 
 
-def number(value: float, digits: int = 4) -> str:
-    """A number with a true minus sign."""
-    return f"{value:.{digits}g}".replace("-", "\N{MINUS SIGN}")
+def number(value: float, digits: int = 4, *, padded: bool = False) -> str:
+    """A number with a true minus sign; `padded`: with its zeros, as a measured one is told (`1.000`)."""
+    text = f"{value:#.{digits}g}".removesuffix(".") if padded else f"{value:.{digits}g}"
+    return text.replace("-", "\N{MINUS SIGN}")
 
 
 def new_figure(

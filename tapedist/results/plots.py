@@ -211,7 +211,7 @@ def loss_figure(history: Sequence[Row]) -> style.Figure | None:
             marker="o" if few else None,
             markersize=7,
             markeredgecolor="white",
-            label=f"{name}, last {style.number(values[-1])}",
+            label=f"{name}, last {style.number(values[-1], padded=True)}",
         )
     if logarithmic:
         axes.set_yscale("log")
@@ -256,7 +256,7 @@ def _draw_path(
     axes: style.Axes, epochs: np.ndarray, values: np.ndarray, known: Sequence[float | None], name: str, color: str
 ) -> None:
     truth, optimum = known
-    axes.plot(epochs, values, color=color, linewidth=2.2, label=f"{name} = {style.number(values[-1])}")
+    axes.plot(epochs, values, color=color, linewidth=2.2, label=f"{name} = {style.number(values[-1], padded=True)}")
     if truth is not None:
         axes.axhline(truth, color=color, alpha=0.6, linewidth=1.4, dashes=(4, 3), zorder=1.5)
     if optimum is not None:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 
-from tapedist.options import ANY, SWITCHES, Options, Rule, option
+from tapedist.options import SWITCHES, Options, Rule, option
 from tapedist.settings import SYNTHETIC
+from tapedist.text_values import shown
+
+_BAD_ROWS = ("error", "drop")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,7 +23,19 @@ class RunOptions(Options):
 class EvaluateOptions(RunOptions):
     """Options of `tapedist evaluate`."""
 
-    data: str = option("", "Table to evaluate on; empty takes the run's own rows, both splits.", rule=ANY)
+    data: str = option(
+        "",
+        "Table to evaluate on; empty takes the run's own rows, both splits.",
+        rule=Rule(lambda v: v != SYNTHETIC, "must name a table; leave it out to take the run's own rows"),
+    )
+    weight: str = option("", "Column of --data that holds row weights; empty weighs all rows alike.")
+    on_bad_rows: str = option("error", "Rows of --data with bad cells: stop, or leave them out.", choices=_BAD_ROWS)
+
+    def _wrong_combinations(self) -> Iterator[str]:
+        for name, default in (("weight", ""), ("on_bad_rows", "error")):
+            value = getattr(self, name)
+            if not self.data and value != default:
+                yield f"--{name}={shown(value)}: needs --data; the run's own rows are taken as they were trained on"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,6 +58,7 @@ class PredictOptions(RunOptions):
         0.95, "Probability of the intervals, inside (0, 1).", rule=Rule(lambda v: 0 < v < 1, "must be inside (0, 1)")
     )
     on_bad_rows: str = option(
-        "error", "Rows with bad cells: stop, or leave them out and add their row numbers.", choices=("error", "drop")
-    )
+        "error", "Rows with bad cells: stop, or leave them out and add a column of row numbers, from 0.",
+        choices=_BAD_ROWS,
+    )  # fmt: skip
     overwrite: bool = option(False, "Replace --output if it exists.")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from tapedist.config import TrainConfig
 from tapedist.data import sources, tables
 from tapedist.data.blocks import Source
 from tapedist.data.row_arrays import row_arrays, row_blocks
+from tapedist.data.table_columns import listed
 from tapedist.errors import InputError, StateError, TapedistError
 from tapedist.filesystem import write_atomic
 from tapedist.flags import CommandLine
@@ -39,9 +40,11 @@ def evaluate(options: EvaluateOptions) -> None:
     """
     folder, model = _find(options.run_dir)
     if options.data:
+        _check_columns(options.data, (*model.feature_names, model.target_name))
         own: Source = tables.open_table(
-            options.data, target=model.target_name, features=model.feature_names, test_fraction=0, dtype="float64"
-        )
+            options.data, target=model.target_name, features=model.feature_names, weight=options.weight,
+            on_bad_rows=options.on_bad_rows, test_fraction=0, dtype="float64",
+        )  # fmt: skip
         names = {"train": "data"}
     else:
         own = _own_source(_config(folder))
@@ -65,6 +68,7 @@ def predict(options: PredictOptions) -> None:
     """
     _, model = _find(options.run_dir)
     check_output(options.output, data=options.data, overwrite=options.overwrite)
+    _check_columns(options.data, model.feature_names)
     interval = _wants_interval(options, model)
     table = tables.open_table(
         options.data, features=model.feature_names, need_target=False, test_fraction=0, dtype="float64",
@@ -141,6 +145,16 @@ def _own_source(config: TrainConfig) -> Source:
     if not config.from_table:
         _start_tensorflow()
     return sources.open_source(config)
+
+
+def _check_columns(data: str, needed: Sequence[str]) -> None:
+    """Whether a table has the columns that a run was trained on; their numbers are looked at later."""
+    present = tables.column_names(data)
+    missing = [name for name in needed if name not in present]
+    if missing:
+        raise InputError(
+            f"--data={shown(data)}: lacks {listed(missing)}, which the run was trained on; present: {listed(present)}"
+        )
 
 
 def _start_tensorflow() -> None:

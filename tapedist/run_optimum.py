@@ -12,7 +12,7 @@ from tapedist.errors import InputError
 from tapedist.objective import Objective
 from tapedist.results.least_squares import LeastSquares
 from tapedist.results.regression import distance
-from tapedist.results.statistics import Statistics, optimum
+from tapedist.results.statistics import Statistics, mean_absolute_error, optimum
 from tapedist.text_values import shown
 from tapedist.training.engines import Engine, MomentsEngine, Setup
 from tapedist.training.measures import full_gradient
@@ -71,7 +71,11 @@ class RunOptimum:
             return None
         if fit is None:
             return None
-        return Statistics.of(fit, *self._split(parameters), truth=getattr(self._source, "truth", None))
+        weights, bias = self._split(parameters)
+        mae = mean_absolute_error(
+            self._source, weights, bias, whatever_it_costs=self._config.statistics == "true", heed=self._heed
+        )
+        return Statistics.of(fit, weights, bias, truth=getattr(self._source, "truth", None), mae=mae)
 
     def standard_errors(self, fit: LeastSquares, parameters: np.ndarray) -> float | None:
         """The largest distance of `parameters` `[P]`, in training units, to the optimum."""

@@ -59,7 +59,7 @@ def check(path: str | Path, *, write: bool, members: Iterable[str]) -> None:
     text = os.fspath(path)
     problem = _wrong_name(text)
     try:
-        problem = problem or _wrong_link(text) or _wrong_place(text, write) or _wrong_content(text, members)
+        problem = problem or _wrong_link(text) or _wrong_place(text, write) or _wrong_content(text, write, members)
     except OSError as error:
         problem = f"cannot be looked at ({error.strerror}); use another path"
     if problem:
@@ -105,7 +105,7 @@ def _wrong_place(text: str, write: bool) -> str | None:
     return None
 
 
-def _wrong_content(text: str, members: Iterable[str]) -> str | None:
+def _wrong_content(text: str, write: bool, members: Iterable[str]) -> str | None:
     try:
         names = os.listdir(text)
     except FileNotFoundError:
@@ -114,7 +114,8 @@ def _wrong_content(text: str, members: Iterable[str]) -> str | None:
     foreign = sorted(name for name in names if not name.startswith(OWN_PREFIX))
     marker = read_marker(text)
     if marker is None and foreign:
-        return f"is not empty and not a run folder (it holds {foreign[0]!r}); give a new or an empty folder"
+        fix = "give a new or an empty folder" if write else "give the --run_dir of a training run"
+        return f"is not empty and not a run folder (it holds {foreign[0]!r}); {fix}"
     if marker is not None and marker > SCHEMA:
         raise StateError(
             f"--run_dir={text!r}: was made by a later version (schema {marker}, this one knows up to {SCHEMA}); "

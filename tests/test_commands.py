@@ -144,6 +144,36 @@ def test_evaluate_on_its_own_rows_and_on_a_table(
     assert line == f"data: 700 rows, MSE {(residuals**2).mean():.6g}, {wanted}"
 
 
+def test_evaluate_takes_weights_and_leaves_out_bad_rows(
+    run: Path, result: TrainResult, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    content = own_tables.columns()
+    lines = own_tables.write_csv(tmp_path / "bad.csv", content).read_text().splitlines()
+    lines[3] = lines[3].replace(",", ",oops", 1)
+    (tmp_path / "bad.csv").write_text("\n".join(lines))
+    words = ["evaluate", f"--run_dir={run}", f"--data={tmp_path / 'bad.csv'}"]
+    line = refused(capsys, *words)
+    assert line.endswith("use --on_bad_rows=drop"), "the fix must be one that the command knows"
+    assert cli.main([*words, "--on_bad_rows=drop", "--weight=times"]) == 0
+    w = np.delete(content["times"], 2)
+    residuals = np.delete(content["price"] - result.predict(rows()), 2)
+    shown = capsys.readouterr().out
+    assert f"data: {(w > 0).sum()} rows, MSE {(w * residuals**2).sum() / w.sum():.6g}," in shown
+    assert "columns not used" not in shown
+    refusal = refused(capsys, "evaluate", f"--run_dir={run}", "--on_bad_rows=drop")
+    assert "--on_bad_rows=drop: needs --data" in refusal
+
+
+def test_mean_absolute_error_of_the_training_rows(run: Path, table: Path, result: TrainResult):
+    from tapedist.data.tables import open_table
+
+    training = open_table(str(table), target="price", features=FEATURES)
+    x, y = training.rows("train", np.arange(training.num_rows("train")))
+    learned = json.loads((run / "model.json").read_text())["statistics"]["learned"]
+    assert learned["mae"] == pytest.approx(np.abs(y - result.predict(x)).mean(), rel=1e-12)
+    assert "MAE, training rows" in (run / "report.html").read_text()
+
+
 def test_report_is_made_by_training_and_made_again(run: Path, capsys: pytest.CaptureFixture[str]):
     page = (run / "report.html").read_text()
     assert "area" in page
@@ -214,6 +244,7 @@ def test_runs_that_are_refused(
     for place in ("model.pkl", "saved", "empty", "missing"):
         line = refused(capsys, "predict", f"--run_dir={tmp_path / place}", *words)
         assert line.startswith("tapedist: error: --run_dir=")
+        assert "give a new" not in line, "advice for training"
     assert "--run_dir=: must name the folder" in refused(capsys, "export")
 
     content = json.loads((run / "model.json").read_text())
@@ -228,8 +259,9 @@ def test_runs_that_are_refused(
 def test_tables_that_do_not_fit(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "less.csv").write_text("area,rooms\n1,2\n")
     line = refused(capsys, "predict", f"--run_dir={run}", f"--data={tmp_path / 'less.csv'}", "--output=p.csv")
-    assert "no such column" in line
-    assert "age" in line
+    assert line.endswith("less.csv: lacks age, which the run was trained on; present: area, rooms")
+    line = refused(capsys, "evaluate", f"--run_dir={run}", f"--data={tmp_path / 'less.csv'}")
+    assert "less.csv: lacks age, price, which" in line
 
 
 def test_predict_needs_no_tensorflow(run: Path, table: Path, run_python: Callable[..., Finished]):

@@ -224,7 +224,7 @@ def test_no_unique_optimum_names_the_columns(x: list[Array], intercept: bool, pr
     assert fit.problem is not None
     assert problem in fit.problem
     assert fit.problem.endswith("so the optimum is not unique")
-    assert fit.weights is fit.bias is fit.residual_std is fit.adjusted_r2 is fit.condition_number is None
+    assert fit.weights is fit.bias is fit.condition_number is None
     assert fit.coefficients == ()
     # The smallest loss exists all the same.
     design = np.stack(x, axis=1)
@@ -232,6 +232,15 @@ def test_no_unique_optimum_names_the_columns(x: list[Array], intercept: bool, pr
     best = np.linalg.lstsq(centred, target, rcond=1e-6)[0]
     assert fit.loss == pytest.approx(np.mean((centred @ best - target) ** 2), rel=1e-6, abs=1e-20)
     given = np.arange(1.0, 1 + len(x))
+    # So do the spread around it and the degrees of freedom that it leaves.
+    left = len(y) - np.linalg.matrix_rank(centred, rtol=1e-6) - intercept
+    assert fit.degrees_of_freedom == left
+    if left:
+        assert fit.residual_std == pytest.approx(math.sqrt(fit.loss * len(y) / left))
+        assert fit.r2 is not None
+        assert fit.adjusted_r2 == pytest.approx(1 - (1 - fit.r2) * (len(y) - intercept) / left)
+    else:
+        assert fit.residual_std is fit.adjusted_r2 is None
     away = distance(fit, given, 0.5 if intercept else 0.0)
     assert away.loss == pytest.approx(np.mean((design @ given + 0.5 * intercept - y) ** 2), rel=1e-6)
     assert away.max_standard_errors is None
@@ -383,6 +392,21 @@ def test_table_is_aligned_and_fits_the_screen() -> None:
     many = format_table(_fit(*_data(1, 60, 30)[:2])).splitlines()
     assert len(many) < 30
     assert "  ... and 11 more" in many
+
+
+def test_table_says_about_what_r2_is() -> None:
+    x, y, _ = _data(3, 50, 2)
+    assert "  R2 0." in format_table(_fit(x, y))
+    assert "  R2 about 0 0." in format_table(_fit(x, y, fit_intercept=False))
+
+
+def test_closing_sentence_fits_a_line() -> None:
+    x, y, _ = _data(4, 200, 3)
+    fit = _fit(x, 12.3456 * y)
+    learned = distance(fit, fit.weights + 1e-9, fit.bias)
+    last = format_table(fit, learned, mae=123.456).splitlines()[-1]
+    assert last.startswith("Learned parameters: loss ")
+    assert ", MAE 123.456, at most " in last
 
 
 def test_tensorflow_is_not_imported() -> None:

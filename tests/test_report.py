@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tapedist.results import report_charts as charts
 from tapedist.results.inference import Coefficient
 from tapedist.results.report import MOST_COEFFICIENTS, Parameter, ReportData, render
 from tapedist.results.report_charts import Predictions
@@ -281,3 +282,24 @@ def test_normal_residuals_lie_on_the_line():
 def test_the_report_needs_neither_tensorflow_nor_matplotlib():
     code = "import sys, tapedist.results.report; sys.exit(bool({'tensorflow', 'matplotlib'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent).returncode == 0
+
+
+def test_weights_count_in_the_errors_and_rows_of_weight_0_do_not() -> None:
+    from tapedist.results.run_report import _sample, _sample_errors
+
+    class Rows:
+        num_features, feature_names, target_name, weighted = 1, ("x",), "y", True
+
+        def num_rows(self, split: str) -> int:
+            return {"train": 0, "test": 4}[split]
+
+        def rows(self, split: str, indices: np.ndarray) -> tuple[np.ndarray, ...]:
+            return np.zeros((4, 1)), np.array([1.0, -3.0, 1e9, 2.0]), np.array([1.0, 2.0, 0.0, 1.0])
+
+    sample = _sample(Rows(), {"weights": [1.0], "bias": 0.0})  # type: ignore[arg-type]
+    assert sample is not None
+    assert sample.actual.tolist() == [1.0, -3.0, 2.0]
+    errors = _sample_errors(sample)
+    assert errors is not None
+    assert errors.mae == (1 + 2 * 3 + 2) / 4
+    assert "times the root of their weights" in charts.quantiles(sample)

@@ -34,7 +34,7 @@ class Roles:
         features: at least one name.
         target: a name, or empty if rows have no target.
         weight: a name, or empty if all rows weigh 1.
-        unused: columns that play no part.
+        unused: columns that play no part, where the features were not named.
     """
 
     features: tuple[str, ...]
@@ -62,7 +62,7 @@ def check_names(names: Sequence[str], where: str) -> None:
             raise InputError(f"{where}: column {position + 1} has no name; name it in the header, or drop it")
     repeated = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
     if repeated:
-        raise InputError(f"{where}: duplicate column {_listed(repeated)} in the header; rename one of them")
+        raise InputError(f"{where}: duplicate column {listed(repeated)} in the header; rename one of them")
 
 
 def choose(
@@ -95,9 +95,10 @@ def choose(
     chosen = tuple(features) or tuple(c.name for c in columns if c.numeric and c.name not in taken)
     if not chosen:
         raise InputError(
-            f"{where}: no numeric column is left to be a feature; present: {_listed(present)}; name some by --features"
+            f"{where}: no numeric column is left to be a feature; present: {listed(present)}; name some by --features"
         )
-    unused = tuple(name for name in present if name not in chosen and name not in taken)
+    # Whoever names the features knows what is left out.
+    unused = () if features else tuple(name for name in present if name not in chosen and name not in taken)
     return Roles(chosen, target, weight, unused)
 
 
@@ -105,12 +106,12 @@ def _wrong_roles(
     present: Mapping[str, Column], where: str, target: str, features: Sequence[str], weight: str, need_target: bool
 ) -> Iterator[str]:
     if need_target and not target:
-        yield f"--target='': must name the column of {where} to predict; present: {_listed(present)}"
+        yield f"--target='': must name the column of {where} to predict; present: {listed(present)}"
     for flag, name in [("target", target), *(("features", f) for f in features), ("weight", weight)]:
         if not name and flag != "features":
             continue
         if name not in present:
-            yield f"--{flag}={shown(name)}: no such column in {where}; present: {_listed(present)}"
+            yield f"--{flag}={shown(name)}: no such column in {where}; present: {listed(present)}"
         elif not present[name].numeric:
             yield f"--{flag}={shown(name)}: holds {present[name].kind}, not numbers; encode it as numbers first"
     if len(set(features)) < len(features):
@@ -123,7 +124,8 @@ def _wrong_roles(
         yield f"--weight={shown(weight)}: is the target too; give another column"
 
 
-def _listed(names: Iterable[str]) -> str:
+def listed(names: Iterable[str]) -> str:
+    """Names for a message; of very many, the first."""
     names = list(names)
     more = f" and {len(names) - _MOST_LISTED} more" if len(names) > _MOST_LISTED else ""
     return ", ".join(map(shown, names[:_MOST_LISTED])) + more

@@ -146,7 +146,7 @@ def _refuse(chunk: RowBatch, bad: dict[int, np.ndarray], rule: CellRule) -> None
     row, position = min((int(mask.argmax()), position) for position, mask in bad.items())
     cell = chunk.explain(row, position)
     reason = cell.rule or rule.broken(position, float(chunk.columns[position][row]))
-    raise InputError(f"{cell.where}: {cell.value} {reason}; correct it, or use --on_bad_rows=drop or mean")
+    raise InputError(f"{cell.where}: {cell.value} {reason}; correct it, or use --on_bad_rows=drop")
 
 
 def _chunks(batches: Iterator[RowBatch], num_columns: int) -> Iterator[RowBatch]:

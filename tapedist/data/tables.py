@@ -74,6 +74,15 @@ def check_table(
     return TableHeader(data, reader, roles)
 
 
+def column_names(data: str) -> tuple[str, ...]:
+    """Names of a table's columns, by its header.
+
+    Raises:
+        InputError: if there is no such table, or its header is not good.
+    """
+    return tuple(column.name for column in _reader(data).columns)
+
+
 def open_table(
     data: str,
     *,

@@ -222,9 +222,9 @@ def _solve(moments: CentredMoments, factor: Factor, labels: tuple[str, ...], lev
         coefficients=_coefficients(form, labels, std, df, level) if unique else (),
         loss=loss,
         rmse=math.sqrt(loss),
-        residual_std=std if unique else None,
+        residual_std=std,
         r2=r2,
-        adjusted_r2=adjusted if unique else None,
+        adjusted_r2=adjusted,
         condition_number=factor.condition_number() if unique else None,
         level=level,
         form=form,
@@ -252,7 +252,8 @@ def _problem(moments: CentredMoments, factor: Factor, labels: tuple[str, ...]) -
     """Why there is more than one optimum."""
     parameters = len(labels) + moments.fit_intercept
     if moments.num_rows < parameters:
-        return f"{moments.num_rows} rows cannot determine {parameters} parameters, so the optimum is not unique"
+        rows = "1 row" if moments.num_rows == 1 else f"{moments.num_rows} rows"
+        return f"{rows} cannot determine {parameters} parameters, so the optimum is not unique"
     groups = []
     for column, others in factor.dependencies:
         name = shown(labels[column])

@@ -19,6 +19,7 @@ def format_table(
     learned: Distance | None = None,
     truth: Sequence[float | None] | None = None,
     *,
+    mae: float | None = None,
     width: int = 100,
 ) -> str:
     """The result as aligned plain text of at most `width` columns (at least 80), without a final newline.
@@ -27,9 +28,11 @@ def format_table(
         fit: the optimum.
         learned: the trained parameters' distance to it, for a column of its own and a closing sentence.
         truth: what `truth_errors` gave, for a column of its own.
+        mae: the trained parameters' mean absolute error.
         width: columns of the terminal.
     """
-    counts = f"{fit.num_rows} rows, {fit.degrees_of_freedom} residual degrees of freedom"
+    rows = "1 row" if fit.num_rows == 1 else f"{fit.num_rows} rows"
+    counts = f"{rows}, {fit.degrees_of_freedom} residual degrees of freedom"
     lines = [f"Least squares: {counts}"]
     if fit.problem is not None:
         lines += textwrap.wrap(f"No coefficient table: {fit.problem}.", width)
@@ -37,16 +40,18 @@ def format_table(
         lines += _coefficient_lines(fit, learned, truth, width)
     lines += _wrapped(_quality(fit), width)
     if learned is not None:
-        lines += textwrap.wrap(_closing(learned), width)
+        lines += textwrap.wrap(_closing(learned, mae), width)
     return "\n".join(lines)
 
 
-def _closing(learned: Distance) -> str:
+def _closing(learned: Distance, mae: float | None) -> str:
     if learned.loss is None or learned.excess_loss is None:
         return "Learned parameters: not finite, or their loss is not"
-    sentence = f"Learned parameters: loss {learned.loss:.6g}, {learned.excess_loss:.3g} above the optimum"
+    sentence = f"Learned parameters: loss {learned.loss:.6g} ({learned.excess_loss:.3g} above the optimum)"
+    if mae is not None:
+        sentence += f", MAE {mae:.6g}"
     if learned.max_standard_errors is not None:
-        sentence += f", at most {learned.max_standard_errors:.3g} standard errors from it"
+        sentence += f", at most {learned.max_standard_errors:.3g} SE away"
     return sentence
 
 
@@ -109,7 +114,7 @@ def _order(value: float) -> int:
 
 def _quality(fit: LeastSquares) -> list[str]:
     parts = [
-        ("R2", fit.r2),
+        ("R2" if fit.fit_intercept else "R2 about 0", fit.r2),
         ("adjusted R2", fit.adjusted_r2),
         ("residual std", fit.residual_std),
         ("RMSE", fit.rmse),

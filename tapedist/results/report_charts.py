@@ -28,6 +28,7 @@ class Predictions:
         actual: targets, `[k]`.
         predicted: predictions, `[k]`.
         x: the feature, `[k]` or `[k, 1]`, if there is just one; then the fit is drawn over it.
+        weights: of the rows, positive, `[k]`; None if all weigh alike.
         split: which rows these are.
         total: rows that these stand for, if they are a sample; `k` by default.
         feature_name: name of the one feature.
@@ -37,6 +38,7 @@ class Predictions:
     actual: np.ndarray
     predicted: np.ndarray
     x: np.ndarray | None = None
+    weights: np.ndarray | None = None
     split: str = "test"
     total: int | None = None
     feature_name: str = "x"
@@ -146,7 +148,9 @@ def quantiles(rows: Predictions | None) -> str:
     title = "Normal Q-Q plot"
     if rows is None or not len(rows.actual):
         return _missing("quantiles", title)
-    left = np.sort(rows.residuals[np.isfinite(rows.residuals)])
+    # A row of weight w stands for a mean of w rows, whose residuals vary less: only so scaled are they alike.
+    scaled = rows.residuals if rows.weights is None else rows.residuals * np.sqrt(rows.weights)
+    left = np.sort(scaled[np.isfinite(scaled)])
     spread = left.std() if len(left) else 0.0
     if not spread > 0:
         return _missing("quantiles", title, "All residuals are equal, so there is nothing to compare.")
@@ -157,7 +161,8 @@ def quantiles(rows: Predictions | None) -> str:
     ends = np.array([normal[0], normal[-1]])
     chart.line("rule", ends, ends)
     chart.dots("test clear", normal, standard)
-    below = "Points on the dashed line: the residuals are normally distributed. "
+    of = "residuals" if rows.weights is None else "residuals, times the root of their weights,"
+    below = f"Points on the dashed line: the {of} are normally distributed. "
     return _figure("quantiles", title, chart.render(title), below + rows.caption(len(picked)))
 
 

@@ -122,6 +122,11 @@ def _quality(fit: Mapping[str, Any], sample: Predictions | None, model: Mapping[
         "loss": "smallest loss", "condition_number": "condition number", "degrees_of_freedom": "degrees of freedom",
     }  # fmt: skip
     facts: dict[str, object] = {f"{words} (optimum)": fit[name] for name, words in names.items() if name in fit}
+    if not fit.get("fit_intercept", True):
+        facts = {name.replace("(optimum)", "about 0 (optimum)") if "R2" in name else name: facts[name] for name in facts}
+    mae = (fit.get("learned") or {}).get("mae")
+    if mae is not None:
+        facts["MAE, training rows"] = mae
     errors = _sample_errors(sample)
     if errors and sample:
         total, drawn = sample.total or len(sample.actual), len(sample.actual)
@@ -133,7 +138,7 @@ def _quality(fit: Mapping[str, Any], sample: Predictions | None, model: Mapping[
 def _sample_errors(sample: Predictions | None) -> Metrics | None:
     if sample is None:
         return None
-    return evaluate_rows([(sample.predicted[:, np.newaxis], sample.actual, None)], np.ones(1), 0.0)
+    return evaluate_rows([(sample.predicted[:, np.newaxis], sample.actual, sample.weights)], np.ones(1), 0.0)
 
 
 def _speed(history: Sequence[Row]) -> dict[str, object]:
@@ -149,16 +154,19 @@ def _plain(value: Any) -> Any:
 
 
 def _sample(source: Source | None, model: Mapping[str, Any]) -> Predictions | None:
-    """Some thousand held-out rows, or training rows where none are held out, evenly spread."""
+    """Some thousand held-out rows, or training rows where none are held out, evenly spread; none of weight 0."""
     if source is None or not model["weights"]:
         return None
     split = "test" if source.num_rows("test") else "train"
     total = source.num_rows(split)
-    x, y, _ = row_arrays(source, split, thinned(total, _MOST_ROWS))
+    x, y, w = row_arrays(source, split, thinned(total, _MOST_ROWS))
+    if w is not None:
+        x, y, w = x[w > 0], y[w > 0], w[w > 0]
     return Predictions(
         actual=y,
         predicted=predict_rows(x, np.asarray(model["weights"]), model["bias"]),
         x=x[:, 0] if x.shape[1] == 1 else None,
+        weights=w,
         split=split,
         total=total,
         feature_name=source.feature_names[0],

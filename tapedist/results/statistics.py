@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -17,13 +18,15 @@ from tapedist.data.blocks import Source
 from tapedist.data.row_arrays import row_blocks
 from tapedist.results.least_squares import FLOAT32_ROUNDING, FLOAT64_ROUNDING, LeastSquares, from_moments, least_squares
 from tapedist.results.prediction import IntervalShape
-from tapedist.results.regression import Distance, as_dict, distance, truth_errors
+from tapedist.results.regression import Distance, as_dict, distance, residual_metrics, truth_errors
 from tapedist.results.regression_table import format_table
 
 # About two seconds of arithmetic on one core.
 _AFFORDABLE = 5e8
 # With so few columns the pass costs about what it cost to open the table and check its cells, however many rows it has.
 _FEW_COLUMNS = 16
+# What one look at a number for the absolute errors costs, in the same arithmetic.
+_LOOK = 8
 _MOST_INTERVAL_NUMBERS = 1_000_000
 
 
@@ -46,21 +49,25 @@ class Statistics:
         fit: the least-squares optimum of the training rows.
         learned: how far the learned parameters are from it.
         truth: `(optimum - truth) / standard error` per parameter; None where no truth is known.
+        mae: the learned parameters' weighted mean absolute error over the training rows; None if it was not computed.
     """
 
     fit: LeastSquares
     learned: Distance
     truth: tuple[float | None, ...] | None
+    mae: float | None = None
 
     @classmethod
-    def of(cls, fit: LeastSquares, weights: np.ndarray, bias: float, truth: Any = None) -> Statistics:
+    def of(
+        cls, fit: LeastSquares, weights: np.ndarray, bias: float, truth: Any = None, mae: float | None = None
+    ) -> Statistics:
         """The statistics of parameters in raw units; `truth` is `(weights, bias)` or None."""
         errors = truth_errors(fit, np.asarray(truth[0]), truth[1]) if truth else None
-        return cls(fit=fit, learned=distance(fit, weights, bias), truth=errors)
+        return cls(fit=fit, learned=distance(fit, weights, bias), truth=errors, mae=mae)
 
     def lines(self) -> list[str]:
         """The table for a terminal."""
-        return format_table(self.fit, self.learned, self.truth).split("\n")
+        return format_table(self.fit, self.learned, self.truth, mae=self.mae).split("\n")
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for `model.json`; what is undefined is None."""
@@ -68,7 +75,7 @@ class Statistics:
         small = shape is not None and shape.inverse.size <= _MOST_INTERVAL_NUMBERS
         return {
             **as_dict(self.fit),
-            "learned": dataclasses.asdict(self.learned),
+            "learned": {**dataclasses.asdict(self.learned), "mae": self.mae},
             "truth_errors": None if self.truth is None else list(self.truth),
             "interval": shape.as_json() if shape is not None and small else None,
         }
@@ -110,6 +117,30 @@ def optimum(
         blocks = functools.partial(row_blocks, source, "train", heed=heed)
         return least_squares(blocks, num_features=d, precision=precision, **known)
     return None if moments is None else _from_moments(moments, n, digits=0, **known)
+
+
+def mean_absolute_error(
+    source: Source,
+    weights: np.ndarray,
+    bias: float,
+    *,
+    whatever_it_costs: bool = False,
+    heed: Callable[[], object] = lambda: None,
+) -> float | None:
+    """Of parameters in raw units over the training rows, or None where a pass over them would take long.
+
+    Args:
+        source: the rows, raw.
+        weights: `[d]`.
+        bias: 0 without an intercept.
+        whatever_it_costs: whether to read the rows however many there are.
+        heed: called now and then while they are read; may raise to break it off.
+    """
+    if not whatever_it_costs and source.num_rows("train") * (source.num_features + 2) * _LOOK > _AFFORDABLE:
+        return None
+    with np.errstate(over="ignore", invalid="ignore"):  # Whatever was learned, this is only a look at it.
+        errors = residual_metrics(row_blocks(source, "train", heed=heed), weights, bias)
+    return errors.mae if errors and math.isfinite(errors.mae) else None
 
 
 def _from_moments(moments: SecondMoments, n: int, *, digits: int, **known: Any) -> LeastSquares | None:

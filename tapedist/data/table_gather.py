@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tapedist.data.table_scan import CellRule
-from tapedist.data.table_spans import spans, take_into
+from tapedist.data.table_spans import RowNumbers, places_in, spans, take_into
 
-_BUFFER_BYTES = 2**19
+_BUFFER_BYTES = 2**18
 _ALIGNMENT = 64  # TensorFlow takes over arrays that begin there and copies others.
 
 
@@ -67,20 +67,23 @@ class RowGather:
         self._step = max(64, _BUFFER_BYTES // (8 * self._width))
         self._local = threading.local()
 
-    def __call__(self, file_rows: np.ndarray, *, dtype: Any, units: Units | None = None) -> tuple[np.ndarray, ...]:
-        """`(x [k, d], y [k][, w [k]])` of type `dtype`.
+    def into(self, out: Sequence[np.ndarray], file_rows: RowNumbers, *, units: Units | None = None) -> None:
+        """Writes rows into `out`, rounded to its types at the very end.
 
         Args:
-            file_rows: int64 `[k]`, numbers in the file.
-            dtype: a NumPy float type; rounded to at the very end.
+            out: `(x [k, d], y [k][, w [k]])`.
+            file_rows: numbers in the file.
             units: of the result; raw ones if None.
         """
-        k, d = len(file_rows), self._d
-        x, *rest = _empty((k, d), dtype), *(_empty((k,), dtype) for _ in range(self._width - d))
+        d, (x, *rest) = self._d, out
+        if not hasattr(self._local, "buffer"):
+            self._local.buffer = np.empty(self._width * self._step)
         with np.errstate(over="ignore"):  # A loss that is not finite is told by name.
-            for first in range(0, k, self._step):
-                part = slice(first, min(k, first + self._step))
-                found = self._columns(file_rows[part])
+            for first in range(0, len(file_rows), self._step):
+                rows = file_rows[first : first + self._step]
+                part = slice(first, first + len(rows))
+                found = self._local.buffer[: self._width * len(rows)].reshape(self._width, -1)
+                self.columns_into(found, rows)
                 if units:
                     found[:d] -= units.center[:, np.newaxis]
                     found[:d] *= units.factor[:, np.newaxis]
@@ -88,18 +91,19 @@ class RowGather:
                 x[part] = found[:d].T
                 for column, values in zip(rest, found[d:], strict=True):
                     column[part] = values
-        return x, *rest
 
-    def _columns(self, file_rows: np.ndarray) -> np.ndarray:
-        """Float64 `[columns, rows]`, in this thread's buffer."""
-        if not hasattr(self._local, "buffer"):
-            self._local.buffer = np.empty(self._width * self._step)
-        found = self._local.buffer[: self._width * len(file_rows)].reshape(self._width, -1)
+    def columns_into(self, found: np.ndarray, file_rows: RowNumbers) -> None:
+        """Writes rows into `found`, float64 `[columns, k]`, column by column: features, target, weight if there is one.
+
+        Args:
+            found: where to.
+            file_rows: numbers in the file.
+        """
         columns = [*found]
         if not self._has_target:
             columns.pop(self._d).fill(np.nan)
         for segment, into in spans(file_rows, self._starts):
-            places = file_rows[into] - self._starts[segment]
+            places = places_in(file_rows[into], int(self._starts[segment]))
             held = self._get(segment, ascending=isinstance(into, slice))
             for column, values in zip(columns, held, strict=True):
                 take_into(column, into, values, places)
@@ -108,11 +112,14 @@ class RowGather:
                 bad = self._rule.bad(position, found[position])
                 if bad is not None:
                     found[position, bad] = mean
-        return found
+
+
+def empty_rows(k: int, d: int, *, weighted: bool, dtype: Any) -> tuple[np.ndarray, ...]:
+    """`(x [k, d], y [k][, w [k]])` to be written into, aligned for TensorFlow."""
+    return _empty((k, d), dtype), *(_empty((k,), dtype) for _ in range(1 + weighted))
 
 
 def _empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """`np.empty`, aligned for TensorFlow."""
     count, item = int(np.prod(shape)), np.dtype(dtype).itemsize
     flat = np.empty(count * item + _ALIGNMENT, np.uint8)
     first = -flat.ctypes.data % _ALIGNMENT

@@ -7,14 +7,17 @@ from collections.abc import Iterator
 
 import numpy as np
 
+# Numbers of rows: a range, which is the fastest to follow, or int64 `[k]`.
+RowNumbers = range | np.ndarray
+
 _FEW_PIECES = 16  # Up to here a look at all numbers for each piece is cheaper than sorting them.
 
 
-def spans(numbers: np.ndarray, starts: np.ndarray) -> Iterator[tuple[int, slice | np.ndarray]]:
+def spans(numbers: RowNumbers, starts: np.ndarray) -> Iterator[tuple[int, slice | np.ndarray]]:
     """Groups row numbers by piece; cheap where they ascend, as they do unless they are shuffled.
 
     Args:
-        numbers: int64 `[k]`, each in `[starts[0], starts[-1])`.
+        numbers: a range, or int64 `[k]`, each in `[starts[0], starts[-1])`.
         starts: int64 `[pieces + 1]`, ascending: the first row of each piece, and the end of the last.
 
     Yields:
@@ -22,9 +25,11 @@ def spans(numbers: np.ndarray, starts: np.ndarray) -> Iterator[tuple[int, slice 
     """
     if not len(numbers):
         return
-    if (numbers[1:] >= numbers[:-1]).all():
-        first, last = np.searchsorted(starts, numbers[[0, -1]], side="right") - 1
-        cuts = [0, *np.searchsorted(numbers, starts[first + 1 : last + 1]).tolist(), len(numbers)]
+    if isinstance(numbers, range) or (numbers[1:] >= numbers[:-1]).all():
+        first, last = np.searchsorted(starts, [numbers[0], numbers[-1]], side="right") - 1
+        inner = starts[first + 1 : last + 1]
+        middle = inner - numbers.start if isinstance(numbers, range) else np.searchsorted(numbers, inner)
+        cuts = [0, *middle.tolist(), len(numbers)]
         for piece in range(first, last + 1):
             begin, end = cuts[piece - first], cuts[piece - first + 1]
             if begin < end:
@@ -45,19 +50,32 @@ def spans(numbers: np.ndarray, starts: np.ndarray) -> Iterator[tuple[int, slice 
         yield int(ordered[begin]), order[begin:end]
 
 
-def take_into(target: np.ndarray, into: slice | np.ndarray, values: np.ndarray, places: np.ndarray) -> None:
+def places_in(numbers: RowNumbers, start: int) -> slice | np.ndarray:
+    """`numbers - start`, as a slice where they are consecutive.
+
+    Args:
+        numbers: at least one row number, none before `start`.
+        start: the first row of a piece.
+    """
+    first, last = int(numbers[0]), int(numbers[-1])
+    if isinstance(numbers, range) or (last - first == len(numbers) - 1 and (numbers[1:] > numbers[:-1]).all()):
+        return slice(first - start, last - start + 1)
+    return numbers - start
+
+
+def take_into(target: np.ndarray, into: slice | np.ndarray, values: np.ndarray, places: slice | np.ndarray) -> None:
     """`target[into] = values[places]`, in the fastest form.
 
     Args:
-        target: contiguous, of the type of `values` or one that holds it.
+        target: contiguous, of the type of `values` or one that holds it; `[k]` or `[k, d]`.
         into: as `spans` yields it.
-        values: where from.
-        places: int64, of the length of `into`, each in `[0, len(values))`.
+        values: where from, of as many dimensions.
+        places: as `places_in` gives them, as many as there are in `into`.
     """
-    if len(places) and places[-1] - places[0] == len(places) - 1 and (places[1:] > places[:-1]).all():
-        target[into] = values[places[0] : places[-1] + 1]
+    if isinstance(places, slice):
+        target[into] = values[places]
     elif isinstance(into, slice) and target.dtype == values.dtype:
         # With mode="raise" NumPy would go through a buffer.
-        np.take(values, places, out=target[into], mode="clip")
+        np.take(values, places, axis=0, out=target[into], mode="clip")
     else:
-        target[into] = values.take(places)
+        target[into] = values.take(places, axis=0)

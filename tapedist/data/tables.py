@@ -10,6 +10,7 @@ Legend: `n` rows of a split, `d` features, `k` rows asked for.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
@@ -17,12 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from tapedist.data.blocks import WINDOW_ROWS
+from tapedist.data.epoch_order import WINDOW_ROWS
 from tapedist.data.table_columns import Roles, choose
 from tapedist.data.table_files import find_files, shown
-from tapedist.data.table_gather import RowGather, Units
+from tapedist.data.table_gather import RowGather, Units, empty_rows
 from tapedist.data.table_rows import SegmentStore, TableReader
 from tapedist.data.table_scan import CellRule, Scanned, scan
+from tapedist.data.table_spans import RowNumbers
 from tapedist.data.table_split import CHUNK_ROWS, RowSplit
 from tapedist.data.table_store import MemoryStore, ScratchStore, SegmentCache
 from tapedist.errors import InputError, TapedistError
@@ -181,12 +183,12 @@ class TableSource:
         """Names the rows and their split: equal for the same table in any file format."""
         return self._fingerprint
 
-    def rows(self, split: str, indices: np.ndarray) -> tuple[np.ndarray, ...]:
+    def rows(self, split: str, indices: RowNumbers) -> tuple[np.ndarray, ...]:
         """Rows of a split by number; may be called from several threads.
 
         Args:
             split: "train" or "test".
-            indices: int64 `[k]`, each in `[0, num_rows(split))`.
+            indices: a range, or int64 `[k]`, each in `[0, num_rows(split))`.
 
         Returns:
             `(x, y)` of shapes `[k, d]` and `[k]`, float64, or `(x, y, w)` if `weighted`. `y` is NaN without a target.
@@ -195,11 +197,38 @@ class TableSource:
             IndexError: if an index is outside the split.
             StateError: if a file changed since it was opened.
         """
-        return self._gather(self._split.file_rows(split, indices), dtype=np.float64)
+        out = empty_rows(len(indices), self.num_features, weighted=self.weighted, dtype=self.dtype)
+        self.read_into(out, split, indices)
+        return out
+
+    def read_into(self, out: Sequence[np.ndarray], split: str, rows: RowNumbers, *, units: Units | None = None) -> None:
+        """Writes rows of a split; may be called from several threads.
+
+        Args:
+            out: `(x [k, d], y [k][, w [k]])`, whose types are rounded to at the very end.
+            split: "train" or "test".
+            rows: a range, which is the fastest, or int64 `[k]`.
+            units: of the result; raw ones if None.
+
+        Raises:
+            IndexError: if a row is outside the split.
+            StateError: if a file changed since it was opened.
+        """
+        try:
+            self._gather.into(out, self._split.file_rows(split, rows), units=units)
+        except TapedistError as error:
+            self.failure = error
+            raise
+
+    def columns(self, split: str, rows: RowNumbers) -> np.ndarray:
+        """Rows of a split column by column: float64 `[d + 1 (+ 1), k]`, the features, the target and any weight."""
+        found = np.empty((self.num_features + 1 + self.weighted, len(rows)))
+        self._gather.columns_into(found, self._split.file_rows(split, rows))
+        return found
 
     def file_rows(self, split: str, indices: np.ndarray) -> np.ndarray:
         """Numbers in the file, int64 `[k]`, of rows of a split; rows left out for bad cells have numbers too."""
-        return self._split.file_rows(split, indices)
+        return np.asarray(self._split.file_rows(split, indices))
 
     def take(self, split: str, indices: Any) -> tuple[Any, ...]:
         """`rows` as a TensorFlow operation.
@@ -211,29 +240,11 @@ class TableSource:
         Returns:
             Tensors as `rows` returns arrays, with static shapes.
         """
-        return self.take_as(split, indices, np.float64)
-
-    def take_as(self, split: str, indices: Any, dtype: Any, units: Units | None = None) -> tuple[Any, ...]:
-        """`take` in other units and rounded to `dtype`, in one go over the numbers.
-
-        Args:
-            split: "train" or "test".
-            indices: int64 tensor `[k]`, `k` known statically.
-            dtype: a NumPy float type.
-            units: of the result; raw ones if None.
-        """
         import tapedist.numerics  # noqa: F401
         import tensorflow as tf
 
-        def rows(indices: np.ndarray) -> tuple[np.ndarray, ...]:
-            try:
-                return self._gather(self._split.file_rows(split, indices), dtype=dtype, units=units)
-            except TapedistError as error:
-                self.failure = error
-                raise
-
-        types = [tf.as_dtype(dtype)] * (3 if self.weighted else 2)
-        taken = tf.numpy_function(rows, [indices], types, stateful=False)
+        types = [tf.as_dtype(self.dtype)] * (3 if self.weighted else 2)
+        taken = tf.numpy_function(functools.partial(self.rows, split), [indices], types, stateful=False)
         for tensor, shape in zip(taken, ([self.num_features], [], []), strict=False):
             tensor.set_shape(tf.TensorShape(indices.shape[:1]).concatenate(shape))
         return tuple(taken)
@@ -241,7 +252,7 @@ class TableSource:
     def _train_blocks(self) -> Iterator[tuple[np.ndarray, ...]]:
         n = self.num_rows("train")
         for first in range(0, n, CHUNK_ROWS):
-            yield self.rows("train", np.arange(first, min(first + CHUNK_ROWS, n)))
+            yield self.rows("train", range(first, min(first + CHUNK_ROWS, n)))
 
     def _train_means(self) -> np.ndarray:
         """Mean of the good cells of each feature over the training rows, `[d]`; summed in blocks of fixed size."""

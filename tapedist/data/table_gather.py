@@ -8,14 +8,15 @@ Legend: `k` rows asked for, `d` features.
 
 from __future__ import annotations
 
+import functools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from tapedist.data.table_scan import CellRule
-from tapedist.data.table_spans import RowNumbers, places_in, spans, take_into
+from tapedist.data.table_spans import RowNumbers, ascends, cut, places_in, spans, take_into
 
 _BUFFER_BYTES = 2**18
 _ALIGNMENT = 64  # TensorFlow takes over arrays that begin there and copies others.
@@ -79,15 +80,10 @@ class RowGather:
         if not hasattr(self._local, "buffer"):
             self._local.buffer = np.empty(self._width * self._step)
         with np.errstate(over="ignore"):  # A loss that is not finite is told by name.
-            for first in range(0, len(file_rows), self._step):
-                rows = file_rows[first : first + self._step]
-                part = slice(first, first + len(rows))
-                found = self._local.buffer[: self._width * len(rows)].reshape(self._width, -1)
-                self.columns_into(found, rows)
-                if units:
-                    found[:d] -= units.center[:, np.newaxis]
-                    found[:d] *= units.factor[:, np.newaxis]
-                    found[d] -= units.target_center
+            for part, pick in self._parts(file_rows):
+                rows = part.stop - part.start
+                found = self._local.buffer[: self._width * rows].reshape(self._width, rows)
+                pick(found, units)
                 x[part] = found[:d].T
                 for column, values in zip(rest, found[d:], strict=True):
                     column[part] = values
@@ -99,19 +95,69 @@ class RowGather:
             found: where to.
             file_rows: numbers in the file.
         """
+        for part, pick in self._parts(file_rows):
+            pick(found[:, part], None)
+
+    def _parts(self, file_rows: RowNumbers) -> Iterator[tuple[slice, Callable[[np.ndarray, Units | None], None]]]:
+        """Parts of `file_rows` that fit the buffer, and what writes the columns of each, float64 `[columns, rows]`."""
+        if not ascends(file_rows):
+            for first in range(0, len(file_rows), self._step):
+                rows = file_rows[first : first + self._step]
+                yield slice(first, first + len(rows)), functools.partial(self._scattered, rows)
+            return
+        for segment, into in spans(file_rows, self._starts):
+            places = places_in(file_rows[into], int(self._starts[segment]))
+            held = self._get(segment, ascending=True)
+            for first in range(into.start, into.stop, self._step):
+                part = slice(first, min(into.stop, first + self._step))
+                there = cut(places, first - into.start, part.stop - into.start)
+                yield part, functools.partial(self._consecutive, held, there)
+
+    def _consecutive(
+        self, held: Sequence[np.ndarray], places: slice | np.ndarray, found: np.ndarray, units: Units | None
+    ) -> None:
+        """Rows of one segment."""
+        columns, d = self._columns(found), self._d
+        if not (units and isinstance(places, slice) and self.means is None and self._has_target):
+            for column, values in zip(columns, held, strict=True):
+                take_into(column, slice(None), values, places)
+            self._finish(found, units)
+            return
+        # Straight from where they were decoded: one pass less.
+        for column, values, center, factor in zip(columns[:d], held, units.center, units.factor, strict=False):
+            np.subtract(values[places], center, out=column)
+            column *= factor
+        np.subtract(held[d][places], np.float64(units.target_center), out=columns[d])
+        for column, values in zip(columns[d + 1 :], held[d + 1 :], strict=True):
+            column[:] = values[places]
+
+    def _scattered(self, file_rows: np.ndarray, found: np.ndarray, units: Units | None) -> None:
+        """Rows from anywhere."""
+        columns = self._columns(found)
+        for segment, into in spans(file_rows, self._starts):
+            places = places_in(file_rows[into], int(self._starts[segment]))
+            for column, values in zip(columns, self._get(segment, ascending=False), strict=True):
+                take_into(column, into, values, places)
+        self._finish(found, units)
+
+    def _columns(self, found: np.ndarray) -> list[np.ndarray]:
+        """The rows of `found` that a segment has a column for."""
         columns = [*found]
         if not self._has_target:
             columns.pop(self._d).fill(np.nan)
-        for segment, into in spans(file_rows, self._starts):
-            places = places_in(file_rows[into], int(self._starts[segment]))
-            held = self._get(segment, ascending=isinstance(into, slice))
-            for column, values in zip(columns, held, strict=True):
-                take_into(column, into, values, places)
+        return columns
+
+    def _finish(self, found: np.ndarray, units: Units | None) -> None:
+        """Means in place of bad cells, then other units."""
         if self.means is not None:
             for position, mean in enumerate(self.means):
                 bad = self._rule.bad(position, found[position])
                 if bad is not None:
                     found[position, bad] = mean
+        if units:
+            found[: self._d] -= units.center[:, np.newaxis]
+            found[: self._d] *= units.factor[:, np.newaxis]
+            found[self._d] -= units.target_center
 
 
 def empty_rows(k: int, d: int, *, weighted: bool, dtype: Any) -> tuple[np.ndarray, ...]:

@@ -13,6 +13,11 @@ RowNumbers = range | np.ndarray
 _FEW_PIECES = 16  # Up to here a look at all numbers for each piece is cheaper than sorting them.
 
 
+def ascends(numbers: RowNumbers) -> bool:
+    """Whether no number is smaller than the one before it."""
+    return isinstance(numbers, range) or bool((numbers[1:] >= numbers[:-1]).all())
+
+
 def spans(numbers: RowNumbers, starts: np.ndarray) -> Iterator[tuple[int, slice | np.ndarray]]:
     """Groups row numbers by piece; cheap where they ascend, as they do unless they are shuffled.
 
@@ -25,7 +30,7 @@ def spans(numbers: RowNumbers, starts: np.ndarray) -> Iterator[tuple[int, slice 
     """
     if not len(numbers):
         return
-    if isinstance(numbers, range) or (numbers[1:] >= numbers[:-1]).all():
+    if ascends(numbers):
         first, last = np.searchsorted(starts, [numbers[0], numbers[-1]], side="right") - 1
         inner = starts[first + 1 : last + 1]
         middle = inner - numbers.start if isinstance(numbers, range) else np.searchsorted(numbers, inner)
@@ -61,6 +66,11 @@ def places_in(numbers: RowNumbers, start: int) -> slice | np.ndarray:
     if isinstance(numbers, range) or (last - first == len(numbers) - 1 and (numbers[1:] > numbers[:-1]).all()):
         return slice(first - start, last - start + 1)
     return numbers - start
+
+
+def cut(places: slice | np.ndarray, first: int, last: int) -> slice | np.ndarray:
+    """`places[first:last]` of what `places_in` gives."""
+    return slice(places.start + first, places.start + last) if isinstance(places, slice) else places[first:last]
 
 
 def take_into(target: np.ndarray, into: slice | np.ndarray, values: np.ndarray, places: slice | np.ndarray) -> None:

@@ -112,6 +112,7 @@ class SegmentCache:
         self._held: collections.OrderedDict[int, Sequence[np.ndarray]] = collections.OrderedDict()
         self._held_bytes = 0
         self._loading: dict[int, concurrent.futures.Future[Sequence[np.ndarray]]] = {}
+        self._asked_for: set[int] = set()
         self._lock = threading.Lock()
         largest = int(self._sizes.max(initial=1))
         # Decoding takes a few times the memory of what it yields.
@@ -138,11 +139,15 @@ class SegmentCache:
             if segment - 1 not in self._held:
                 return []
             behind = range(segment + 1, min(segment + 1 + self._depth, len(self._sizes)))
-            return [other for other in behind if other not in self._held and other not in self._loading]
+            missing = [s for s in behind if not (s in self._held or s in self._loading or s in self._asked_for)]
+            self._asked_for.update(missing)
+            return missing
 
     def _load_ahead(self, segment: int) -> None:
         with contextlib.suppress(Exception):  # Who needs the segment meets the error.
             self._held_or_loaded(segment)
+        with self._lock:
+            self._asked_for.discard(segment)
 
     def _held_or_loaded(self, segment: int) -> Sequence[np.ndarray]:
         with self._lock:

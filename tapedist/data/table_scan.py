@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -75,7 +75,16 @@ class CellRule:
         return f"is beyond {self._dtype} (3.4e38); use --dtype=float64"
 
 
-def scan(reader: TableReader, roles: Roles, *, dtype: str, on_bad_rows: str, in_memory: int, keep: bool) -> Scanned:
+def scan(
+    reader: TableReader,
+    roles: Roles,
+    *,
+    dtype: str,
+    on_bad_rows: str,
+    in_memory: int,
+    keep: bool,
+    heed: Callable[[], object] = lambda: None,
+) -> Scanned:
     """Reads the whole table once.
 
     Args:
@@ -85,6 +94,7 @@ def scan(reader: TableReader, roles: Roles, *, dtype: str, on_bad_rows: str, in_
         on_bad_rows: "error", "drop" or "mean".
         in_memory: bytes up to which rows are kept in memory.
         keep: whether to copy a larger table to a scratch file.
+        heed: called for every chunk; may raise to break the scan off.
 
     Raises:
         InputError: at the first bad cell if `on_bad_rows` is "error".
@@ -96,6 +106,7 @@ def scan(reader: TableReader, roles: Roles, *, dtype: str, on_bad_rows: str, in_
     hashes = [hashlib.sha256() for _ in names]
     found.store, found.largest = MemoryStore(len(names)), np.zeros(len(names))
     for number, chunk in enumerate(_chunks(reader.batches(names), len(names))):
+        heed()
         columns = _checked(chunk, number, rule, roles, on_bad_rows, found)
         for column, digest in zip(columns, hashes, strict=True):
             digest.update(np.ascontiguousarray(column, "<f8").data)

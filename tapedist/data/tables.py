@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -89,6 +89,7 @@ def open_table(
     dtype: str = "float32",
     memory_budget: int = MEMORY_BUDGET,
     need_target: bool = True,
+    heed: Callable[[], object] = lambda: None,
 ) -> TableSource:
     """Opens a table and reads it once: checks every cell, hashes, splits, and keeps what cannot be read again cheaply.
 
@@ -101,6 +102,7 @@ def open_table(
         seed: of the hash.
         dtype: the compute type; numbers beyond float32 are bad cells under "float32".
         memory_budget: bytes of rows to hold; larger tables are read in place or copied to a scratch file in `$TMPDIR`.
+        heed: called now and then while rows are read; may raise to break it off.
 
     Raises:
         InputError: for anything wrong with the table.
@@ -112,7 +114,7 @@ def open_table(
     in_place = segments is not None and _window_bytes(segments, test_fraction) <= memory_budget
     scanned = scan(
         header.reader, header.roles, dtype=dtype, on_bad_rows=on_bad_rows, in_memory=memory_budget // 2,
-        keep=not in_place,
+        keep=not in_place, heed=heed,
     )  # fmt: skip
     if scanned.num_rows == scanned.num_dropped:
         what = "no rows" if not scanned.num_rows else f"no good row among {scanned.num_rows}"
@@ -126,7 +128,7 @@ def open_table(
     held = min(memory_budget, max(2 * _window_bytes(store, test_fraction), _HELD_SEGMENTS * _largest(store)))
     settings = [split, test_fraction, seed if split == "hash" else 0] if test_fraction else []
     settings += [on_bad_rows] if scanned.num_dropped or scanned.num_imputed else []
-    return TableSource(header, scanned, rows, store, CellRule(header.roles, dtype), settings, held)
+    return TableSource(header, scanned, rows, store, CellRule(header.roles, dtype), settings, held, heed)
 
 
 class TableSource:
@@ -151,7 +153,7 @@ class TableSource:
 
     def __init__(
         self, header: TableHeader, scanned: Scanned, split: RowSplit, store: SegmentStore, rule: CellRule,
-        settings: list[Any], memory_budget: int,
+        settings: list[Any], memory_budget: int, heed: Callable[[], object],
     ):  # fmt: skip
         roles = header.roles
         self.num_features, self.feature_names = len(roles.features), roles.features
@@ -171,8 +173,8 @@ class TableSource:
         names = json.dumps([self.content_digest, roles.features, roles.target, roles.weight, settings])
         self._fingerprint = hashlib.sha256(names.encode()).hexdigest()
         if self.num_imputed:
-            self._gather.means = self._train_means()
-        if self.weighted and not any((w > 0).any() for _, _, w in self._train_blocks()):
+            self._gather.means = self._train_means(heed)
+        if self.weighted and not any((w > 0).any() for _, _, w in self._train_blocks(heed)):
             raise InputError(f"--weight={shown(roles.weight)}: is 0 in every training row; give positive weights")
 
     def num_rows(self, split: str) -> int:
@@ -249,15 +251,16 @@ class TableSource:
             tensor.set_shape(tf.TensorShape(indices.shape[:1]).concatenate(shape))
         return tuple(taken)
 
-    def _train_blocks(self) -> Iterator[tuple[np.ndarray, ...]]:
+    def _train_blocks(self, heed: Callable[[], object]) -> Iterator[tuple[np.ndarray, ...]]:
         n = self.num_rows("train")
         for first in range(0, n, CHUNK_ROWS):
+            heed()
             yield self.rows("train", range(first, min(first + CHUNK_ROWS, n)))
 
-    def _train_means(self) -> np.ndarray:
+    def _train_means(self, heed: Callable[[], object]) -> np.ndarray:
         """Mean of the good cells of each feature over the training rows, `[d]`; summed in blocks of fixed size."""
         sums, counts = np.zeros(self.num_features), np.zeros(self.num_features)
-        for x, *_ in self._train_blocks():
+        for x, *_ in self._train_blocks(heed):
             for position, values in enumerate(x.T):
                 bad = self._rule.bad(position, values)
                 good = values if bad is None else values[~bad]

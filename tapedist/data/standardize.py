@@ -97,7 +97,7 @@ class StandardUnits:
 
     def rows(self, source: Source) -> Source:
         """The source's rows as training sees them."""
-        return (StandardizedTable if isinstance(source, TableSource) else StandardizedSource)(source, self)
+        return StandardizedTable(source, self) if isinstance(source, TableSource) else StandardizedSource(source, self)
 
     def to_raw(self, parameters: np.ndarray) -> np.ndarray:
         """`[P]` in raw units; the bias is the exact value for these weights, rounded once."""

@@ -6,6 +6,7 @@ import concurrent.futures
 import hashlib
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -31,10 +32,8 @@ class ColumnDigests:
     def update(self, columns: Sequence[np.ndarray]) -> None:
         """Adds rows; `columns` must not be changed afterwards."""
         self._settle()
-        self._under_way = [
-            self._pool.submit(lambda digest, column: digest.update(np.ascontiguousarray(column, "<f8").data), *pair)
-            for pair in zip(self._hashes, columns, strict=True)
-        ]
+        pairs = zip(self._hashes, columns, strict=True)
+        self._under_way = [self._pool.submit(_add, digest, column) for digest, column in pairs]
 
     def hexdigest(self) -> str:
         """The digest of all; nothing may be added any more."""
@@ -49,3 +48,7 @@ class ColumnDigests:
     def _settle(self) -> None:
         for future in self._under_way:
             future.result()
+
+
+def _add(digest: Any, column: np.ndarray) -> None:
+    digest.update(np.ascontiguousarray(column, "<f8").data)

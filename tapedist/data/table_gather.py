@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tapedist.data.table_scan import CellRule
-from tapedist.data.table_spans import RowNumbers, ascends, cut, places_in, spans, take_into
+from tapedist.data.table_spans import RowNumbers, ascending_spans, ascends, cut, places_in, spans, take_into
 
 _BUFFER_BYTES = 2**18
 _ALIGNMENT = 64  # TensorFlow takes over arrays that begin there and copies others.
@@ -100,13 +100,13 @@ class RowGather:
 
     def _parts(self, file_rows: RowNumbers) -> Iterator[tuple[slice, Callable[[np.ndarray, Units | None], None]]]:
         """Parts of `file_rows` that fit the buffer, and what writes the columns of each, float64 `[columns, rows]`."""
-        if not ascends(file_rows):
+        if not isinstance(file_rows, range) and not ascends(file_rows):
             for first in range(0, len(file_rows), self._step):
                 rows = file_rows[first : first + self._step]
                 yield slice(first, first + len(rows)), functools.partial(self._scattered, rows)
             return
-        for segment, into in spans(file_rows, self._starts):
-            places = places_in(file_rows[into], int(self._starts[segment]))
+        for segment, into in ascending_spans(file_rows, self._starts):
+            places = places_in(file_rows, into, int(self._starts[segment]))
             held = self._get(segment, ascending=True)
             for first in range(into.start, into.stop, self._step):
                 part = slice(first, min(into.stop, first + self._step))
@@ -135,7 +135,7 @@ class RowGather:
         """Rows from anywhere."""
         columns = self._columns(found)
         for segment, into in spans(file_rows, self._starts):
-            places = places_in(file_rows[into], int(self._starts[segment]))
+            places = places_in(file_rows, into, int(self._starts[segment]))
             for column, values in zip(columns, self._get(segment, ascending=False), strict=True):
                 take_into(column, into, values, places)
         self._finish(found, units)

@@ -18,27 +18,32 @@ def ascends(numbers: RowNumbers) -> bool:
     return isinstance(numbers, range) or bool((numbers[1:] >= numbers[:-1]).all())
 
 
+def ascending_spans(numbers: RowNumbers, starts: np.ndarray) -> Iterator[tuple[int, slice]]:
+    """`spans` of numbers that ascend."""
+    if not len(numbers):
+        return
+    first, last = np.searchsorted(starts, [numbers[0], numbers[-1]], side="right") - 1
+    inner = starts[first + 1 : last + 1]
+    middle = inner - numbers.start if isinstance(numbers, range) else np.searchsorted(numbers, inner)
+    cuts = [0, *middle.tolist(), len(numbers)]
+    for piece in range(first, last + 1):
+        begin, end = cuts[piece - first], cuts[piece - first + 1]
+        if begin < end:
+            yield piece, slice(begin, end)
+
+
 def spans(numbers: RowNumbers, starts: np.ndarray) -> Iterator[tuple[int, slice | np.ndarray]]:
     """Groups row numbers by piece; cheap where they ascend, as they do unless they are shuffled.
 
     Args:
-        numbers: a range, or int64 `[k]`, each in `[starts[0], starts[-1])`.
+        numbers: each in `[starts[0], starts[-1])`.
         starts: int64 `[pieces + 1]`, ascending: the first row of each piece, and the end of the last.
 
     Yields:
         `(piece, places)`: the places in `numbers` of the rows of one piece.
     """
-    if not len(numbers):
-        return
-    if ascends(numbers):
-        first, last = np.searchsorted(starts, [numbers[0], numbers[-1]], side="right") - 1
-        inner = starts[first + 1 : last + 1]
-        middle = inner - numbers.start if isinstance(numbers, range) else np.searchsorted(numbers, inner)
-        cuts = [0, *middle.tolist(), len(numbers)]
-        for piece in range(first, last + 1):
-            begin, end = cuts[piece - first], cuts[piece - first + 1]
-            if begin < end:
-                yield piece, slice(begin, end)
+    if isinstance(numbers, range) or ascends(numbers):
+        yield from ascending_spans(numbers, starts)
         return
     first, last = np.searchsorted(starts, [numbers.min(), numbers.max()], side="right") - 1
     if last - first < _FEW_PIECES:
@@ -55,17 +60,22 @@ def spans(numbers: RowNumbers, starts: np.ndarray) -> Iterator[tuple[int, slice 
         yield int(ordered[begin]), order[begin:end]
 
 
-def places_in(numbers: RowNumbers, start: int) -> slice | np.ndarray:
-    """`numbers - start`, as a slice where they are consecutive.
+def places_in(numbers: RowNumbers, into: slice | np.ndarray, start: int) -> slice | np.ndarray:
+    """`numbers[into] - start`, as a slice where they are consecutive.
 
     Args:
-        numbers: at least one row number, none before `start`.
+        numbers: row numbers.
+        into: as `spans` yields it.
         start: the first row of a piece.
     """
-    first, last = int(numbers[0]), int(numbers[-1])
-    if isinstance(numbers, range) or (last - first == len(numbers) - 1 and (numbers[1:] > numbers[:-1]).all()):
-        return slice(first - start, last - start + 1)
-    return numbers - start
+    if isinstance(numbers, range):
+        assert isinstance(into, slice)
+        chosen = numbers[into]
+        return slice(chosen.start - start, chosen.stop - start)
+    places = numbers[into] - start
+    if places[-1] - places[0] == len(places) - 1 and (places[1:] > places[:-1]).all():
+        return slice(int(places[0]), int(places[-1]) + 1)
+    return places
 
 
 def cut(places: slice | np.ndarray, first: int, last: int) -> slice | np.ndarray:

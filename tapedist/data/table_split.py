@@ -101,8 +101,10 @@ class RowSplit:
         """
         if not len(indices):
             return np.zeros(0, np.int64)
-        ascends = isinstance(indices, range)
-        least, most = (indices[0], indices[-1]) if ascends else (indices.min(), indices.max())
+        if isinstance(indices, range):
+            least, most = indices[0], indices[-1]
+        else:
+            least, most = indices.min(), indices.max()
         if least < 0 or most >= self._sizes[split]:
             raise IndexError(f"row {least} to {most} of {self._sizes[split]} in split {split!r}")
         test = split == "test" and self._hashed
@@ -118,7 +120,7 @@ class RowSplit:
         ends = self._ends[int(test)]
         rows = np.empty(len(indices), np.int64)
         for chunk, chosen in spans(indices, ends):
-            take_into(rows, chosen, self._select(chunk, test), places_in(indices[chosen], int(ends[chunk])))
+            take_into(rows, chosen, self._select(chunk, test), places_in(indices, chosen, int(ends[chunk])))
             rows[chosen] += chunk * CHUNK_ROWS
         return rows
 

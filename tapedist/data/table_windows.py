@@ -56,7 +56,7 @@ class WindowReader:
                 self._windows.submit(int(order.windows[visit_ahead]))
                 self._places.submit((epoch, visit_ahead))
             window = self._windows.get(int(order.windows[visit]))
-            places = self._places.get((epoch, visit))[places_in(positions[into], int(order.starts[visit]))]
+            places = self._places.get((epoch, visit))[places_in(positions, into, int(order.starts[visit]))]
             for column, values in zip(out, window, strict=True):
                 take_into(column, into, values, places)
 

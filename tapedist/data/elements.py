@@ -17,7 +17,7 @@ from collections.abc import Callable
 import numpy as np
 
 from tapedist.data.blocks import BatchPlan, BlockPlan, replica_shards
-from tapedist.data.epoch_order import WindowOrder, epoch_batches, epoch_rows
+from tapedist.data.epoch_order import WINDOW_ROWS, WindowOrder, epoch_batches, epoch_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,19 +87,24 @@ class ShuffledRows:
     Attributes:
         plan: how an epoch is cut into batches.
         seed: the run's seed.
+        window: rows per window; fixed, because the order must not depend on the machine.
     """
 
     plan: BatchPlan
     seed: int
+    window: int = WINDOW_ROWS
 
     def order(self, epoch: int) -> WindowOrder:
         """The order of one epoch."""
-        return WindowOrder(self.plan.num_rows, self.seed, epoch)
+        return WindowOrder(self.plan.num_rows, self.seed, epoch, self.window)
 
     def __call__(self, epoch: int, positions: np.ndarray) -> np.ndarray:
         """Row numbers at positions of any shape; those beyond the split stay in range."""
         inside = np.minimum(positions, self.plan.num_rows - 1).ravel()
-        return epoch_rows(inside, num_rows=self.plan.num_rows, seed=self.seed, epoch=epoch).reshape(positions.shape)
+        rows = epoch_rows(
+            inside, num_rows=self.plan.num_rows, seed=self.seed, epoch=epoch, window=self.window
+        )  # fmt: skip
+        return rows.reshape(positions.shape)
 
 
 def shard_elements(plan: BlockPlan, layout: Layout, *, split: str) -> ElementPlan:

@@ -126,9 +126,10 @@ def main() -> None:
             seconds, processor = map(statistics.median, zip(*found.passes, strict=True))
             reference, reference_processor = map(statistics.mean, zip(*scans, strict=True))
             print(
-                f"{job:26s} {seconds:7.2f} s {rows / seconds / 1e6:6.2f} M rows/s {reference / seconds:5.0%} of "
-                f"pyarrow's {rows / reference / 1e6:.1f} ({reference_processor / processor:.0%} by processor time), peak "
-                f"{found.peak_mib:.0f} MiB, load {os.getloadavg()[0]:.0f}",
+                f"{job:26s} {seconds:7.2f} s {rows / seconds / 1e6:6.2f} M rows/s "
+                f"{reference / seconds:5.0%} of pyarrow's {rows / reference / 1e6:.1f} "
+                f"({reference_processor / processor:.0%} by processor time), "
+                f"peak {found.peak_mib:.0f} MiB, load {os.getloadavg()[0]:.0f}",
                 flush=True,
             )
 

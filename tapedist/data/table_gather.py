@@ -18,7 +18,7 @@ import numpy as np
 from tapedist.data.table_scan import CellRule
 from tapedist.data.table_spans import RowNumbers, ascending_spans, ascends, cut, places_in, spans, take_into
 
-_BUFFER_BYTES = 2**18
+_BUFFER_BYTES = 2**19
 _ALIGNMENT = 64  # TensorFlow takes over arrays that begin there and copies others.
 
 

@@ -214,11 +214,16 @@ def _column_moments(source: Source, heed: Callable[[], object]) -> tuple[np.ndar
 def _column_blocks(source: Source, heed: Callable[[], object]) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
     """The training rows in the blocks of `row_blocks`: `(columns [d + 1, k], w [k] or None)`, float64.
 
-    Sums along contiguous columns are the fastest, and a table is read that way.
+    Sums along contiguous columns are the fastest, and a table is read that way. A block may be changed; the next one
+    takes its memory.
     """
     if isinstance(source, TableSource):
+        buffer = np.zeros(0)  # Fresh memory for every block would cost as much as reading it.
         for rows in row_ranges(source, "train", heed=heed):
-            columns = source.columns("train", rows)
+            size = (source.num_features + 1 + source.weighted) * len(rows)
+            buffer = buffer if size <= len(buffer) else np.empty(size)
+            columns = buffer[:size].reshape(-1, len(rows))
+            source.columns_into(columns, "train", rows)
             yield (columns[:-1], columns[-1]) if source.weighted else (columns, None)
         return
     for x, y, w in row_blocks(source, "train", heed=heed):

@@ -222,11 +222,9 @@ class TableSource:
             self.failure = error
             raise
 
-    def columns(self, split: str, rows: RowNumbers) -> np.ndarray:
-        """Rows of a split column by column: float64 `[d + 1 (+ 1), k]`, the features, the target and any weight."""
-        found = np.empty((self.num_features + 1 + self.weighted, len(rows)))
+    def columns_into(self, found: np.ndarray, split: str, rows: RowNumbers) -> None:
+        """Writes rows of a split into `found` column by column: features, target and any weight, `[d + 1 (+ 1), k]`."""
         self._gather.columns_into(found, self._split.file_rows(split, rows))
-        return found
 
     def file_rows(self, split: str, indices: np.ndarray) -> np.ndarray:
         """Numbers in the file, int64 `[k]`, of rows of a split; rows left out for bad cells have numbers too."""

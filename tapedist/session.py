@@ -66,7 +66,7 @@ class Session:
     ):
         self._config, self._team, self._monitor, self._stop, self._folder = config, team, monitor, stop, folder
         monitor.say(f"Strategy: {choice.name} on {strategy.num_replicas_in_sync} replica(s) ({choice.reason})")
-        self._source = source if source is not None else open_source(config)
+        self._source = team.together(stop, lambda heed: open_source(config, heed=heed)) if source is None else source
         for notice in getattr(self._source, "notices", ()):
             monitor.say(f"Notice: {notice}")
         team.compare({**config.shared_fields(), "rows": self._source.fingerprint(), **numerics_class()})

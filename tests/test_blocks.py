@@ -12,16 +12,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from oracle import batches, permutation
 
-from tapedist.data.blocks import (
-    WINDOW_ROWS,
-    BatchPlan,
-    BlockPlan,
-    epoch_batches,
-    epoch_rows,
-    permuted,
-    replica_shards,
-    split_sizes,
-)
+from tapedist.data.blocks import BatchPlan, BlockPlan, replica_shards, split_sizes
+from tapedist.data.epoch_order import WINDOW_ROWS, epoch_batches, epoch_rows, permuted
 
 SEEDS = st.integers(0, 2**63 - 1)
 PLANS = st.builds(

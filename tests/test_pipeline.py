@@ -74,7 +74,7 @@ def _main() -> None:
 
     from tapedist.data import blocks, pipeline
 
-    blocks._TILE_BYTES, blocks._MAX_TILES, blocks.WINDOW_ROWS = 512, 2, 2**18
+    blocks._TILE_BYTES, blocks._MAX_TILES = 512, 2
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * max(REPLICAS))
     found = {}

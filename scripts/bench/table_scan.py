@@ -5,9 +5,9 @@
 Each job runs in a process of its own whose private memory the kernel limits (RLIMIT_DATA: heap, arenas and thread
 stacks, but neither libraries nor the page cache). The folder holds random float64 columns; to
 be cheap on disk, its files are hard links to a few. Scans by pyarrow are timed before and after every job, because a
-shared machine drifts. Prints one line a job:
+shared machine drifts; where others compute too, the share by processor time is the one to trust. Prints one line a job:
 
-    job  seconds of its passes over the rows  million rows/s  share of pyarrow's scan  peak resident memory
+    job  seconds of its passes over the rows  million rows/s  shares of pyarrow's scan  peak resident memory
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow as pa
 from pyarrow import dataset, parquet
 
@@ -47,11 +48,11 @@ class Result:
     """What one job took.
 
     Attributes:
-        passes: seconds of each pass over the rows.
+        passes: `(seconds, processor seconds)` of each pass over the rows.
         peak_mib: peak resident memory, libraries included.
     """
 
-    passes: list[float]
+    passes: list[tuple[float, float]]
     peak_mib: float
 
 
@@ -70,12 +71,12 @@ def write_folder(folder: Path, rows: int) -> int:
     return files * FILE_ROWS
 
 
-def scan(folder: Path) -> float:
-    """Seconds of pyarrow's scan of all columns."""
-    begun = time.perf_counter()
+def scan(folder: Path) -> tuple[float, float]:
+    """Seconds of pyarrow's scan of all columns, and processor seconds."""
+    begun, processor = time.perf_counter(), time.process_time()
     for _ in dataset.dataset(folder).to_batches(columns=list(COLUMNS)):
         pass
-    return time.perf_counter() - begun
+    return time.perf_counter() - begun, time.process_time() - processor
 
 
 def run_job(folder: Path, flags: list[str], *, epochs: int, limit: int) -> Result:
@@ -90,14 +91,16 @@ def run_job(folder: Path, flags: list[str], *, epochs: int, limit: int) -> Resul
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (limit, limit)),
     )  # fmt: skip
     assert process.stdout
-    marks: list[float] = []
+    marks: list[tuple[float, float]] = []
+    job = psutil.Process(process.pid)
     for line in process.stdout:
         if re.match(r"(Training samples|Epoch): ", line):
-            marks.append(time.perf_counter())
+            times = job.cpu_times()
+            marks.append((time.perf_counter(), times.user + times.system))
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(f"{' '.join(command)}: exit status {status}")
-    passes = [later - earlier for earlier, later in itertools.pairwise(marks)]
+    passes = [(b[0] - a[0], b[1] - a[1]) for a, b in itertools.pairwise(marks)]
     # The moments need one pass; the first pass of the others compiles.
     return Result(passes[:1] if "moments" in flags[0] else passes[1:] or passes, usage.ru_maxrss / 1024)
 
@@ -120,11 +123,13 @@ def main() -> None:
             scans = [scan(folder)]
             found = run_job(folder, flags, epochs=arguments.epochs, limit=limit)
             scans.append(scan(folder))
-            seconds, reference = statistics.median(found.passes), statistics.mean(scans)
-            rate, scanned = rows / seconds / 1e6, rows / reference / 1e6
+            seconds, processor = map(statistics.median, zip(*found.passes, strict=True))
+            reference, reference_processor = map(statistics.mean, zip(*scans, strict=True))
             print(
-                f"{job:26s} {seconds:7.2f} s {rate:6.2f} M rows/s {rate / scanned:5.0%} of pyarrow's {scanned:.1f},"
-                f" peak {found.peak_mib:.0f} MiB",
+                f"{job:26s} {seconds:7.2f} s {rows / seconds / 1e6:6.2f} M rows/s "
+                f"{reference / seconds:5.0%} of pyarrow's {rows / reference / 1e6:.1f} "
+                f"({reference_processor / processor:.0%} by processor time), "
+                f"peak {found.peak_mib:.0f} MiB, load {os.getloadavg()[0]:.0f}",
                 flush=True,
             )
 

@@ -18,9 +18,10 @@ import tensorflow as tf
 
 from tapedist import errors
 from tapedist.cluster.resolve import ClusterSpec
+from tapedist.cluster.together import Result, together
 from tapedist.cluster.watchdog import Watchdog, peer_lost
 from tapedist.errors import InputError, PeerLostError, TapedistError
-from tapedist.training.consensus import Alone, Turn
+from tapedist.training.consensus import Alone, StopRequest, Turn
 
 _ASK_EVERY_SECS = 0.5
 _MAX_SHOWN = 80
@@ -126,6 +127,10 @@ class Team:
         if problems:
             raise InputError(*problems)
 
+    def together(self, request: StopRequest, work: Callable[[Callable[[], None]], Result]) -> Result:
+        """What `work` returns, once every worker's has returned; see `together.together`."""
+        return together(self, request, work)
+
     def smallest(self, value: int) -> int:
         """The smallest of everybody's `value`."""
         return int(self.gather(np.array([value])).min())
@@ -147,6 +152,9 @@ class Solo(Alone):
 
     def compare(self, facts: Mapping[str, Any]) -> None:
         pass
+
+    def together(self, request: StopRequest, work: Callable[[Callable[[], None]], Result]) -> Result:
+        return work(lambda: None)  # A signal is heard at once.
 
     def smallest(self, value: int) -> int:
         return value

@@ -12,8 +12,6 @@ import math
 from fractions import Fraction
 from typing import Any, Protocol
 
-import numpy as np
-
 # A tile is what one compiled loop trip sums, sized to stay in a core's private cache; a block holds up to
 # `_MAX_TILES` tiles so that one kernel launch (about 10 us) is small against its work.
 _TILE_BYTES = 256 * 1024
@@ -21,7 +19,6 @@ _WIDE_TILE_BYTES = 2 * 1024 * 1024  # From 8 features on, sums are matrix produc
 _MAX_TILES = 16
 _ROW_QUANTUM = 64
 _RESIDENT_BYTES = 4 * 1024 * 1024
-WINDOW_ROWS = 2**18
 
 
 class Source(Protocol):
@@ -187,90 +184,3 @@ class BatchPlan:
         """Positions in the epoch's order that batch `batch` of the order holds."""
         first = batch * self.batch_rows
         return range(first, min(first + self.batch_rows, self.num_rows))
-
-
-def _mix(z: np.ndarray) -> np.ndarray:
-    """A 64-bit finaliser (splitmix64, Steele et al. 2014)."""
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
-
-
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_ROUNDS = 6
-_PIECE = 8192
-
-
-def permuted(indices: np.ndarray, size: int, *key: int | np.ndarray) -> np.ndarray:
-    """Images of `indices` under a pseudo-random permutation of `range(size)`, without a table.
-
-    A balanced Feistel network of 6 rounds on the smallest even number of bits that holds `size`, walked in cycles until
-    the value falls inside (Black and Rogaway, "Ciphers with arbitrary finite domains", 2002).
-
-    Args:
-        indices: int64 array, each in `[0, size)`.
-        size: from 1 to 2**62.
-        *key: non-negative ints that choose the permutation; arrays of the shape of `indices` choose one for each.
-
-    Returns:
-        An int64 array of the shape of `indices`.
-    """
-    half = np.uint64(max(1, -(-max(1, (size - 1).bit_length()) // 2)))
-    mask = (np.uint64(1) << half) - np.uint64(1)
-
-    def walk(values: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-        left, right = values >> half, values & mask
-        for round_ in range(1, _ROUNDS + 1):
-            left, right = right, left ^ (_mix(right + chosen + _GOLDEN * np.uint64(round_)) & mask)
-        return (left << half) | right
-
-    shape = np.shape(indices)
-    flat = np.ascontiguousarray(indices, np.int64).view(np.uint64).ravel()
-    words = [np.broadcast_to(np.asarray(word, np.uint64), shape).ravel() for word in key]
-    found = np.empty(flat.shape, np.int64)
-    with np.errstate(over="ignore"):
-        # Piece by piece, so that the temporaries stay in the cache.
-        for first in range(0, len(flat), _PIECE):
-            part = slice(first, first + _PIECE)
-            chosen = np.zeros(len(flat[part]), np.uint64)
-            for word in words:
-                chosen = _mix((chosen ^ word[part]) + _GOLDEN)
-            result = walk(flat[part], chosen)
-            while (outside := result >= np.uint64(size)).any():
-                result[outside] = walk(result[outside], chosen[outside])
-            found[part] = result
-    return found.reshape(shape)
-
-
-def epoch_rows(positions: np.ndarray, *, num_rows: int, seed: int, epoch: int, window: int = WINDOW_ROWS) -> np.ndarray:
-    """Row numbers at `positions` of the epoch's order under `--shuffle=rows`.
-
-    Windows of `window` consecutive rows are visited in a random order, and the rows of each window in a random order.
-    A table larger than memory can so be shuffled while only a window or two is held.
-
-    Args:
-        positions: int64 array of positions in `[0, num_rows)`.
-        num_rows: `n`.
-        seed: the run's seed.
-        epoch: the epoch's number.
-        window: rows per window; fixed, because the order must not depend on the machine.
-    """
-    windows = -(-num_rows // window)
-    order = permuted(np.arange(windows), windows, seed, epoch, 0) if windows <= 2**20 else None
-    if order is None:
-        raise ValueError(f"num_rows={num_rows}: more than {2**20} windows of {window} rows; use --shuffle=batches")
-    sizes = np.where(order == windows - 1, num_rows - (windows - 1) * window, window)
-    ends = np.cumsum(sizes)
-    slots = np.searchsorted(ends, positions, side="right")
-    inside = positions - (ends[slots] - sizes[slots])
-    rows = np.empty_like(positions)
-    for slot in np.unique(slots):
-        chosen = slots == slot
-        number = int(order[slot])
-        rows[chosen] = number * window + permuted(inside[chosen], int(sizes[slot]), seed, epoch, 1, number)
-    return rows
-
-
-def epoch_batches(batches: np.ndarray, *, num_batches: int, seed: int, epochs: int | np.ndarray) -> np.ndarray:
-    """Batch numbers at places `batches` of the orders of `epochs`, one or one each, under `--shuffle=batches`."""
-    return permuted(batches, num_batches, seed, epochs, 2)

@@ -13,9 +13,6 @@ save.
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,202 +20,25 @@ import numpy as np
 import tapedist.numerics  # noqa: F401  (before TensorFlow)
 import tensorflow as tf
 
-from tapedist.data.blocks import BatchPlan, BlockPlan, Source, epoch_batches, epoch_rows, replica_shards
+from tapedist.data.blocks import Source
+from tapedist.data.element_rows import ElementRows
+from tapedist.data.elements import (
+    BlockOrder,
+    ElementPlan,
+    Layout,
+    batch_elements,
+    block_elements,
+    epoch_order,
+    shard_elements,
+    shuffled_rows,
+)
+
+__all__ = [
+    "BlockOrder", "ElementPlan", "Layout", "batch_elements", "block_elements", "distribute", "epoch_order",
+    "shard_elements", "shuffled_rows",
+]  # fmt: skip
 
 _PREFETCH = 2
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """How the shards of a run lie on its replicas.
-
-    Attributes:
-        num_shards: `V`.
-        num_replicas: `R`.
-    """
-
-    num_shards: int
-    num_replicas: int
-
-    @property
-    def replica_width(self) -> int:
-        """Shards of the fullest replica, `ceil(V / R)`: what each replica gathers."""
-        return -(-self.num_shards // self.num_replicas)
-
-    @property
-    def loop_width(self) -> int:
-        """`u`: shards that each replica loops over, at least two."""
-        return max(2, self.replica_width)
-
-    def shards(self, replica: int) -> range:
-        return replica_shards(replica, self.num_replicas, self.num_shards)
-
-
-@dataclasses.dataclass(frozen=True)
-class ElementPlan:
-    """What an element holds: the fixed shape, and the rows for each element number and shard.
-
-    Attributes:
-        split: "train" or "test".
-        slots: slots per element.
-        width: `u`.
-        shard_rows: `k`.
-        first_rows: `(element, replica) -> (first, counts)`, both int64 `[slots, u]`: the shard's rows are at positions
-            `first .. first + counts`.
-        row_numbers: maps positions `[slots, u, k]` of an element to row numbers, or None where they are the same.
-    """
-
-    split: str
-    slots: int
-    width: int
-    shard_rows: int
-    first_rows: Callable[[int, int], tuple[np.ndarray, np.ndarray]]
-    row_numbers: Callable[[int, np.ndarray], np.ndarray] | None = None
-
-
-def shard_elements(plan: BlockPlan, layout: Layout, *, split: str) -> ElementPlan:
-    """The one element of a resident split: all shards of a replica, one block each."""
-    width = layout.loop_width
-
-    def first_rows(element: int, replica: int) -> tuple[np.ndarray, np.ndarray]:
-        ranges = [plan.round_block(shard, element) for shard in layout.shards(replica)]
-        ranges += [range(0)] * (width - len(ranges))
-        return np.array([[r.start for r in ranges]]), np.array([[len(r) for r in ranges]])
-
-    return ElementPlan(split, 1, width, plan.block_rows, first_rows)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class BlockOrder:
-    """The order of a pass over a split: each replica goes through its shards one after the other, so that rows are read
-    in the order in which they are stored.
-
-    In a turn every replica takes a block of the shard at one place among its own, or none where that shard has no more.
-
-    Attributes:
-        plan: how the split is cut.
-        layout: where shards lie.
-        done: blocks of each shard that an earlier part of the pass took, int64 `[V]`.
-    """
-
-    plan: BlockPlan
-    layout: Layout
-    done: np.ndarray
-
-    @classmethod
-    def whole(cls, plan: BlockPlan, layout: Layout) -> BlockOrder:
-        """A pass from its beginning."""
-        return cls(plan, layout, np.zeros(plan.num_shards, np.int64))
-
-    @functools.cached_property
-    def _ends(self) -> np.ndarray:
-        """Turns up to the end of each place, int64 `[ceil(V / R)]`; of a whole pass, as many at every place."""
-        width = self.layout.replica_width
-        left = np.zeros(self.layout.num_replicas * width, np.int64)
-        left[: self.plan.num_shards] = self.plan.rounds - self.done
-        return left.reshape(-1, width).max(axis=0).cumsum()
-
-    @functools.cached_property
-    def _blocks(self) -> np.ndarray:
-        return np.array([len(self.plan.shard_blocks(shard)) for shard in range(self.plan.num_shards)])
-
-    @property
-    def turns(self) -> int:
-        return int(self._ends[-1])
-
-    def place(self, turn: int) -> tuple[int, int]:
-        """Which place a turn is at, and how many turns at that place were before it."""
-        place = int(np.searchsorted(self._ends, turn, side="right"))
-        return place, turn - (int(self._ends[place - 1]) if place else 0)
-
-    def block(self, turn: int, replica: int) -> range:
-        """Row numbers that a replica takes."""
-        place, before = self.place(turn)
-        shards = self.layout.shards(replica)
-        if place >= len(shards):
-            return range(0)
-        return self.plan.round_block(shards[place], int(self.done[shards[place]]) + before)
-
-    def after(self, turns: int) -> BlockOrder:
-        """What is left after some turns of the pass, on any layout."""
-        width = self.layout.replica_width
-        ends = np.concatenate([[0], self._ends])
-        at_place = np.clip(turns - ends[:-1], 0, np.diff(ends))
-        done = self.done + at_place[np.arange(self.plan.num_shards) % width]
-        return dataclasses.replace(self, done=np.minimum(done, self._blocks))
-
-
-def block_elements(order: BlockOrder, *, split: str) -> ElementPlan:
-    """Element `t`: the block of turn `t`. Behind a pass begins the next one, from its beginning."""
-    whole = BlockOrder.whole(order.plan, order.layout)
-
-    def first_rows(element: int, replica: int) -> tuple[np.ndarray, np.ndarray]:
-        if element < order.turns:
-            rows = order.block(element, replica)
-        else:
-            rows = whole.block((element - order.turns) % whole.turns, replica)
-        return np.array([[rows.start]]), np.array([[len(rows)]])
-
-    return ElementPlan(split, 1, 1, order.plan.block_rows, first_rows)
-
-
-def batch_elements(
-    plan: BatchPlan, layout: Layout, *, slots: int, order: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
-    row_numbers: Callable[[int, np.ndarray], np.ndarray] | None = None,
-) -> ElementPlan:  # fmt: skip
-    """Element `t`: batches at places `t * slots ...` of the sequence of batches that `order` describes.
-
-    Args:
-        plan: how an epoch is cut into batches.
-        layout: where shards lie.
-        slots: batches per element.
-        order: `places int64 [slots] -> (epoch, batch)`: which batch of which epoch is at each place.
-        row_numbers: `(epoch, positions) -> row numbers`, element by element; None where they are the same.
-    """
-    width = layout.loop_width
-
-    def first_rows(element: int, replica: int) -> tuple[np.ndarray, np.ndarray]:
-        _, batches = order(element * slots + np.arange(slots))
-        start = batches[:, np.newaxis] * plan.batch_rows
-        rows = np.minimum(plan.batch_rows, plan.num_rows - start)
-        shards = layout.shards(replica)
-        offsets = (shards.start + np.arange(width)) * plan.shard_rows
-        counts = np.clip(rows - offsets, 0, plan.shard_rows)
-        counts[:, len(shards) :] = 0
-        return start + offsets, counts
-
-    def numbers(element: int, positions: np.ndarray) -> np.ndarray:
-        assert row_numbers is not None
-        epochs, _ = order(element * slots + np.arange(slots))
-        result = np.empty_like(positions)
-        for epoch in np.unique(epochs):
-            result[epochs == epoch] = row_numbers(int(epoch), positions[epochs == epoch])
-        return result
-
-    return ElementPlan("train", slots, width, plan.shard_rows, first_rows, row_numbers and numbers)
-
-
-def epoch_order(plan: BatchPlan, *, shuffle: str, seed: int) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """`steps -> (epoch, batch)` of a run's steps, for `batch_elements`."""
-    per_epoch = plan.steps_per_epoch
-
-    def order(steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        epochs, batches = np.divmod(steps, per_epoch)
-        if shuffle == "batches":
-            batches = epoch_batches(batches, num_batches=per_epoch, seed=seed, epochs=epochs)
-        return epochs, batches
-
-    return order
-
-
-def shuffled_rows(plan: BatchPlan, *, seed: int) -> Callable[[int, np.ndarray], np.ndarray]:
-    """`(epoch, positions) -> row numbers` under `--shuffle=rows`; padding beyond the split stays in range."""
-
-    def row_numbers(epoch: int, positions: np.ndarray) -> np.ndarray:
-        inside = np.minimum(positions, plan.num_rows - 1).ravel()
-        return epoch_rows(inside, num_rows=plan.num_rows, seed=seed, epoch=epoch).reshape(positions.shape)
-
-    return row_numbers
 
 
 def distribute(
@@ -235,6 +55,13 @@ def distribute(
     Each worker's input pipeline makes the elements of its own replicas only.
     """
 
+    if hasattr(source, "read_into"):
+        make = _read_by_numpy(source, plan, elements, dtype)
+    else:
+
+        def make(turn: tf.Tensor, replica: tf.Tensor) -> tuple[tuple[tf.Tensor, ...], tf.Tensor]:
+            return _element(source, plan, elements, turn, replica, dtype)
+
     def dataset_fn(context: tf.distribute.InputContext) -> tf.data.Dataset:
         local = context.num_replicas_in_sync // context.num_input_pipelines
         first = context.input_pipeline_id * local
@@ -249,12 +76,31 @@ def distribute(
         # Rewriting the function by autograph, which it does not need, would take half a second.
         @tf.autograph.experimental.do_not_convert
         def element(i: tf.Tensor) -> tuple[tuple[tf.Tensor, ...], tf.Tensor]:
-            return _element(source, plan, elements, i // local, first + i % local, dtype)
+            return make(i // local, first + i % local)
 
         dataset = dataset.map(element, num_parallel_calls=parallel)
         return dataset.prefetch(_PREFETCH).with_options(options)
 
     return strategy.distribute_datasets_from_function(dataset_fn)
+
+
+def _read_by_numpy(source: Any, plan: ElementPlan, elements: range, dtype: tf.DType) -> Any:
+    """`(turn, replica) -> element` of a source that NumPy reads."""
+    read = ElementRows(source, plan, dtype.as_numpy_dtype)
+    count = plan.slots * plan.width * plan.shard_rows
+    shapes = [[count, source.num_features], *[[count]] * (1 + source.weighted), [plan.slots, plan.width]]
+    types = [*[dtype] * (2 + source.weighted), tf.int32]
+
+    def rows(turn: np.int64, replica: np.int64) -> tuple[np.ndarray, ...]:
+        return read(elements[int(turn)], int(replica))
+
+    def element(turn: tf.Tensor, replica: tf.Tensor) -> tuple[tuple[tf.Tensor, ...], tf.Tensor]:
+        found = tf.numpy_function(rows, [turn, replica], types, stateful=False)
+        for tensor, shape in zip(found, shapes, strict=True):
+            tensor.set_shape(shape)
+        return tuple(found[:-1]), found[-1]
+
+    return element
 
 
 def _element(
@@ -269,7 +115,6 @@ def _element(
         return first.astype(np.int64), counts.astype(np.int64)
 
     def numbers(turn: np.int64, positions: np.ndarray) -> np.ndarray:
-        assert plan.row_numbers is not None
         return plan.row_numbers(elements[int(turn)], positions).astype(np.int64)
 
     first, counts = tf.numpy_function(place, [turn, replica], [tf.int64, tf.int64])
@@ -279,13 +124,10 @@ def _element(
     full = tf.reduce_all(counts == plan.shard_rows)
     positions = first[..., tf.newaxis] + tf.range(plan.shard_rows, dtype=tf.int64)
     positions = tf.cond(full, lambda: positions, lambda: tf.minimum(positions, last))
-    if plan.row_numbers:
+    if plan.shuffled:
         positions = tf.ensure_shape(tf.numpy_function(numbers, [turn, positions], tf.int64), positions.shape)
     flat = tf.reshape(positions, [-1])
-    if hasattr(source, "take_as"):
-        rows = source.take_as(plan.split, flat, dtype.as_numpy_dtype)
-    else:
-        rows = tuple(tf.cast(column, dtype) for column in source.take(plan.split, flat))
+    rows = tuple(tf.cast(column, dtype) for column in source.take(plan.split, flat))
     rows = tf.cond(full, lambda: rows, lambda: _where(_real(counts, plan.shard_rows), rows))
     if source.weighted:
         rows = _where(rows[2] > 0, rows)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from tapedist.data.blocks import Source
+from tapedist.data.table_spans import RowNumbers
 
 BLOCK_ROWS = 65_536
 
@@ -14,13 +15,13 @@ BLOCK_ROWS = 65_536
 RowArrays = tuple[np.ndarray, np.ndarray, np.ndarray | None]
 
 
-def row_arrays(source: Source, split: str, indices: np.ndarray) -> RowArrays:
+def row_arrays(source: Source, split: str, indices: RowNumbers) -> RowArrays:
     """Rows of a split by number.
 
     Args:
         source: a table, whose rows are read without TensorFlow, or any other source.
         split: "train" or "test".
-        indices: int64 `[k]`.
+        indices: a range, or int64 `[k]`.
 
     Raises:
         StateError: if a file changed since it was opened.
@@ -31,15 +32,15 @@ def row_arrays(source: Source, split: str, indices: np.ndarray) -> RowArrays:
         import tapedist.numerics  # noqa: F401  (before TensorFlow)
         import tensorflow as tf
 
-        columns = tuple(column.numpy() for column in source.take(split, tf.constant(indices, tf.int64)))
+        columns = tuple(column.numpy() for column in source.take(split, tf.constant(np.asarray(indices), tf.int64)))
     x, y, *rest = (np.asarray(column, np.float64) for column in columns)
     return x, y, rest[0] if rest else None
 
 
-def row_blocks(
+def row_ranges(
     source: Source, split: str, *, block_rows: int = BLOCK_ROWS, heed: Callable[[], object] = lambda: None
-) -> Iterator[RowArrays]:
-    """All rows of a split in order. Blocks have a fixed size, so that sums over them do not depend on the machine.
+) -> Iterator[range]:
+    """All row numbers of a split in order, in blocks of a fixed size: sums over them do not depend on the machine.
 
     Args:
         source: the rows.
@@ -52,4 +53,12 @@ def row_blocks(
     rows = max(256, min(block_rows, 2**23 // max(1, source.num_features)))
     for first in range(0, n, rows):
         heed()
-        yield row_arrays(source, split, np.arange(first, min(first + rows, n)))
+        yield range(first, min(first + rows, n))
+
+
+def row_blocks(
+    source: Source, split: str, *, block_rows: int = BLOCK_ROWS, heed: Callable[[], object] = lambda: None
+) -> Iterator[RowArrays]:
+    """All rows of a split in the blocks of `row_ranges`, whose arguments see."""
+    for rows in row_ranges(source, split, block_rows=block_rows, heed=heed):
+        yield row_arrays(source, split, rows)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from tapedist.config import TrainConfig
@@ -42,8 +44,12 @@ def check_squares(config: TrainConfig, source: Source) -> None:
     )
 
 
-def open_source(config: TrainConfig) -> Source:
+def open_source(config: TrainConfig, *, heed: Callable[[], object] = lambda: None) -> Source:
     """The source that `--data` names.
+
+    Args:
+        config: the run's settings.
+        heed: called now and then while rows are read; may raise to break it off.
 
     Raises:
         InputError: if it cannot be read.
@@ -61,6 +67,7 @@ def open_source(config: TrainConfig) -> Source:
             test_fraction=config.test_fraction,
             seed=config.seed,
             dtype=config.dtype,
+            heed=heed,
         )
     from tapedist.data.synthetic import SyntheticSource  # Imports TensorFlow.
 

@@ -13,15 +13,16 @@ Without an intercept nothing can be shifted: centers are 0, and a column's scale
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
 from tapedist.data.blocks import Source
-from tapedist.data.row_arrays import row_blocks
+from tapedist.data.row_arrays import row_blocks, row_ranges
 from tapedist.data.table_gather import Units
 from tapedist.data.tables import TableSource
 from tapedist.errors import InputError
@@ -96,7 +97,7 @@ class StandardUnits:
 
     def rows(self, source: Source) -> Source:
         """The source's rows as training sees them."""
-        return StandardizedSource(source, self)
+        return StandardizedTable(source, self) if isinstance(source, TableSource) else StandardizedSource(source, self)
 
     def to_raw(self, parameters: np.ndarray) -> np.ndarray:
         """`[P]` in raw units; the bias is the exact value for these weights, rounded once."""
@@ -162,15 +163,19 @@ class StandardizedSource:
         x = (tf.cast(x, tf.float64) - self._units.center) * (1 / self._units.scale)
         return x, tf.cast(y, tf.float64) - self._units.target_center, *rest
 
-    def take_as(self, split: str, indices: Any, dtype: Any) -> tuple[Any, ...]:
-        """`take`, rounded to a NumPy float type; a table does it in one go over the numbers."""
-        import tapedist.numerics  # noqa: F401  (before TensorFlow)
-        import tensorflow as tf
 
-        if isinstance(self._source, TableSource):
-            units = Units(self._units.center, 1 / self._units.scale, self._units.target_center)
-            return self._source.take_as(split, indices, dtype, units)
-        return tuple(tf.cast(column, dtype) for column in self.take(split, indices))
+class StandardizedTable(StandardizedSource):
+    """A `StandardizedSource` of a table, which is converted where it is read.
+
+    Args:
+        source: the table.
+        units: how its rows are shifted and scaled.
+    """
+
+    def __init__(self, source: TableSource, units: StandardUnits):
+        super().__init__(source, units)
+        factored = Units(units.center, 1 / units.scale, units.target_center)
+        self.read_into = functools.partial(source.read_into, units=factored)
 
 
 def _column_moments(source: Source, heed: Callable[[], object]) -> tuple[np.ndarray, np.ndarray]:
@@ -183,15 +188,13 @@ def _column_moments(source: Source, heed: Callable[[], object]) -> tuple[np.ndar
     count = source.num_features + 1
     total, means, squares = 0.0, np.zeros(count), np.zeros(count)
     first, unit = np.zeros(0), np.ones(count)
-    for x, y, w in row_blocks(source, "train", heed=heed):
-        columns = np.empty((count, len(y)))  # Sums along contiguous columns are the fastest.
-        columns[:-1], columns[-1] = x.T, y
+    for columns, w in _column_blocks(source, heed):
         if not len(first):
             first = columns[:, 0].copy()
             unit = _units(columns, first)
         columns = columns / unit[:, np.newaxis] if (unit != 1).any() else columns
         columns -= (first / unit)[:, np.newaxis]
-        block_total = float(len(y) if w is None else w.sum())
+        block_total = float(columns.shape[1] if w is None else w.sum())
         if block_total == 0:
             continue
         block_means = (columns if w is None else columns * w).sum(axis=1) / block_total
@@ -206,6 +209,27 @@ def _column_moments(source: Source, heed: Callable[[], object]) -> tuple[np.ndar
     result = first + means * unit, np.sqrt(squares / total) * unit
     _check_finite(source, *result)
     return result
+
+
+def _column_blocks(source: Source, heed: Callable[[], object]) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+    """The training rows in the blocks of `row_blocks`: `(columns [d + 1, k], w [k] or None)`, float64.
+
+    Sums along contiguous columns are the fastest, and a table is read that way. A block may be changed; the next one
+    takes its memory.
+    """
+    if isinstance(source, TableSource):
+        buffer = np.zeros(0)  # Fresh memory for every block would cost as much as reading it.
+        for rows in row_ranges(source, "train", heed=heed):
+            size = (source.num_features + 1 + source.weighted) * len(rows)
+            buffer = buffer if size <= len(buffer) else np.empty(size)
+            columns = buffer[:size].reshape(-1, len(rows))
+            source.columns_into(columns, "train", rows)
+            yield (columns[:-1], columns[-1]) if source.weighted else (columns, None)
+        return
+    for x, y, w in row_blocks(source, "train", heed=heed):
+        columns = np.empty((x.shape[1] + 1, len(y)))
+        columns[:-1], columns[-1] = x.T, y
+        yield columns, w
 
 
 def _units(columns: np.ndarray, first: np.ndarray) -> np.ndarray:

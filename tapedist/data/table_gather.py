@@ -8,14 +8,15 @@ Legend: `k` rows asked for, `d` features.
 
 from __future__ import annotations
 
+import functools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from tapedist.data.table_scan import CellRule
-from tapedist.data.table_spans import spans, take_into
+from tapedist.data.table_spans import RowNumbers, ascending_spans, ascends, cut, places_in, spans, take_into
 
 _BUFFER_BYTES = 2**19
 _ALIGNMENT = 64  # TensorFlow takes over arrays that begin there and copies others.
@@ -67,52 +68,104 @@ class RowGather:
         self._step = max(64, _BUFFER_BYTES // (8 * self._width))
         self._local = threading.local()
 
-    def __call__(self, file_rows: np.ndarray, *, dtype: Any, units: Units | None = None) -> tuple[np.ndarray, ...]:
-        """`(x [k, d], y [k][, w [k]])` of type `dtype`.
+    def into(self, out: Sequence[np.ndarray], file_rows: RowNumbers, *, units: Units | None = None) -> None:
+        """Writes rows into `out`, rounded to its types at the very end.
 
         Args:
-            file_rows: int64 `[k]`, numbers in the file.
-            dtype: a NumPy float type; rounded to at the very end.
+            out: `(x [k, d], y [k][, w [k]])`.
+            file_rows: numbers in the file.
             units: of the result; raw ones if None.
         """
-        k, d = len(file_rows), self._d
-        x, *rest = _empty((k, d), dtype), *(_empty((k,), dtype) for _ in range(self._width - d))
+        d, (x, *rest) = self._d, out
+        if not hasattr(self._local, "buffer"):
+            self._local.buffer = np.empty(self._width * self._step)
         with np.errstate(over="ignore"):  # A loss that is not finite is told by name.
-            for first in range(0, k, self._step):
-                part = slice(first, min(k, first + self._step))
-                found = self._columns(file_rows[part])
-                if units:
-                    found[:d] -= units.center[:, np.newaxis]
-                    found[:d] *= units.factor[:, np.newaxis]
-                    found[d] -= units.target_center
+            for part, pick in self._parts(file_rows):
+                rows = part.stop - part.start
+                found = self._local.buffer[: self._width * rows].reshape(self._width, rows)
+                pick(found, units)
                 x[part] = found[:d].T
                 for column, values in zip(rest, found[d:], strict=True):
                     column[part] = values
-        return x, *rest
 
-    def _columns(self, file_rows: np.ndarray) -> np.ndarray:
-        """Float64 `[columns, rows]`, in this thread's buffer."""
-        if not hasattr(self._local, "buffer"):
-            self._local.buffer = np.empty(self._width * self._step)
-        found = self._local.buffer[: self._width * len(file_rows)].reshape(self._width, -1)
+    def columns_into(self, found: np.ndarray, file_rows: RowNumbers) -> None:
+        """Writes rows into `found`, float64 `[columns, k]`, column by column: features, target, weight if there is one.
+
+        Args:
+            found: where to.
+            file_rows: numbers in the file.
+        """
+        for part, pick in self._parts(file_rows):
+            pick(found[:, part], None)
+
+    def _parts(self, file_rows: RowNumbers) -> Iterator[tuple[slice, Callable[[np.ndarray, Units | None], None]]]:
+        """Parts of `file_rows` that fit the buffer, and what writes the columns of each, float64 `[columns, rows]`."""
+        if not isinstance(file_rows, range) and not ascends(file_rows):
+            for first in range(0, len(file_rows), self._step):
+                rows = file_rows[first : first + self._step]
+                yield slice(first, first + len(rows)), functools.partial(self._scattered, rows)
+            return
+        for segment, into in ascending_spans(file_rows, self._starts):
+            places = places_in(file_rows, into, int(self._starts[segment]))
+            held = self._get(segment, ascending=True)
+            for first in range(into.start, into.stop, self._step):
+                part = slice(first, min(into.stop, first + self._step))
+                there = cut(places, first - into.start, part.stop - into.start)
+                yield part, functools.partial(self._consecutive, held, there)
+
+    def _consecutive(
+        self, held: Sequence[np.ndarray], places: slice | np.ndarray, found: np.ndarray, units: Units | None
+    ) -> None:
+        """Rows of one segment."""
+        columns, d = self._columns(found), self._d
+        if not (units and isinstance(places, slice) and self.means is None and self._has_target):
+            for column, values in zip(columns, held, strict=True):
+                take_into(column, slice(None), values, places)
+            self._finish(found, units)
+            return
+        # Straight from where they were decoded: one pass less.
+        for column, values, center, factor in zip(columns[:d], held, units.center, units.factor, strict=False):
+            np.subtract(values[places], center, out=column)
+            column *= factor
+        np.subtract(held[d][places], np.float64(units.target_center), out=columns[d])
+        for column, values in zip(columns[d + 1 :], held[d + 1 :], strict=True):
+            column[:] = values[places]
+
+    def _scattered(self, file_rows: np.ndarray, found: np.ndarray, units: Units | None) -> None:
+        """Rows from anywhere."""
+        columns = self._columns(found)
+        for segment, into in spans(file_rows, self._starts):
+            places = places_in(file_rows, into, int(self._starts[segment]))
+            for column, values in zip(columns, self._get(segment, ascending=False), strict=True):
+                take_into(column, into, values, places)
+        self._finish(found, units)
+
+    def _columns(self, found: np.ndarray) -> list[np.ndarray]:
+        """The rows of `found` that a segment has a column for."""
         columns = [*found]
         if not self._has_target:
             columns.pop(self._d).fill(np.nan)
-        for segment, into in spans(file_rows, self._starts):
-            places = file_rows[into] - self._starts[segment]
-            held = self._get(segment, ascending=isinstance(into, slice))
-            for column, values in zip(columns, held, strict=True):
-                take_into(column, into, values, places)
+        return columns
+
+    def _finish(self, found: np.ndarray, units: Units | None) -> None:
+        """Means in place of bad cells, then other units."""
         if self.means is not None:
             for position, mean in enumerate(self.means):
                 bad = self._rule.bad(position, found[position])
                 if bad is not None:
                     found[position, bad] = mean
-        return found
+        if units:
+            found[: self._d] -= units.center[:, np.newaxis]
+            found[: self._d] *= units.factor[:, np.newaxis]
+            found[self._d] -= units.target_center
+
+
+def empty_rows(k: int, d: int, *, weighted: bool, dtype: Any) -> tuple[np.ndarray, ...]:
+    """`(x [k, d], y [k][, w [k]])` to be written into, aligned for TensorFlow."""
+    return _empty((k, d), dtype), *(_empty((k,), dtype) for _ in range(1 + weighted))
 
 
 def _empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """`np.empty`, aligned for TensorFlow."""
     count, item = int(np.prod(shape)), np.dtype(dtype).itemsize
     flat = np.empty(count * item + _ALIGNMENT, np.uint8)
     first = -flat.ctypes.data % _ALIGNMENT

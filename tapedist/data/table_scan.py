@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from tapedist.data.table_columns import Roles
+from tapedist.data.table_digests import ColumnDigests
 from tapedist.data.table_rows import Cell, RowBatch, TableReader
 from tapedist.data.table_split import CHUNK_ROWS
 from tapedist.data.table_store import MemoryStore, ScratchStore
@@ -55,11 +55,19 @@ class CellRule:
         self._dtype = dtype
         self._weight = roles.names.index(roles.weight) if roles.weight else -1
 
-    def bad(self, position: int, values: np.ndarray) -> np.ndarray | None:
-        """Which cells of a column are bad, or None if none is."""
+    def bad(
+        self, position: int, values: np.ndarray, ends: tuple[np.floating, np.floating] | None = None
+    ) -> np.ndarray | None:
+        """Which cells of a column are bad, or None if none is.
+
+        Args:
+            position: of the column.
+            values: its cells.
+            ends: their minimum and maximum, if they are known.
+        """
         if not values.size:
             return None
-        lowest, highest = values.min(), values.max()  # NaN if any is NaN, and then no comparison holds.
+        lowest, highest = ends or (values.min(), values.max())  # NaN if any is NaN, and then no comparison holds.
         least = 0 if position == self._weight else -self._limit
         if (least < lowest or lowest == 0) and highest < self._limit:
             return None
@@ -75,7 +83,16 @@ class CellRule:
         return f"is beyond {self._dtype} (3.4e38); use --dtype=float64"
 
 
-def scan(reader: TableReader, roles: Roles, *, dtype: str, on_bad_rows: str, in_memory: int, keep: bool) -> Scanned:
+def scan(
+    reader: TableReader,
+    roles: Roles,
+    *,
+    dtype: str,
+    on_bad_rows: str,
+    in_memory: int,
+    keep: bool,
+    heed: Callable[[], object] = lambda: None,
+) -> Scanned:
     """Reads the whole table once.
 
     Args:
@@ -85,6 +102,7 @@ def scan(reader: TableReader, roles: Roles, *, dtype: str, on_bad_rows: str, in_
         on_bad_rows: "error", "drop" or "mean".
         in_memory: bytes up to which rows are kept in memory.
         keep: whether to copy a larger table to a scratch file.
+        heed: called for every chunk; may raise to break the scan off.
 
     Raises:
         InputError: at the first bad cell if `on_bad_rows` is "error".
@@ -93,22 +111,18 @@ def scan(reader: TableReader, roles: Roles, *, dtype: str, on_bad_rows: str, in_
     """
     names, found = roles.names, Scanned()
     rule = CellRule(roles, dtype)
-    hashes = [hashlib.sha256() for _ in names]
     found.store, found.largest = MemoryStore(len(names)), np.zeros(len(names))
+    digests = ColumnDigests(names)
     for number, chunk in enumerate(_chunks(reader.batches(names), len(names))):
+        heed()
         columns = _checked(chunk, number, rule, roles, on_bad_rows, found)
-        for column, digest in zip(columns, hashes, strict=True):
-            digest.update(np.ascontiguousarray(column, "<f8").data)
+        digests.update(columns)
         found.num_rows += len(columns[0])
-        # `fmax` passes over NaN; the ends of a column cost no temporary, unlike its magnitudes.
-        ends = [(np.fmax.reduce(column, initial=0.0), -np.fmin.reduce(column, initial=0.0)) for column in columns]
-        found.largest = np.maximum(found.largest, np.max(ends, axis=1))
         if isinstance(found.store, MemoryStore) and found.num_rows * found.store.row_bytes > in_memory:
             found.store = _moved(found.store) if keep else None
         if found.store is not None:
             found.store.append(columns)
-    parts = [hashlib.sha256(name.encode()).digest() + h.digest() for name, h in zip(names, hashes, strict=True)]
-    found.digest = hashlib.sha256(b"".join(parts)).hexdigest()
+    found.digest = digests.hexdigest()
     return found
 
 
@@ -122,14 +136,19 @@ def _moved(memory: MemoryStore) -> ScratchStore:
 def _checked(
     chunk: RowBatch, number: int, rule: CellRule, roles: Roles, on_bad_rows: str, found: Scanned
 ) -> Sequence[np.ndarray]:
-    """The chunk's columns with bad cells as NaN; their rows are noted in `found`."""
-    masks = {position: rule.bad(position, column) for position, column in enumerate(chunk.columns)}
+    """The chunk's columns with bad cells as NaN; their rows, and the largest good cells, are noted in `found`."""
+    ends = [(column.min(), column.max()) for column in chunk.columns]
+    masks = {position: rule.bad(position, column, ends[position]) for position, column in enumerate(chunk.columns)}
     bad = {position: mask for position, mask in masks.items() if mask is not None and mask.any()}
     if not bad:
+        found.largest = np.maximum(found.largest, np.abs(ends).max(axis=1))
         return chunk.columns
     if on_bad_rows == "error":
         _refuse(chunk, bad, rule)
     columns = [np.where(bad[p], np.nan, column) if p in bad else column for p, column in enumerate(chunk.columns)]
+    # `fmax` passes over NaN.
+    good = [(np.fmax.reduce(column, initial=0.0), -np.fmin.reduce(column, initial=0.0)) for column in columns]
+    found.largest = np.maximum(found.largest, np.max(good, axis=1))
     imputable = range(len(roles.features)) if on_bad_rows == "mean" else range(0)
     dropped = np.zeros(len(columns[0]), bool)
     for position, mask in bad.items():

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from tapedist.data.blocks import split_sizes
-from tapedist.data.table_spans import spans, take_into
+from tapedist.data.table_spans import RowNumbers, places_in, spans, take_into
 
 CHUNK_ROWS = 65_536
 _CHUNKS_HELD = 64
@@ -85,31 +85,42 @@ class RowSplit:
         """Rows of "train" or "test"."""
         return self._sizes[split]
 
-    def file_rows(self, split: str, indices: np.ndarray) -> np.ndarray:
+    def file_rows(self, split: str, indices: RowNumbers) -> RowNumbers:
         """Numbers in the file of the rows of a split.
 
         Args:
             split: "train" or "test".
-            indices: int64 `[k]`, each in `[0, count(split))`.
+            indices: a range, or int64 `[k]`, each in `[0, count(split))`.
 
         Returns:
-            int64 `[k]`; ascending where `indices` is.
+            A range where `indices` is one and no row is left out or goes by its hash; else int64 `[k]`; ascending where
+            `indices` is.
 
         Raises:
             IndexError: if an index is outside the split.
         """
-        indices = np.asarray(indices, np.int64)
-        if indices.size and not (indices.min() >= 0 and indices.max() < self._sizes[split]):
-            raise IndexError(f"row {indices.min()} to {indices.max()} of {self._sizes[split]} in split {split!r}")
+        if not len(indices):
+            return np.zeros(0, np.int64)
+        if isinstance(indices, range):
+            least, most = indices[0], indices[-1]
+        else:
+            least, most = indices.min(), indices.max()
+        if least < 0 or most >= self._sizes[split]:
+            raise IndexError(f"row {least} to {most} of {self._sizes[split]} in split {split!r}")
         test = split == "test" and self._hashed
-        if split == "test" and not self._hashed:
-            indices = indices + self._sizes["train"]
-        if not self._hashed and not self._dropped:
-            return indices
+        shift = self._sizes["train"] if split == "test" and not self._hashed else 0
+        if isinstance(indices, range):
+            indices = range(indices.start + shift, indices.stop + shift)
+        elif shift:
+            indices = indices + shift
+        return indices if not self._hashed and not self._dropped else self._found(indices, test)
+
+    def _found(self, indices: RowNumbers, test: bool) -> np.ndarray:
+        """`file_rows` of the kept rows, or of those that train or test by their hash."""
         ends = self._ends[int(test)]
-        rows = np.empty_like(indices)
+        rows = np.empty(len(indices), np.int64)
         for chunk, chosen in spans(indices, ends):
-            take_into(rows, chosen, self._select(chunk, test), indices[chosen] - ends[chunk])
+            take_into(rows, chosen, self._select(chunk, test), places_in(indices, chosen, int(ends[chunk])))
             rows[chosen] += chunk * CHUNK_ROWS
         return rows
 

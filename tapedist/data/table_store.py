@@ -103,42 +103,51 @@ class SegmentCache:
     Args:
         store: where segments come from.
         budget: bytes that held segments may take; one segment is always held.
+        ahead: segments to load ahead where rows are read in their order; by default as many as can be loaded at once.
     """
 
-    def __init__(self, store: SegmentStore, budget: int):
+    def __init__(self, store: SegmentStore, budget: int, *, ahead: int | None = None):
         self._store, self._budget = store, budget
         self._sizes = np.diff(store.starts) * store.row_bytes
         self._held: collections.OrderedDict[int, Sequence[np.ndarray]] = collections.OrderedDict()
         self._held_bytes = 0
         self._loading: dict[int, concurrent.futures.Future[Sequence[np.ndarray]]] = {}
+        self._asked_for: set[int] = set()
         self._lock = threading.Lock()
-        self._ahead = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="tapedist-read-ahead")
         largest = int(self._sizes.max(initial=1))
         # Decoding takes a few times the memory of what it yields.
-        self._gate = threading.Semaphore(max(1, min(os.cpu_count() or 1, budget // (4 * largest))))
+        at_once = max(1, min(len(os.sched_getaffinity(0)), budget // (4 * largest)))
+        self._gate = threading.Semaphore(at_once)
+        self._depth = at_once if ahead is None else ahead
+        self._ahead = concurrent.futures.ThreadPoolExecutor(self._depth, thread_name_prefix="tapedist-read-ahead")
 
     def get(self, segment: int, *, ascending: bool = False) -> Sequence[np.ndarray]:
         """One array a column.
 
         Args:
             segment: its number.
-            ascending: whether the rows are read in their order; then the next segment is loaded meanwhile.
+            ascending: whether the rows are read in their order; then the next segments are loaded meanwhile.
         """
-        columns = self._held_or_loaded(segment)
-        if ascending and self._next_is_missing(segment):
-            self._ahead.submit(self._load_ahead, segment + 1)
-        return columns
+        if ascending:
+            for following in self._missing_behind(segment):
+                self._ahead.submit(self._load_ahead, following)
+        return self._held_or_loaded(segment)
 
-    def _next_is_missing(self, segment: int) -> bool:
-        """Whether reading has come from the segment before and will need the one behind, which is not at hand."""
-        following = segment + 1
+    def _missing_behind(self, segment: int) -> list[int]:
+        """The segments that will be needed, if reading has come from the segment before, and are not at hand."""
         with self._lock:
-            known = following in self._held or following in self._loading or following >= len(self._sizes)
-            return segment - 1 in self._held and not known
+            if segment - 1 not in self._held:
+                return []
+            behind = range(segment + 1, min(segment + 1 + self._depth, len(self._sizes)))
+            missing = [s for s in behind if not (s in self._held or s in self._loading or s in self._asked_for)]
+            self._asked_for.update(missing)
+            return missing
 
     def _load_ahead(self, segment: int) -> None:
         with contextlib.suppress(Exception):  # Who needs the segment meets the error.
             self._held_or_loaded(segment)
+        with self._lock:
+            self._asked_for.discard(segment)
 
     def _held_or_loaded(self, segment: int) -> Sequence[np.ndarray]:
         with self._lock:

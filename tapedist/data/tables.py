@@ -10,19 +10,21 @@ Legend: `n` rows of a split, `d` features, `k` rows asked for.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from tapedist.data.blocks import WINDOW_ROWS
+from tapedist.data.epoch_order import WINDOW_ROWS
 from tapedist.data.table_columns import Roles, choose
 from tapedist.data.table_files import find_files, shown
-from tapedist.data.table_gather import RowGather, Units
+from tapedist.data.table_gather import RowGather, Units, empty_rows
 from tapedist.data.table_rows import SegmentStore, TableReader
 from tapedist.data.table_scan import CellRule, Scanned, scan
+from tapedist.data.table_spans import RowNumbers
 from tapedist.data.table_split import CHUNK_ROWS, RowSplit
 from tapedist.data.table_store import MemoryStore, ScratchStore, SegmentCache
 from tapedist.errors import InputError, TapedistError
@@ -96,6 +98,7 @@ def open_table(
     dtype: str = "float32",
     memory_budget: int = MEMORY_BUDGET,
     need_target: bool = True,
+    heed: Callable[[], object] = lambda: None,
 ) -> TableSource:
     """Opens a table and reads it once: checks every cell, hashes, splits, and keeps what cannot be read again cheaply.
 
@@ -108,6 +111,7 @@ def open_table(
         seed: of the hash.
         dtype: the compute type; numbers beyond float32 are bad cells under "float32".
         memory_budget: bytes of rows to hold; larger tables are read in place or copied to a scratch file in `$TMPDIR`.
+        heed: called now and then while rows are read; may raise to break it off.
 
     Raises:
         InputError: for anything wrong with the table.
@@ -119,7 +123,7 @@ def open_table(
     in_place = segments is not None and _window_bytes(segments, test_fraction) <= memory_budget
     scanned = scan(
         header.reader, header.roles, dtype=dtype, on_bad_rows=on_bad_rows, in_memory=memory_budget // 2,
-        keep=not in_place,
+        keep=not in_place, heed=heed,
     )  # fmt: skip
     if scanned.num_rows == scanned.num_dropped:
         what = "no rows" if not scanned.num_rows else f"no good row among {scanned.num_rows}"
@@ -133,7 +137,7 @@ def open_table(
     held = min(memory_budget, max(2 * _window_bytes(store, test_fraction), _HELD_SEGMENTS * _largest(store)))
     settings = [split, test_fraction, seed if split == "hash" else 0] if test_fraction else []
     settings += [on_bad_rows] if scanned.num_dropped or scanned.num_imputed else []
-    return TableSource(header, scanned, rows, store, CellRule(header.roles, dtype), settings, held)
+    return TableSource(header, scanned, rows, store, CellRule(header.roles, dtype), settings, held, heed)
 
 
 class TableSource:
@@ -158,7 +162,7 @@ class TableSource:
 
     def __init__(
         self, header: TableHeader, scanned: Scanned, split: RowSplit, store: SegmentStore, rule: CellRule,
-        settings: list[Any], memory_budget: int,
+        settings: list[Any], memory_budget: int, heed: Callable[[], object],
     ):  # fmt: skip
         roles = header.roles
         self.num_features, self.feature_names = len(roles.features), roles.features
@@ -178,8 +182,8 @@ class TableSource:
         names = json.dumps([self.content_digest, roles.features, roles.target, roles.weight, settings])
         self._fingerprint = hashlib.sha256(names.encode()).hexdigest()
         if self.num_imputed:
-            self._gather.means = self._train_means()
-        if self.weighted and not any((w > 0).any() for _, _, w in self._train_blocks()):
+            self._gather.means = self._train_means(heed)
+        if self.weighted and not any((w > 0).any() for _, _, w in self._train_blocks(heed)):
             raise InputError(f"--weight={shown(roles.weight)}: is 0 in every training row; give positive weights")
 
     def num_rows(self, split: str) -> int:
@@ -190,12 +194,12 @@ class TableSource:
         """Names the rows and their split: equal for the same table in any file format."""
         return self._fingerprint
 
-    def rows(self, split: str, indices: np.ndarray) -> tuple[np.ndarray, ...]:
+    def rows(self, split: str, indices: RowNumbers) -> tuple[np.ndarray, ...]:
         """Rows of a split by number; may be called from several threads.
 
         Args:
             split: "train" or "test".
-            indices: int64 `[k]`, each in `[0, num_rows(split))`.
+            indices: a range, or int64 `[k]`, each in `[0, num_rows(split))`.
 
         Returns:
             `(x, y)` of shapes `[k, d]` and `[k]`, float64, or `(x, y, w)` if `weighted`. `y` is NaN without a target.
@@ -204,11 +208,36 @@ class TableSource:
             IndexError: if an index is outside the split.
             StateError: if a file changed since it was opened.
         """
-        return self._gather(self._split.file_rows(split, indices), dtype=np.float64)
+        out = empty_rows(len(indices), self.num_features, weighted=self.weighted, dtype=self.dtype)
+        self.read_into(out, split, indices)
+        return out
+
+    def read_into(self, out: Sequence[np.ndarray], split: str, rows: RowNumbers, *, units: Units | None = None) -> None:
+        """Writes rows of a split; may be called from several threads.
+
+        Args:
+            out: `(x [k, d], y [k][, w [k]])`, whose types are rounded to at the very end.
+            split: "train" or "test".
+            rows: a range, which is the fastest, or int64 `[k]`.
+            units: of the result; raw ones if None.
+
+        Raises:
+            IndexError: if a row is outside the split.
+            StateError: if a file changed since it was opened.
+        """
+        try:
+            self._gather.into(out, self._split.file_rows(split, rows), units=units)
+        except TapedistError as error:
+            self.failure = error
+            raise
+
+    def columns_into(self, found: np.ndarray, split: str, rows: RowNumbers) -> None:
+        """Writes rows of a split into `found` column by column: features, target and any weight, `[d + 1 (+ 1), k]`."""
+        self._gather.columns_into(found, self._split.file_rows(split, rows))
 
     def file_rows(self, split: str, indices: np.ndarray) -> np.ndarray:
         """Numbers in the file, int64 `[k]`, of rows of a split; rows left out for bad cells have numbers too."""
-        return self._split.file_rows(split, indices)
+        return np.asarray(self._split.file_rows(split, indices))
 
     def take(self, split: str, indices: Any) -> tuple[Any, ...]:
         """`rows` as a TensorFlow operation.
@@ -220,42 +249,25 @@ class TableSource:
         Returns:
             Tensors as `rows` returns arrays, with static shapes.
         """
-        return self.take_as(split, indices, np.float64)
-
-    def take_as(self, split: str, indices: Any, dtype: Any, units: Units | None = None) -> tuple[Any, ...]:
-        """`take` in other units and rounded to `dtype`, in one go over the numbers.
-
-        Args:
-            split: "train" or "test".
-            indices: int64 tensor `[k]`, `k` known statically.
-            dtype: a NumPy float type.
-            units: of the result; raw ones if None.
-        """
         import tapedist.numerics  # noqa: F401
         import tensorflow as tf
 
-        def rows(indices: np.ndarray) -> tuple[np.ndarray, ...]:
-            try:
-                return self._gather(self._split.file_rows(split, indices), dtype=dtype, units=units)
-            except TapedistError as error:
-                self.failure = error
-                raise
-
-        types = [tf.as_dtype(dtype)] * (3 if self.weighted else 2)
-        taken = tf.numpy_function(rows, [indices], types, stateful=False)
+        types = [tf.as_dtype(self.dtype)] * (3 if self.weighted else 2)
+        taken = tf.numpy_function(functools.partial(self.rows, split), [indices], types, stateful=False)
         for tensor, shape in zip(taken, ([self.num_features], [], []), strict=False):
             tensor.set_shape(tf.TensorShape(indices.shape[:1]).concatenate(shape))
         return tuple(taken)
 
-    def _train_blocks(self) -> Iterator[tuple[np.ndarray, ...]]:
+    def _train_blocks(self, heed: Callable[[], object]) -> Iterator[tuple[np.ndarray, ...]]:
         n = self.num_rows("train")
         for first in range(0, n, CHUNK_ROWS):
-            yield self.rows("train", np.arange(first, min(first + CHUNK_ROWS, n)))
+            heed()
+            yield self.rows("train", range(first, min(first + CHUNK_ROWS, n)))
 
-    def _train_means(self) -> np.ndarray:
+    def _train_means(self, heed: Callable[[], object]) -> np.ndarray:
         """Mean of the good cells of each feature over the training rows, `[d]`; summed in blocks of fixed size."""
         sums, counts = np.zeros(self.num_features), np.zeros(self.num_features)
-        for x, *_ in self._train_blocks():
+        for x, *_ in self._train_blocks(heed):
             for position, values in enumerate(x.T):
                 bad = self._rule.bad(position, values)
                 good = values if bad is None else values[~bad]

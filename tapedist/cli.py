@@ -102,8 +102,8 @@ def _commands() -> Any:
 
 
 def _launch(options: LaunchConfig) -> int:
-    # A flag that no worker would take is refused here, once.
-    flags.CommandLine(TrainConfig, options.worker_argv[1:]).options()
+    # What no worker would take is refused here, once.
+    launch.check_training(options, flags.CommandLine(TrainConfig, options.worker_argv[1:]).options())
     return launch.main(options)
 
 

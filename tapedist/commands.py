@@ -14,7 +14,7 @@ import numpy as np
 from tapedist import quiet
 from tapedist.command_options import EvaluateOptions, PredictOptions, RunOptions
 from tapedist.config import TrainConfig
-from tapedist.data import sources, tables
+from tapedist.data import sources, table_files, tables
 from tapedist.data.blocks import Source
 from tapedist.data.row_arrays import row_arrays, row_blocks
 from tapedist.data.table_columns import listed
@@ -153,7 +153,8 @@ def _check_columns(data: str, needed: Sequence[str]) -> None:
     missing = [name for name in needed if name not in present]
     if missing:
         raise InputError(
-            f"--data={shown(data)}: lacks {listed(missing)}, which the run was trained on; present: {listed(present)}"
+            f"--data={table_files.shown(data)}: lacks {listed(missing)}, which the run was trained on; "
+            f"present: {listed(present)}"
         )
 
 

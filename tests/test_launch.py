@@ -12,7 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tapedist.cluster import policy
+from tapedist import cli
+from tapedist.cluster import launch, policy
 from tapedist.cluster.launch import LaunchConfig, main
 from tapedist.cluster.policy import Action, describe, judge
 from tapedist.errors import InputError
@@ -432,3 +433,19 @@ def test_a_log_dir_that_cannot_be_written(tmp_path):
 def test_launching_imports_no_tensorflow():
     code = "import sys; import tapedist.cluster.launch; sys.exit('tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, cwd=REPO).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--num_workers=20", "--", "train"], "--num_workers=20: makes 20 or more replicas, but"),
+        (["--num_workers=5", "--virtual_devices_per_worker=4", "--", "train"], "must not be more than --virtual_sh"),
+        (["--num_workers=2", "--", "train", "--strategy=mirrored"], "--strategy=mirrored: cannot use the 2 worker(s)"),
+    ],
+)
+def test_what_no_worker_would_take_is_refused_before_any_is_started(words, said, capsys, monkeypatch):
+    monkeypatch.setattr(launch, "main", lambda *_: pytest.fail("workers were started"))
+    assert cli.main(["launch", *words]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert said in lines[0]

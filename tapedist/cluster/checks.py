@@ -239,7 +239,7 @@ def all_gather(argv: Sequence[str] = (), timeout_secs: float = 60.0) -> Check:
             )  # fmt: skip
         answers = [process.communicate(timeout=timeout_secs) for process in processes]
     except subprocess.TimeoutExpired:
-        fix = "allow connections to 127.0.0.1; unset http_proxy and https_proxy"
+        fix = "try again on a less busy machine; allow connections to 127.0.0.1; unset http_proxy and https_proxy"
         return Check(name, "failed", f"no all-gather within {timeout_secs:g} s", fix)
     finally:
         for process in processes:

@@ -15,9 +15,10 @@ from pathlib import Path
 
 from tapedist.cluster.peers import PortReservation
 from tapedist.cluster.policy import Action, Verdict
-from tapedist.cluster.resolve import ClusterSpec
+from tapedist.cluster.resolve import ClusterSpec, check_strategy
 from tapedist.cluster.supervisor import SignalInbox, Supervisor
 from tapedist.cluster.workers import Command, Console, Worker
+from tapedist.config import TrainConfig
 from tapedist.errors import InputError
 from tapedist.options import ANY, POSITIVE, Options, between, option
 
@@ -60,6 +61,25 @@ class LaunchConfig(Options):
                     f"--{name}: has no meaning under --num_workers={self.num_workers}, which starts its own cluster; "
                     "drop it, or use --num_workers=1"
                 )
+
+
+def check_training(options: LaunchConfig, config: TrainConfig) -> None:
+    """Refuses what every worker would refuse, before any is started.
+
+    Raises:
+        InputError: if the strategy cannot use several workers, or they bring more replicas than there are shards.
+    """
+    if options.num_workers == 1:
+        return  # As its surroundings say.
+    check_strategy(ClusterSpec(("",) * options.num_workers, 0, "--num_workers"), config.strategy)
+    devices = options.virtual_devices_per_worker or config.num_virtual_devices or 1
+    replicas = options.num_workers * devices
+    if replicas > config.virtual_shards:
+        raise InputError(
+            f"--num_workers={options.num_workers}: makes {replicas} or more replicas, but there must not be more than "
+            f"--virtual_shards={config.virtual_shards}; lower it, or train with --virtual_shards={replicas}, which "
+            "changes the digest"
+        )
 
 
 def main(

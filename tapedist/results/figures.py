@@ -38,7 +38,7 @@ def draw(directory: Path, result: TrainResult, *, source: Source, path: Sequence
         fitted=plots.Line(weights=result.weights, bias=result.bias) if linear else None,
         truth=plots.Line(weights=np.array(result.truth[0]), bias=result.truth[1]) if result.truth else None,
         optimum=_optimum(result),
-        path=_path(result, path) if linear else None,
+        path=_path(result, path) if linear and path else None,
         feature_names=source.feature_names,
         target_name=source.target_name,
     )

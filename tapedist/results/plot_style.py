@@ -101,7 +101,7 @@ def label(axes: Axes, x: str = "", y: str = "") -> None:
 
 def count_axis(axes: Axes) -> None:
     """Whole numbers on the x axis, with thousands separators."""
-    axes.xaxis.set_major_locator(MaxNLocator(7, integer=True, min_n_ticks=1))
+    axes.xaxis.set_major_locator(MaxNLocator(7, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
 
 

@@ -123,7 +123,9 @@ def _quality(fit: Mapping[str, Any], sample: Predictions | None, model: Mapping[
     }  # fmt: skip
     facts: dict[str, object] = {f"{words} (optimum)": fit[name] for name, words in names.items() if name in fit}
     if not fit.get("fit_intercept", True):
-        facts = {name.replace("(optimum)", "about 0 (optimum)") if "R2" in name else name: facts[name] for name in facts}
+        facts = {
+            name.replace("(optimum)", "about 0 (optimum)") if "R2" in name else name: facts[name] for name in facts
+        }
     mae = (fit.get("learned") or {}).get("mae")
     if mae is not None:
         facts["MAE, training rows"] = mae

@@ -15,6 +15,11 @@ from tapedist.training.observer import Row
 _ROOT = Path(__file__).parent.parent
 
 
+@pytest.fixture(autouse=True)
+def _capable_terminal(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm-256color")
+
+
 def row(epoch, loss, split="train"):
     return Row(step=epoch, epoch=epoch, split=split, loss=loss, penalty=0.0, examples_per_sec=1e6, seconds=0.0)
 

@@ -72,7 +72,7 @@ def test_kept_in_the_run_folder_without_nan(table: Path, tmp_path: Path):
         ("a,y\n5,1\n5,2\n5,4\n", {}, "No coefficient table"),
         ("a,b,y\n1,5,1\n2,3,2\n", {}, "No coefficient table"),
         ("a,y\n1,2\n2,2\n3,2\n", {}, "R2 undefined"),
-        ("a,y\n1,2\n", {}, "1 rows"),
+        ("a,y\n1,2\n", {}, "1 row,"),
     ],
     ids=["collinear", "all x equal", "few rows", "all y equal", "one row"],
 )

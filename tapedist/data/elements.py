@@ -107,16 +107,17 @@ class ShuffledRows:
         return rows.reshape(positions.shape)
 
 
-def shard_elements(plan: BlockPlan, layout: Layout, *, split: str) -> ElementPlan:
-    """The one element of a resident split: all shards of a replica, one block each."""
+def shard_elements(plan: BlockPlan, layout: Layout, *, split: str, slots: int = 1) -> ElementPlan:
+    """The one element of a resident split: all shards of a replica, one block each, in the first of `slots`."""
     width = layout.loop_width
 
     def first_rows(element: int, replica: int) -> tuple[np.ndarray, np.ndarray]:
         ranges = [plan.round_block(shard, element) for shard in layout.shards(replica)]
-        ranges += [range(0)] * (width - len(ranges))
-        return np.array([[r.start for r in ranges]]), np.array([[len(r) for r in ranges]])
+        ranges += [range(0)] * (slots * width - len(ranges))
+        shape = (slots, width)
+        return np.reshape([r.start for r in ranges], shape), np.reshape([len(r) for r in ranges], shape)
 
-    return ElementPlan(split, 1, width, plan.block_rows, first_rows)
+    return ElementPlan(split, slots, width, plan.block_rows, first_rows)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

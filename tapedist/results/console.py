@@ -75,6 +75,7 @@ class Console:
         self._terminal = terminal
         self._bar: Any = None
         self._drawn = -math.inf
+        self._full = False
         self._last_line: tuple[str, int] | None = None
         self._epochs = self._steps_per_epoch = self._train_rows = 0
         self._loss = math.nan
@@ -145,8 +146,9 @@ class Console:
             done = step if self._steps_per_epoch else epoch
             self._bar.update(self._bar.task_ids[0], completed=done, **facts)
             now, total = self._clock(), self._epochs * max(1, self._steps_per_epoch)
-            if done >= total or now - self._drawn >= _REFRESH_SECONDS:  # What comes last stays on the screen for long.
-                self._drawn = now
+            ends = done >= total and not self._full  # What comes last stays on the screen for long.
+            if ends or now - self._drawn >= _REFRESH_SECONDS:
+                self._drawn, self._full = now, done >= total
                 self._bar.refresh()
 
     def _facts(self, epoch: int, step: int, rate: float) -> dict[str, str]:

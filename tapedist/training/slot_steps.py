@@ -18,6 +18,9 @@ from tapedist.training import partials as fixed_order
 from tapedist.training import records as step_records
 from tapedist.training.steps import MAX_STEPS_PER_CALL, CallResult, Rows, StepPrograms, slice_rows, to_result
 
+# With one slot only, nothing of the rows would depend on the step; XLA would compute once, before the steps, what it
+# computes with each where there are several replicas: other kernels, other bits.
+LEAST_SLOTS = 2
 _SIDE_BY_SIDE_BYTES = 128 * 1024
 
 
@@ -31,7 +34,7 @@ class SlotSteps(StepPrograms):
         """
         row_bytes = sum(column.dtype.size * math.prod(column.shape[1:]) for column in rows)
         small = self.num_shards * shard_rows * row_bytes <= _SIDE_BY_SIDE_BYTES
-        return small and self._model.summed and not self._repeats
+        return small and len(rows) == 2 and self._model.summed and not self._repeats
 
     def _slot_partials(self, state: tf.Tensor, rows: Rows, counts: tf.Tensor, slot: tf.Tensor) -> tf.Tensor:
         slots, width = counts.shape
@@ -39,9 +42,11 @@ class SlotSteps(StepPrograms):
         masters = state[: self.num_parameters]
         flat_counts = tf.reshape(counts, [-1])
         if self._sums_side_by_side(shard_rows, rows):
-            first, count = slot * (width * shard_rows), width * shard_rows
-            piece = tuple(slice_rows(column, first, count) for column in rows)
-            return self.shards_sum(masters, piece, tf.slice(flat_counts, [slot * width], [width]))
+            assert slots >= LEAST_SLOTS
+            # Looked up, not sliced: the start of a slice XLA would take for a constant, and compile anew for each.
+            shape = [slots, width * shard_rows]
+            piece = tuple(tf.gather(tf.reshape(column, [*shape, *column.shape[1:]]), slot) for column in rows)
+            return self.shards_sum(masters, piece, tf.gather(counts, slot))
 
         def shard_sum(place: tf.Tensor) -> tf.Tensor:
             first = place * shard_rows

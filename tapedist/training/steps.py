@@ -124,11 +124,11 @@ class StepPrograms(Replicas):
         return tf.concat([tf.cast(piece, tf.float64) for piece in pieces], 0)
 
     def shards_sum(self, masters: tf.Tensor, rows: Rows, counts: tf.Tensor) -> tf.Tensor:
-        """`rows_sum` of several shards of equal length at once, in one kernel.
+        """`rows_sum` of several shards of equal length at once, in one kernel; for rows without weights.
 
         Args:
             masters: float64 `[P]`.
-            rows: `(x [u * k, d], y [u * k][, w [u * k]])`.
+            rows: `(x [u * k, d], y [u * k])`.
             counts: int32 `[u]`.
 
         Returns:
@@ -136,20 +136,14 @@ class StepPrograms(Replicas):
         """
         assert self._model.bind_shards, "the model binds to no more than one shard"
         shards = counts.shape[0]
-        x, *others = (tf.reshape(column, [shards, -1, *column.shape[1:]]) for column in rows)
-        y = others[0]
+        x, y = (tf.reshape(column, [shards, -1, *column.shape[1:]]) for column in rows)
         real = tf.range(y.shape[1]) < counts[:, tf.newaxis]
-        zero = tf.zeros([], self.dtype)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             forward, targets = self._model.bind_shards(masters, self.dtype, shards=shards)
             tape.watch(targets)
             losses = self._row_loss(forward(x), y)
-            if len(rows) == 3:
-                losses = others[1] * losses
-            total = tf.reduce_sum(tf.where(real, losses, zero), 1)
-        gradients = tape.gradient(total, targets)
-        weight = tf.reduce_sum(others[1], 1) if len(rows) == 3 else counts
-        pieces = [total, weight, *gradients]
+            total = tf.reduce_sum(tf.where(real, losses, tf.zeros([], self.dtype)), 1)
+        pieces = [total, counts, *tape.gradient(total, targets)]
         return tf.concat([tf.cast(tf.reshape(piece, [shards, -1]), tf.float64) for piece in pieces], 1)
 
     def apply(

@@ -11,10 +11,11 @@ from tapedist.data import pipeline
 from tapedist.data.blocks import BatchPlan
 from tapedist.training.engines.engine import Engine, WholeSteps
 from tapedist.training.engines.setup import Setup
-from tapedist.training.slot_steps import SlotSteps
+from tapedist.training.slot_steps import LEAST_SLOTS, SlotSteps
 from tapedist.training.steps import MAX_STEPS_PER_CALL, CallResult
 
 _SUPERBATCH_BYTES = 8 * 1024 * 1024
+_SMALL_BATCH_BYTES = 1024 * 1024
 _RESIDENT_BYTES = 256 * 1024 * 1024
 
 
@@ -29,7 +30,10 @@ class ResidentBatches(WholeSteps):
         self._steps = SlotSteps(**setup.programs)
         self._order = pipeline.epoch_order(plan, shuffle=shuffle, seed=seed)
         element = pipeline.batch_elements(
-            plan, setup.layout, slots=plan.steps_per_epoch, order=lambda places: (np.zeros_like(places), places)
+            plan,
+            setup.layout,
+            slots=max(LEAST_SLOTS, plan.steps_per_epoch),
+            order=lambda places: (np.zeros_like(places), places),
         )
         self._rows, self._counts = next(iter(setup.elements(element, range(1))))
 
@@ -50,7 +54,8 @@ class StreamedBatches(WholeSteps):
         self._setup = setup
         self._steps = SlotSteps(**setup.programs)
         batch_bytes = plan.batch_rows * setup.row_bytes()
-        self._slots = int(np.clip(_SUPERBATCH_BYTES // batch_bytes, 1, MAX_STEPS_PER_CALL))
+        least = LEAST_SLOTS if batch_bytes <= _SMALL_BATCH_BYTES else 1
+        self._slots = int(np.clip(_SUPERBATCH_BYTES // batch_bytes, least, MAX_STEPS_PER_CALL))
         self.reason = f"batches are streamed, {self._slots} at a time"
         self._element = pipeline.batch_elements(
             plan,

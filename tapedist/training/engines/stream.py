@@ -12,7 +12,7 @@ from tapedist.data.blocks import BlockPlan
 from tapedist.training.block_steps import BlockSteps
 from tapedist.training.engines.engine import Engine, WholeSteps
 from tapedist.training.engines.setup import Setup
-from tapedist.training.slot_steps import SlotSteps
+from tapedist.training.slot_steps import LEAST_SLOTS, SlotSteps
 from tapedist.training.steps import MAX_STEPS_PER_CALL, CallResult
 
 
@@ -24,7 +24,7 @@ class ResidentEngine(WholeSteps):
 
     def __init__(self, setup: Setup, plan: BlockPlan, *, split: str, steps: SlotSteps):
         self.reason = "the split is small: one compiled loop over its shards"
-        element = pipeline.shard_elements(plan, setup.layout, split=split)
+        element = pipeline.shard_elements(plan, setup.layout, split=split, slots=LEAST_SLOTS)
         self._rows, self._counts = next(iter(setup.elements(element, range(1))))
         self._steps = steps
 

@@ -15,7 +15,7 @@ measurements=$repo/scripts/bench/results/$(date +%F).jsonl
 full=1
 for word in "$@"; do
   case $word in
-    --quick | --only*) full=0 ;;
+    --quick | --only* | -h | --help) full=0 ;;
     --output=*) measurements=${word#--output=} ;;
     *) ;;
   esac

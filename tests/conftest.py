@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
+from warm import warm_python
 
 REPO = Path(__file__).resolve().parent.parent
 # What a developer's shell may hold that would change what a run does.
@@ -78,7 +79,7 @@ def child_env() -> dict[str, str]:
 
 @pytest.fixture
 def run_python(child_env: dict[str, str], tmp_path: Path) -> Callable[..., Finished]:
-    """Runs this interpreter on some words, in an empty folder."""
+    """Runs this interpreter on some words, in an empty folder; a warm one has imported TensorFlow already."""
 
     def run(
         *words: str,
@@ -86,10 +87,11 @@ def run_python(child_env: dict[str, str], tmp_path: Path) -> Callable[..., Finis
         cwd: Path = tmp_path,
         stdin: str = "",
         timeout: float = 300,
+        warm: bool = False,
     ) -> Finished:
         started = time.perf_counter()
         process = subprocess.run(
-            [sys.executable, *words],
+            [*(warm_python() if warm else [sys.executable]), *words],
             env={**child_env, **(env or {})},
             cwd=cwd,
             input=stdin,
@@ -106,7 +108,7 @@ def run_python(child_env: dict[str, str], tmp_path: Path) -> Callable[..., Finis
 
 @pytest.fixture
 def tapedist_command(run_python: Callable[..., Finished]) -> Callable[..., Finished]:
-    """Runs `tapedist WORDS` in a process of its own; takes `env`, `cwd`, `stdin` and `timeout` (seconds) as well."""
+    """Runs `tapedist WORDS` in a process of its own; takes `env`, `cwd`, `stdin`, `timeout`, `warm` as well."""
 
     def run(*words: str, **kwargs: object) -> Finished:
         return run_python("-m", "tapedist", *words, **kwargs)

@@ -15,7 +15,8 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # counts.
 FLOORS = {
     "errors": 0,
-    "numerics": 0,
+    "heap": 0,
+    "numerics": 0.2,
     "text_values": 0,
     "options": 0.4,
     "settings": 0.8,

@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import REPO, Finished
+from warm import warm_python
 
 from tapedist.cluster.peers import PortReservation
 
@@ -172,8 +173,8 @@ def test_killed_stopped_and_continued_by_another_number_of_workers(
         assert re.search(f"worker {rank} (exited with 143|was killed by SIGTERM)", running.text), running.text
     assert not _listening(running.text)
 
-    continued = tapedist_command(*job, "--resume=must", timeout=TIMEOUT)
-    plain = tapedist_command("train", *LONG, f"--run_dir={tmp_path / 'plain'}", timeout=TIMEOUT)
+    continued = tapedist_command(*job, "--resume=must", timeout=TIMEOUT, warm=True)
+    plain = tapedist_command("train", *LONG, f"--run_dir={tmp_path / 'plain'}", timeout=TIMEOUT, warm=True)
     assert (continued.code, plain.code) == (0, 0), continued.err + plain.err
     assert "Resuming after" in continued.out
     assert _digest(continued.out) == _digest(plain.out)
@@ -197,7 +198,7 @@ def test_a_peer_that_never_comes_is_named(
 ):
     workers = f"--workers={','.join(addresses)}"
     words = ["train", workers, "--worker_index=0", "--cluster_timeout_secs=2", f"--run_dir={tmp_path / 'run'}"]
-    alone = tapedist_command(*words)
+    alone = tapedist_command(*words, warm=True)
     assert alone.code == 75
     assert alone.errors == [
         f"tapedist: error: no answer from {addresses[1]} (rank 1) within --cluster_timeout_secs=2; start the missing "
@@ -232,7 +233,7 @@ def test_a_worker_that_hangs_while_its_server_answers(
 
     def start(rank: int, *flags: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-c", _HANGS, *words, f"--worker_index={rank}", *flags],
+            [*warm_python(), "-c", _HANGS, *words, f"--worker_index={rank}", *flags],
             env=child_env, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
 
@@ -258,7 +259,7 @@ def test_workers_with_other_settings_are_named_by_all(
     def start(rank: int, *flags: str) -> subprocess.Popen[str]:
         words = ["train", f"--workers={','.join(addresses)}", f"--worker_index={rank}", *flags]
         return subprocess.Popen(
-            [sys.executable, "-m", "tapedist", *words],
+            [*warm_python(), "-m", "tapedist", *words],
             env=child_env, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
 

@@ -139,7 +139,7 @@ def test_headers_are_judged_before_tensorflow(
 
 def test_a_bad_cell_through_the_command(tmp_path: Path, tapedist_command: Callable[..., Finished]):
     (tmp_path / "t.csv").write_text("a,y\n1,2\n2,1e999\n3,4\n")
-    finished = tapedist_command("train", "--data=t.csv", "--target=y")
+    finished = tapedist_command("train", "--data=t.csv", "--target=y", warm=True)
     assert finished.code == 2
     assert len(finished.errors) == 1
     assert "t.csv:3:y" in finished.errors[0]
@@ -170,7 +170,7 @@ def test_memory_does_not_grow_with_the_table(tmp_path: Path, run_python: Callabl
         folder.mkdir()
         for number in range(files):
             own_tables.write_parquet(folder / f"{number:02}.parquet", table, row_group_size=5000)
-        finished = run_python("-c", _PEAK, str(folder))
+        finished = run_python("-c", _PEAK, str(folder), warm=True)
         assert finished.code == 0, finished.err[-2000:]
         peaks.append(int(finished.out))
     assert peaks[1] - peaks[0] < 8 * values.nbytes / 2**20 / 3

@@ -7,12 +7,12 @@ import itertools
 import json
 import os
 import subprocess
-import sys
 from typing import Any
 
 import numpy as np
 import pytest
 from oracle import batches
+from warm import warm_python
 
 SEED = 9
 REPLICAS = (0, 2, 3, 5)  # 0: the default strategy.
@@ -114,7 +114,7 @@ def visited() -> dict[str, list[list[int]]]:
     tests = os.path.dirname(__file__)
     path = os.pathsep.join([os.path.dirname(tests), tests])
     finished = subprocess.run(
-        [sys.executable, "-W", "ignore", __file__], env={**os.environ, "PYTHONPATH": path},
+        [*warm_python(), __file__], env={**os.environ, "PYTHONPATH": path},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert finished.returncode == 0, finished.stderr[-4000:]
@@ -188,6 +188,66 @@ def test_padding_stays_in_range():
     rows = np.concatenate(asked)
     assert rows.min() >= 0
     assert rows.max() <= 10
+
+
+def test_a_source_that_makes_runs_gives_the_rows_of_their_numbers():
+    """The short cut that a source may have for runs of rows, in the middle and at the end of a split."""
+    import tapedist.numerics  # noqa: F401  (before TensorFlow)
+    import tensorflow as tf
+
+    from tapedist.data import blocks, pipeline
+    from tapedist.data.synthetic import SyntheticSource
+
+    made = SyntheticSource(
+        n_samples=70_001, test_fraction=0.0, seed=1, m=(9.0,), c=-2.0, mean=0.0, std=1.0, noise_std=1.0
+    )
+
+    class Listed:
+        """The same rows, by their numbers alone."""
+
+        weighted, num_rows, take = False, made.num_rows, made.take
+
+    plan, layout = blocks.BatchPlan(made.num_rows("train"), 1024, 16), pipeline.Layout(16, 1)
+    element = pipeline.batch_elements(
+        plan, layout, slots=24, order=pipeline.epoch_order(plan, shuffle="batches", seed=1)
+    )
+    strategy = tf.distribute.get_strategy()
+    one, other = (
+        list(pipeline.distribute(strategy, source, element, elements=range(3), dtype=tf.float32, parallel=2))
+        for source in (made, Listed())
+    )
+    for found, expected in zip(tf.nest.flatten(one), tf.nest.flatten(other), strict=True):
+        assert np.array_equal(found, expected)
+
+
+_LEAVES_AT_ONCE = """
+import time
+import numpy as np
+import tapedist.numerics
+import tensorflow as tf
+from tapedist.data import blocks, pipeline
+
+class Slow:
+    num_features, weighted = 1, False
+    def num_rows(self, split): return 1000
+    def read_into(self, out, split, rows):
+        time.sleep(0.3)
+        out[0][:], out[1][:] = 0, 0
+
+plan, layout = blocks.BatchPlan(1000, 10, 2), pipeline.Layout(2, 1)
+element = pipeline.batch_elements(plan, layout, slots=1, order=pipeline.epoch_order(plan, shuffle="none", seed=0))
+stream = pipeline.distribute(
+    tf.distribute.get_strategy(), Slow(), element, elements=range(1000), dtype=tf.float32, parallel=2
+)
+next(stream)
+print("left")
+"""
+
+
+def test_python_ends_while_rows_are_being_read(run_python: Any):
+    """Calls from threads of TensorFlow never return once the interpreter has begun to end."""
+    done = run_python("-c", _LEAVES_AT_ONCE, timeout=60, warm=True)
+    assert (done.code, done.out) == (0, "left\n")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from warm import warm_python
 
 from scripts.torturing.outcome import outcome
 from tapedist.config import TrainConfig
@@ -187,12 +188,17 @@ def test_every_phase(phase: str, undisturbed: dict[str, Any], tmp_path: Path, mo
     assert outcome(tmp_path / "run") == undisturbed
 
 
-# Rows that are streamed in several rounds a pass, in both splits.
+# Rows that are streamed in several rounds a pass, in both splits: small blocks, so that few rows fill many.
+BLOCKS = {
+    "tapedist.data.blocks._TILE_BYTES": 512,
+    "tapedist.data.blocks._MAX_TILES": 2,
+    "tapedist.data.blocks._RESIDENT_BYTES": 0,
+}
 STREAMED: dict[str, Any] = {
     "full_batch_engine": "stream",
     "cache": "none",
-    "num_features": 256,
-    "n_samples": 80_000,
+    "n_samples": 10_000,
+    "learning_rate": 0.1,
     "test_fraction": 0.5,
     "num_epochs": 1,
     "eval_every_epochs": 1,
@@ -222,6 +228,8 @@ def test_every_pass_over_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
         return original(self, counted, interrupted=interrupted)
 
+    for name, value in BLOCKS.items():
+        monkeypatch.setattr(name, value)
     monkeypatch.setattr(BlockPass, "run", run_pass)
     strike = 0
     run.train(TrainConfig(run_dir=str(tmp_path / "undisturbed"), **STREAMED))
@@ -238,9 +246,9 @@ def test_every_pass_over_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert outcome(tmp_path / str(strike)) == undisturbed
 
 
-def _start(child_env: dict[str, str], *words: str) -> subprocess.Popen[str]:
+def _start(child_env: dict[str, str], *words: str, warm: bool = True) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "tapedist", "train", *words],
+        [*(warm_python() if warm else [sys.executable]), "-m", "tapedist", "train", *words],
         env={**child_env, "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -256,7 +264,7 @@ def _await(happened: Callable[[], bool], process: subprocess.Popen[str]) -> None
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_while_tensorflow_is_imported(number: signal.Signals, child_env: dict[str, str], tmp_path: Path) -> None:
-    process = _start(child_env, f"--run_dir={tmp_path / 'run'}")
+    process = _start(child_env, f"--run_dir={tmp_path / 'run'}", warm=False)
 
     def importing() -> bool:
         maps = Path(f"/proc/{process.pid}/maps")
@@ -273,7 +281,9 @@ def test_while_tensorflow_is_imported(number: signal.Signals, child_env: dict[st
 
 
 def test_the_command_saves_and_leaves(child_env: dict[str, str], tmp_path: Path) -> None:
-    process = _start(child_env, f"--run_dir={tmp_path}", "--full_batch_engine=stream", "--num_epochs=100000000")
+    process = _start(
+        child_env, f"--run_dir={tmp_path}", "--full_batch_engine=stream", "--num_epochs=100000000", warm=False
+    )
     assert process.stdout
     for line in process.stdout:
         if line.startswith("Epoch: 0,"):

@@ -101,7 +101,7 @@ except InputError as error:
 
 
 def test_devices_cannot_be_split_once_tensorflow_runs(run_python: Callable[..., Any]):
-    done = run_python("-c", _STARTED)
+    done = run_python("-c", _STARTED, warm=True)
     assert "already started in this process with 1" in done.out, done.err
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import subprocess
-import sys
 
 import numpy as np
 import pytest
 import synthetic_oracle as oracle
+from warm import warm_python
 
 import tapedist.numerics  # noqa: F401  (before TensorFlow)
 import tensorflow as tf
@@ -96,6 +96,20 @@ def test_rows_do_not_depend_on_grouping(d):
     assert all(np.array_equal(a, b[order]) for a, b in zip(shuffled, whole, strict=True))
 
 
+@pytest.mark.parametrize(("d", "length"), [(1, 16_448), (1, 64), (1, 48), (3, 64), (3, 8192)])
+def test_runs_hold_the_rows_of_their_numbers(d, length):
+    source = _source(n_samples=2**40, m=(9.0,) * d, mean=0.5, std=3.0)
+    runs = max(2, 33_000 // length)
+    # One in front of a multiple of 2**32, so that the number's upper word changes within it.
+    first = np.random.default_rng(d).integers(0, 2**39, runs)
+    first[-1] = 2**33 - length // 2
+    numbers = (first[:, np.newaxis] + np.arange(length)).ravel()
+    for split, offset in (("train", 0), ("test", source.num_rows("train"))):
+        found = source.take_runs(split, tf.constant(first - offset), length=length)
+        expected = _take(source, split, numbers - offset)
+        assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
 @pytest.mark.parametrize("threads", [1, 8])
 def test_rows_are_the_same_inside_tf_data_and_functions(threads):
     source = _source(n_samples=10**6)
@@ -129,7 +143,7 @@ print(test_synthetic._digest(*test_synthetic._take(test_synthetic._source(n_samp
 def test_rows_do_not_depend_on_the_thread_count(threads, request):
     here = str(request.path.parent)
     found = subprocess.run(
-        [sys.executable, "-c", _DIGEST_PROGRAM, threads, here], capture_output=True, text=True, check=True
+        [*warm_python(), "-c", _DIGEST_PROGRAM, threads, here], capture_output=True, text=True, check=True
     )
     assert found.stdout.split()[-1] == _digest(*_take(_source(n_samples=10**6), "train", np.arange(100_000)))
 

@@ -46,7 +46,8 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def train(tapedist_command: Callable[..., Finished], data_dir: Path) -> Callable[..., Finished]:
-    return lambda *words: tapedist_command("train", *words, "--plots=false", env={"TFDS_DATA_DIR": str(data_dir)})
+    env = {"TFDS_DATA_DIR": str(data_dir)}
+    return lambda *words: tapedist_command("train", *words, "--plots=false", env=env, warm=True)
 
 
 def test_rows_are_the_synthetic_sources(data_dir: Path, monkeypatch: pytest.MonkeyPatch):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from warm import warm_python
 
 from tapedist.cluster.patience import TooLateError, within
 from tapedist.cluster.peers import check_tpu
@@ -52,7 +52,7 @@ def _closed_port() -> int:
 def test_nothing_listens(tapedist_command: Callable[..., Any], tmp_path: Path) -> None:
     address = f"grpc://127.0.0.1:{_closed_port()}"
     run_dir = tmp_path / "run"
-    done = tapedist_command("train", "--strategy=tpu", f"--tpu={address}", f"--run_dir={run_dir}")
+    done = tapedist_command("train", "--strategy=tpu", f"--tpu={address}", f"--run_dir={run_dir}", warm=True)
     assert done.code == 2
     assert done.err.splitlines() == done.errors[:1]
     assert f"--tpu={address}: nothing accepts a connection" in done.err
@@ -75,7 +75,7 @@ def test_other_names_are_the_resolvers(mute_server: tuple[str, threading.Event])
 def test_a_server_that_never_answers(
     mute_server: tuple[str, threading.Event], tapedist_command: Callable[..., Any]
 ) -> None:
-    done = tapedist_command("train", "--strategy=tpu", f"--tpu={mute_server[0]}", "--cluster_timeout_secs=3")
+    done = tapedist_command("train", "--strategy=tpu", f"--tpu={mute_server[0]}", "--cluster_timeout_secs=3", warm=True)
     assert done.code == 75
     (error,) = done.errors
     assert mute_server[0] in error
@@ -89,7 +89,7 @@ def test_a_signal_meanwhile(
 ) -> None:
     address, came = mute_server
     process = subprocess.Popen(
-        [sys.executable, "-m", "tapedist", "train", "--strategy=tpu", f"--tpu={address}", f"--run_dir={tmp_path}/run"],
+        [*warm_python(), "-m", "tapedist", "train", "--strategy=tpu", f"--tpu={address}", f"--run_dir={tmp_path}/run"],
         env=child_env, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
     )  # fmt: skip
     assert came.wait(120)

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 from sample_sources import Logarithm, TwoLayers, curve, quartic
-from topology import run_jobs
 
 import tapedist.numerics  # noqa: F401  (before TensorFlow)
 import tensorflow as tf
@@ -109,23 +108,3 @@ def test_an_own_model_comes_back_trained():
     assert result.test_loss == pytest.approx(float(np.mean(error**2 + error**4 / 10)), rel=1e-4)
     assert result.train_loss < result.history[0].loss / 2
     assert len(result.weights) == 0
-
-
-@pytest.fixture(scope="module")
-def own() -> dict[int, dict[str, Any]]:
-    """A user's own net, loss and source in both modes, by replicas; 0 is the default strategy."""
-    config = {"num_epochs": 12, "learning_rate": 0.05, "optimizer": "adam", "log_every_epochs": 1, "batch_size": 96}
-    jobs = {
-        mode: {"config": {**config, "mode": mode}, "source": "weighted", "model": "two_layers"}
-        for mode in ("full_batch", "mini_batch")
-    }
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        runs = {replicas: pool.submit(run_jobs, jobs, replicas=replicas) for replicas in (0, 2, 3)}
-        return {replicas: run.result() for replicas, run in runs.items()}
-
-
-@pytest.mark.parametrize("mode", ["full_batch", "mini_batch"])
-@pytest.mark.parametrize("replicas", [2, 3])
-def test_an_own_net_has_one_digest(own: dict[int, dict[str, Any]], mode: str, replicas: int):
-    assert own[replicas][mode]["digest"] == own[0][mode]["digest"]
-    assert own[replicas][mode]["rows"] == own[0][mode]["rows"]

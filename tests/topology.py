@@ -8,7 +8,7 @@ A job is a dict, because it travels as JSON:
     constants   `module:NAME` -> value, set for this job: sizes shrink so that small data takes the paths of large data
     steps       whether to return the parameters before every update
 
-Importing TensorFlow takes seconds, so a process runs many jobs, all on one strategy: collectives remember their group.
+A process runs many jobs, all on one strategy: collectives remember their group.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from unittest import mock
+
+from warm import warm_python
 
 TESTS = Path(__file__).resolve().parent
 
@@ -45,8 +47,10 @@ def run_jobs(jobs: Mapping[str, Any], *, replicas: int = 0, intra_op: int = 0, c
     placed = {name: {**job, "config": {**job["config"], **where}} for name, job in jobs.items()}
     order = {"intra_op": intra_op, "cores": cores, "jobs": placed}
     path = os.pathsep.join(filter(None, [str(TESTS.parent), str(TESTS), os.environ.get("PYTHONPATH", "")]))
+    # On fewer cores the process starts from nothing, so that no library has counted others.
+    python = [sys.executable, "-W", "ignore"] if cores else warm_python()
     finished = subprocess.run(
-        [sys.executable, "-W", "ignore", __file__],
+        [*python, __file__],
         env={**os.environ, "PYTHONPATH": path, "TF_CPP_MIN_LOG_LEVEL": "3"},
         input=json.dumps(order),
         capture_output=True,

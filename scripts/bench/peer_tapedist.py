@@ -150,7 +150,7 @@ def _rows(task: dict[str, Any]) -> Work:
     blocks = -(-task["n"] // block_rows)
 
     def block(number: Any) -> list[Any]:
-        rows = source.take("train", number * block_rows + tf.range(block_rows, dtype=tf.int64))
+        rows = source.take_runs("train", tf.reshape(number * block_rows, [1]), length=block_rows)
         return [tf.reshape(array, [-1])[-1] for array in rows]
 
     dataset = tf.data.Dataset.range(blocks).map(block, num_parallel_calls=tf.data.AUTOTUNE).batch(blocks)

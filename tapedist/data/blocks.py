@@ -12,11 +12,11 @@ import math
 from fractions import Fraction
 from typing import Any, Protocol
 
-# A tile is what one compiled loop trip sums, sized to stay in a core's private cache; a block holds up to
-# `_MAX_TILES` tiles so that one kernel launch (about 10 us) is small against its work.
-_TILE_BYTES = 256 * 1024
+# A tile is what one compiled loop trip sums, sized so that what its sums leave in between stays in a core's nearest
+# caches; a block holds up to `_MAX_TILES` tiles, so that one kernel launch (about 25 us) is small against its work.
+_TILE_BYTES = 64 * 1024
 _WIDE_TILE_BYTES = 2 * 1024 * 1024  # From 8 features on, sums are matrix products, which gain from longer tiles.
-_MAX_TILES = 16
+_MAX_TILES = 64
 _ROW_QUANTUM = 64
 _RESIDENT_BYTES = 4 * 1024 * 1024
 

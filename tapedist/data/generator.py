@@ -99,18 +99,19 @@ def box_muller(word0: Any, word1: Any) -> tuple[Any, Any]:
     return tf.bitcast(signed, tf.float32), radius * sine
 
 
-def normal_pairs(words: Any, keys: Any) -> tuple[Any, Any]:
+def normal_pairs(low: Any, high: Any, keys: Any) -> tuple[Any, Any]:
     """Both normals of every pair of columns, to be traced into one compiled function.
 
     Args:
-        words: uint32 `[k, 2]`, row numbers as (low, high) words: the bitcast of int64 `[k]`.
-        keys: uint32 `[P, 2]` from `pair_keys`.
+        low: uint32 `[k]`, the lower words of row numbers.
+        high: uint32 `[k]`, the upper words.
+        keys: uint32 `[P, 2]` from `pair_keys`; `k` may be several axes, each of which needs one more of `keys`.
 
     Returns:
         Two float32 tensors `[P, k]`: columns 0, 2, 4, ... and columns 1, 3, 5, ... Combine them into one array before
         they leave the compiled function, or XLA computes the words twice.
     """
-    return box_muller(*threefry(keys[:, 0:1], keys[:, 1:2], words[:, 0], words[:, 1]))
+    return box_muller(*threefry(keys[:, 0:1], keys[:, 1:2], low, high))
 
 
 def _rotate(words: Any, bits: int) -> Any:

@@ -22,6 +22,7 @@ import tensorflow as tf
 
 from tapedist.data.blocks import Source
 from tapedist.data.element_rows import ElementRows
+from tapedist.data.element_stream import ElementStream
 from tapedist.data.elements import (
     BlockOrder,
     ElementPlan,
@@ -49,8 +50,8 @@ def distribute(
     elements: range,
     dtype: tf.DType,
     parallel: int,
-) -> Any:
-    """A distributed dataset of the elements numbered `elements`, one per replica and turn.
+) -> ElementStream:
+    """The elements numbered `elements`, one per replica and turn, of a distributed dataset.
 
     Each worker's input pipeline makes the elements of its own replicas only.
     """
@@ -81,7 +82,7 @@ def distribute(
         dataset = dataset.map(element, num_parallel_calls=parallel)
         return dataset.prefetch(_PREFETCH).with_options(options)
 
-    return strategy.distribute_datasets_from_function(dataset_fn)
+    return ElementStream(strategy.distribute_datasets_from_function(dataset_fn))
 
 
 def _read_by_numpy(source: Any, plan: ElementPlan, elements: range, dtype: tf.DType) -> Any:
@@ -122,12 +123,15 @@ def _element(
     counts.set_shape(shape)
     # Most elements are full: they need neither a bound on their positions nor a mask.
     full = tf.reduce_all(counts == plan.shard_rows)
-    positions = first[..., tf.newaxis] + tf.range(plan.shard_rows, dtype=tf.int64)
-    positions = tf.cond(full, lambda: positions, lambda: tf.minimum(positions, last))
-    if plan.shuffled:
-        positions = tf.ensure_shape(tf.numpy_function(numbers, [turn, positions], tf.int64), positions.shape)
-    flat = tf.reshape(positions, [-1])
-    rows = tuple(tf.cast(column, dtype) for column in source.take(plan.split, flat))
+    if hasattr(source, "take_runs") and not plan.shuffled:
+        taken = source.take_runs(plan.split, tf.reshape(first, [-1]), length=plan.shard_rows)
+    else:
+        positions = first[..., tf.newaxis] + tf.range(plan.shard_rows, dtype=tf.int64)
+        positions = tf.cond(full, lambda: positions, lambda: tf.minimum(positions, last))
+        if plan.shuffled:
+            positions = tf.ensure_shape(tf.numpy_function(numbers, [turn, positions], tf.int64), positions.shape)
+        taken = source.take(plan.split, tf.reshape(positions, [-1]))
+    rows = tuple(tf.cast(column, dtype) for column in taken)
     rows = tf.cond(full, lambda: rows, lambda: _where(_real(counts, plan.shard_rows), rows))
     if source.weighted:
         rows = _where(rows[2] > 0, rows)

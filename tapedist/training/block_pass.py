@@ -9,11 +9,12 @@ Legend: `V` virtual shards.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
+from tapedist.data.element_stream import ElementStream
 from tapedist.data.pipeline import BlockOrder
 from tapedist.training.replicas import Replicas
 
@@ -36,7 +37,7 @@ class BlockPass:
         *,
         order: BlockOrder,
         passes: int,
-        elements: Callable[[BlockOrder, int], Iterable[Any]],
+        elements: Callable[[BlockOrder, int], ElementStream],
     ):
         self._replicas = replicas
         self._whole = self._order = order
@@ -44,7 +45,7 @@ class BlockPass:
         self._elements = elements
         self._turn = 0
         self._sums: Any = None
-        self._iterator: Iterator[Any] | None = None
+        self._iterator: ElementStream | None = None
 
     def run(self, add: Callable[[Any, Iterator[Any], list[int]], Any], *, interrupted: Callable[[], bool]) -> Any:
         """Goes to the end of the pass and starts over with the next call.
@@ -61,14 +62,14 @@ class BlockPass:
         if self._sums is None:
             self._sums = self._replicas.scattered(np.zeros([self._replicas.num_shards, self._replicas.partial_width]))
         if self._iterator is None:
-            self._iterator = iter(self._elements(self._order.after(self._turn), self._passes))
+            self._iterator = self._elements(self._order.after(self._turn), self._passes)
             self._passes_left = self._passes
         first, every = self._turn, self._replicas.replica_width
         while self._turn < self._order.turns:
             if self._turn > first and interrupted():
                 return None
             turns = range(self._turn, min(self._turn + every, self._order.turns))
-            self._sums = add(self._sums, self._iterator, [self._order.place(turn)[0] for turn in turns])
+            self._sums = add(self._sums, self._iterator.graph_iterator, [self._order.place(turn)[0] for turn in turns])
             self._turn = turns.stop
         sums = self._sums
         self._order, self._turn, self._sums, self._passes_left = self._whole, 0, None, self._passes_left - 1

@@ -35,7 +35,7 @@ class ResidentBatches(WholeSteps):
             slots=max(LEAST_SLOTS, plan.steps_per_epoch),
             order=lambda places: (np.zeros_like(places), places),
         )
-        self._rows, self._counts = next(iter(setup.elements(element, range(1))))
+        self._rows, self._counts = next(setup.elements(element, range(1)))
 
     def run(
         self, state: np.ndarray, *, step: int, num_steps: int, limit: float, interrupted: Callable[[], bool]
@@ -73,7 +73,7 @@ class StreamedBatches(WholeSteps):
     ) -> CallResult:
         number, offset = divmod(step, self._slots)
         if self._iterator is None or number not in (self._number, self._number + 1):
-            self._iterator = iter(self._setup.elements(self._element, range(number, number + 2**40)))
+            self._iterator = self._setup.elements(self._element, range(number, number + 2**40))
             self._number = number - 1
         if number != self._number:
             self._current = next(self._iterator)

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from tapedist.data import pipeline
 from tapedist.data.blocks import BlockPlan, Source
+from tapedist.data.element_stream import ElementStream
 from tapedist.training.block_pass import BlockPass
 from tapedist.training.replicas import Replicas
 
@@ -73,7 +74,7 @@ class Setup:
     def block_plan(self, split: str) -> BlockPlan:
         return BlockPlan(self.source.num_rows(split), self.source.num_features, self.dtype.size, self.num_shards)
 
-    def elements(self, plan: pipeline.ElementPlan, elements: range) -> Any:
+    def elements(self, plan: pipeline.ElementPlan, elements: range) -> ElementStream:
         cores = len(os.sched_getaffinity(0))
         return pipeline.distribute(
             self.strategy, self.source, plan, elements=elements, dtype=self.dtype, parallel=cores
@@ -83,7 +84,7 @@ class Setup:
         """Passes over the blocks of a split; `passes` is about how many there will be."""
         whole = pipeline.BlockOrder.whole(plan, self.layout)
 
-        def elements(order: pipeline.BlockOrder, passes: int) -> Any:
+        def elements(order: pipeline.BlockOrder, passes: int) -> ElementStream:
             turns = order.turns + (passes - 1) * whole.turns
             return self.elements(pipeline.block_elements(order, split=split), range(turns))
 

@@ -25,7 +25,7 @@ class ResidentEngine(WholeSteps):
     def __init__(self, setup: Setup, plan: BlockPlan, *, split: str, steps: SlotSteps):
         self.reason = "the split is small: one compiled loop over its shards"
         element = pipeline.shard_elements(plan, setup.layout, split=split, slots=LEAST_SLOTS)
-        self._rows, self._counts = next(iter(setup.elements(element, range(1))))
+        self._rows, self._counts = next(setup.elements(element, range(1)))
         self._steps = steps
 
     def run(

@@ -1,0 +1,32 @@
+"""The C library's heap, told to keep the memory that a run uses again and again.
+
+Every block of rows and every temporary of a compiled function is allocated and freed anew. By default glibc asks the
+system for each that is large and gives it back, so that its pages are faulted in and cleared every time: making rows
+takes half as long again (`scripts/bench/generation.py`). What a run holds at its peak it keeps, which is little beside
+TensorFlow itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import sys
+
+# Of <malloc.h>.
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
+
+_LARGEST = 64 * 2**20  # Bytes of an allocation; larger ones are the rows that a run holds to its end.
+_SETTLED = ("GLIBC_TUNABLES", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
+_KEPT = 256 * 2**20  # Bytes.
+
+
+def keep_freed_memory() -> None:
+    """Sets glibc's thresholds for this process, unless its environment has settled them."""
+    if sys.platform != "linux" or any(name in os.environ for name in _SETTLED):
+        return
+    with contextlib.suppress(OSError, AttributeError):  # Another C library.
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST)
+        libc.mallopt(_M_TRIM_THRESHOLD, _KEPT)

@@ -7,6 +7,6 @@ source "$(dirname "${BASH_SOURCE[0]}")/_venv.sh"
 ensure_venv dev
 cd "$repo"
 processes=$(nproc 2>/dev/null || echo 2)
-processes=$((processes < 4 ? processes + 1 : 4))
-# A file's tests stay together: many share what takes minutes to make. One process more than cores, because some wait.
+processes=$((processes < 2 ? 3 : 4))
+# A file's tests stay together: many share what takes minutes to make. More processes than cores, because many wait.
 exec "$venv/bin/python" -m pytest --numprocesses="$processes" --dist=loadfile --no-loadscope-reorder "$@"

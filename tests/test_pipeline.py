@@ -231,13 +231,13 @@ class Slow:
     num_features, weighted = 1, False
     def num_rows(self, split): return 1000
     def read_into(self, out, split, rows):
-        time.sleep(0.3)
+        time.sleep(0.1)
         out[0][:], out[1][:] = 0, 0
 
 plan, layout = blocks.BatchPlan(1000, 10, 2), pipeline.Layout(2, 1)
 element = pipeline.batch_elements(plan, layout, slots=1, order=pipeline.epoch_order(plan, shuffle="none", seed=0))
 stream = pipeline.distribute(
-    tf.distribute.get_strategy(), Slow(), element, elements=range(1000), dtype=tf.float32, parallel=2
+    tf.distribute.get_strategy(), Slow(), element, elements=range(1000), dtype=tf.float32, parallel=8
 )
 next(stream)
 print("left")
@@ -246,7 +246,7 @@ print("left")
 
 def test_python_ends_while_rows_are_being_read(run_python: Any):
     """Calls from threads of TensorFlow never return once the interpreter has begun to end."""
-    done = run_python("-c", _LEAVES_AT_ONCE, timeout=60, warm=True)
+    done = run_python("-c", _LEAVES_AT_ONCE, timeout=60)
     assert (done.code, done.out) == (0, "left\n")
 
 

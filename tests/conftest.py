@@ -29,16 +29,20 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 
 # The files that take minutes. Files run side by side, and one that began last would be waited for alone.
 _LONG = (
-    "equivalence",
     "bit_matrix",
+    "equivalence",
+    "multiworker",
     "mutants",
     "resume",
-    "multiworker",
+    "torture",
+    "bench",
     "signals",
     "train",
-    "torture",
     "own_data",
     "steps",
+    "formation",
+    "tables",
+    "doctor",
 )
 
 

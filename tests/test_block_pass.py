@@ -38,6 +38,16 @@ class Replicas:
         return np.concatenate(sums)[: self.num_shards, np.newaxis]
 
 
+class Stream(Iterator[Any]):
+    """An `ElementStream` without TensorFlow."""
+
+    def __init__(self, elements: Iterator[Any]):
+        self.graph_iterator = elements
+
+    def __next__(self) -> Any:
+        return next(self.graph_iterator)
+
+
 class Elements:
     """Blocks that are their own numbers; notes the iterators that were asked for."""
 
@@ -45,8 +55,11 @@ class Elements:
         self.layout = layout
         self.passes: list[int] = []
 
-    def __call__(self, order: BlockOrder, passes: int) -> Iterator[tuple[list[range], None]]:
+    def __call__(self, order: BlockOrder, passes: int) -> Stream:
         self.passes.append(passes)
+        return Stream(self._blocks(order, passes))
+
+    def _blocks(self, order: BlockOrder, passes: int) -> Iterator[tuple[list[range], None]]:
         for _ in range(passes):
             for turn in range(order.turns):
                 yield [order.block(turn, replica) for replica in range(self.layout.num_replicas)], None
@@ -56,7 +69,7 @@ class Elements:
 def _pass(replicas: int, *, passes: int = 1) -> tuple[BlockPass, Elements]:
     layout = Layout(PLAN.num_shards, replicas)
     elements, hosts = Elements(layout), cast(Any, Replicas(layout))
-    return BlockPass(hosts, order=BlockOrder.whole(PLAN, layout), passes=passes, elements=elements), elements
+    return BlockPass(hosts, order=BlockOrder.whole(PLAN, layout), passes=passes, elements=cast(Any, elements)), elements
 
 
 def _add(sums: list[np.ndarray], blocks: Iterator[Any], places: list[int]) -> list[np.ndarray]:

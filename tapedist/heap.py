@@ -2,8 +2,7 @@
 
 Every block of rows and every temporary of a compiled function is allocated and freed anew. By default glibc asks the
 system for each that is large and gives it back, so that its pages are faulted in and cleared every time: making rows
-takes half as long again (`scripts/bench/generation.py`). What a run holds at its peak it keeps, which is little beside
-TensorFlow itself.
+takes up to half as long again (`scripts/bench/limits.md`). What a run frees after its peak it keeps, up to a bound.
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 
 _LARGEST = 64 * 2**20  # Bytes of an allocation; larger ones are the rows that a run holds to its end.
-_SETTLED = ("GLIBC_TUNABLES", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
 _KEPT = 256 * 2**20  # Bytes.
+_SETTLED = ("GLIBC_TUNABLES", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
 
 
 def keep_freed_memory() -> None:

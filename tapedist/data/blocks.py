@@ -22,7 +22,11 @@ _RESIDENT_BYTES = 4 * 1024 * 1024
 
 
 class Source(Protocol):
-    """Where rows come from: any row of a split by its number, in any order, any number of times."""
+    """Where rows come from: any row of a split by its number, in any order, any number of times.
+
+    A source may also have `take_runs`, as the synthetic one does, or `read_into`, as tables do: both spare the pipeline
+    lists of row numbers.
+    """
 
     @property
     def num_features(self) -> int:

@@ -16,8 +16,10 @@ import sys
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 
-_LARGEST = 64 * 2**20  # Bytes of an allocation; larger ones are the rows that a run holds to its end.
-_KEPT = 256 * 2**20  # Bytes.
+# Bytes: of an allocation, larger ones being the rows that a run holds to its end; and of what is kept by each of the
+# heap's arenas, of which there are several a core: with 256 MiB a run under a limit of 2 GiB found no memory left.
+_LARGEST = 32 * 2**20
+_KEPT = 32 * 2**20
 _SETTLED = ("GLIBC_TUNABLES", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
 
 

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 # A tile is what one compiled loop trip sums, sized so that what its sums leave in between stays in a core's nearest
 # caches; a block holds up to `_MAX_TILES` tiles, so that one kernel launch (about 25 us) is small against its work.
 _TILE_BYTES = 64 * 1024
-_WIDE_TILE_BYTES = 2 * 1024 * 1024  # From 8 features on, sums are matrix products, which gain from longer tiles.
+_WIDE_TILE_BYTES = 2 * 1024 * 1024  # From 8 features on: a block is one tile, because products copy what is sliced.
 _MAX_TILES = 64
 _ROW_QUANTUM = 64
 _RESIDENT_BYTES = 4 * 1024 * 1024

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import socket
 import subprocess
@@ -22,26 +23,23 @@ from tapedist.errors import InputError
 @pytest.fixture
 def mute_server() -> Iterator[tuple[str, threading.Event]]:
     """The address of a server that accepts and never answers, and whether somebody has come."""
-    came, kept = threading.Event(), []
-    with socket.create_server(("127.0.0.1", 0)) as server:
+    came, over = threading.Event(), threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as server, contextlib.ExitStack() as kept:
+        server.settimeout(0.05)
 
         def accept() -> None:
-            while True:
-                try:
-                    kept.append(server.accept()[0])
-                except OSError:
-                    return
-                kept[-1].settimeout(5)
-                try:
-                    if kept[-1].recv(1):  # A probe says nothing; gRPC does.
+            while not over.is_set():
+                with contextlib.suppress(OSError):  # Nobody came in time, or went without a word.
+                    connection = kept.enter_context(server.accept()[0])
+                    connection.settimeout(0.5)
+                    if connection.recv(1):  # A probe says nothing; gRPC does.
                         came.set()
-                except OSError:
-                    pass
 
-        threading.Thread(target=accept, daemon=True).start()
+        thread = threading.Thread(target=accept)
+        thread.start()
         yield f"grpc://127.0.0.1:{server.getsockname()[1]}", came
-    for connection in kept:
-        connection.close()
+        over.set()
+        thread.join()  # Before what it holds is closed.
 
 
 def _closed_port() -> int:

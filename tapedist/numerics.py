@@ -1,4 +1,4 @@
-"""What must be set before TensorFlow is imported: XLA's flags, the heap and quiet logs.
+"""What must be set before TensorFlow is imported: XLA's flags and quiet logs.
 
 Every module that imports TensorFlow imports this one first. Values that the user already set are respected; XLA reads
 its flags once, when it first compiles, so a program that imported TensorFlow earlier is usually still in time.
@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import os
 
-from tapedist import heap
-
 XLA_FLAGS = (
     "--xla_disable_hlo_passes=tree_reduction_rewriter,cpu-parallel-task-assigner --xla_cpu_multi_thread_eigen=false"
 )
@@ -24,4 +22,3 @@ XLA_FLAGS = (
 os.environ.setdefault("XLA_FLAGS", XLA_FLAGS)
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-heap.keep_freed_memory()

@@ -8,10 +8,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
+from topology import use_all_cores
 from warm import warm_python
 
 REPO = Path(__file__).resolve().parent.parent
@@ -46,6 +47,18 @@ _LONG = (
 )
 
 
+def pytest_configure() -> None:
+    """Gives each process of a distributed run cores of its own: threads that spin for work take it from each other.
+
+    A test that wants to see threads side by side asks for all of them, by the fixture `all_cores`.
+    """
+    worker, count = (os.environ.get(f"PYTEST_XDIST_WORKER{end}") for end in ("", "_COUNT"))
+    if worker and count and hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.environ["TESTS_ALL_CORES"] = ",".join(map(str, cores))
+        os.sched_setaffinity(0, cores[int(worker.removeprefix("gw")) % len(cores) :: int(count)])
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     names = [f"test_{name}" for name in _LONG]
     items.sort(key=lambda item: names.index(item.path.stem) if item.path.stem in names else len(names))
@@ -70,6 +83,16 @@ class Finished:
 def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in _HOSTILE:
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def all_cores() -> Iterator[None]:
+    """All cores for this process's new threads and for its children."""
+    own = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+    use_all_cores()
+    yield
+    if own:
+        os.sched_setaffinity(0, own)
 
 
 @pytest.fixture

@@ -25,6 +25,8 @@ from tapedist.data.elements import (
 )
 from tapedist.data.tables import TableSource, open_table
 
+pytestmark = pytest.mark.usefixtures("all_cores")
+
 N = 3001
 
 

@@ -46,10 +46,10 @@ def _digests(folder: Path, *flags: str) -> dict[str, set[str]]:
     """Digests of all cases, by name, of every worker."""
     cases = folder / "cases.json"
     cases.write_text(json.dumps(CASES))
-    program = f"({sys.executable!r}, {TRAIN_MANY!r})"
+    program = (*warm_python(), TRAIN_MANY)
     code = (
         "import sys; from tapedist.cluster.launch import LaunchConfig, main; from tapedist.flags import CommandLine;"
-        f"sys.exit(main(CommandLine(LaunchConfig, sys.argv[1:], rest='worker_argv').options(), program={program}))"
+        f"sys.exit(main(CommandLine(LaunchConfig, sys.argv[1:], rest='worker_argv').options(), program={program!r}))"
     )
     words = [*flags, f"--log_dir={folder / 'logs'}", "--", "train", str(cases)]
     done = subprocess.run(

@@ -15,6 +15,8 @@ from tapedist.config import TrainConfig
 from tapedist.errors import InputError, StateError
 from tapedist.run import train
 
+pytestmark = pytest.mark.usefixtures("all_cores")
+
 MODES: dict[str, dict[str, Any]] = {
     "full_batch": {"num_epochs": 300},
     "stream": {"num_epochs": 300, "full_batch_engine": "stream"},

@@ -24,6 +24,8 @@ from tapedist.data.table_store import SegmentCache
 from tapedist.data.tables import check_table, open_table
 from tapedist.errors import InputError
 
+pytestmark = pytest.mark.usefixtures("all_cores")
+
 N = 200_000
 FORMATS = ("t.csv", "t.tsv", "t.parquet", "folder", "folder/*.parquet", "stored.npz", "packed.npz")
 # Where rows are kept -> `(memory_budget, WINDOW_ROWS)` that lead there, for formats that can be read in place.

@@ -22,6 +22,8 @@ from tapedist.cluster.peers import PortReservation
 from tapedist.cluster.together import together
 from tapedist.errors import InputError, Interrupted
 
+pytestmark = pytest.mark.usefixtures("all_cores")
+
 WORKERS = 3
 TIMEOUT = 400
 

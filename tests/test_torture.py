@@ -15,6 +15,8 @@ from scripts.torturing import blows as dealing
 from scripts.torturing.outcome import outcome
 from scripts.torturing.process import Watch
 
+pytestmark = pytest.mark.usefixtures("all_cores")
+
 
 def test_a_short_torture(tmp_path: Path, child_env: dict[str, str]) -> None:
     words = ["--kills=1", "--saves=1", "--doubles=0", "--signals=1", "--moves=1", "--modes=resident"]

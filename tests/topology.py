@@ -45,7 +45,7 @@ def run_jobs(jobs: Mapping[str, Any], *, replicas: int = 0, intra_op: int = 0, c
     """
     where = {"strategy": "mirrored", "num_virtual_devices": replicas} if replicas else {"strategy": "default"}
     placed = {name: {**job, "config": {**job["config"], **where}} for name, job in jobs.items()}
-    order = {"intra_op": intra_op, "cores": cores, "jobs": placed}
+    order = {"replicas": replicas, "intra_op": intra_op, "cores": cores, "jobs": placed}
     path = os.pathsep.join(filter(None, [str(TESTS.parent), str(TESTS), os.environ.get("PYTHONPATH", "")]))
     # On fewer cores the process starts from nothing, so that no library has counted others.
     python = [sys.executable, "-W", "ignore"] if cores else warm_python()
@@ -61,8 +61,16 @@ def run_jobs(jobs: Mapping[str, Any], *, replicas: int = 0, intra_op: int = 0, c
     return json.loads(finished.stdout.splitlines()[-1])
 
 
+def use_all_cores() -> None:
+    """Lets this process use what the tests' processes share out among themselves; see `conftest.py`."""
+    if cores := os.environ.get("TESTS_ALL_CORES"):
+        os.sched_setaffinity(0, map(int, cores.split(",")))
+
+
 def _main() -> None:
     order = json.load(sys.stdin)
+    if not order["replicas"]:
+        use_all_cores()
     if order["cores"]:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: order["cores"]])
     import tapedist.numerics  # noqa: F401  (before TensorFlow)

@@ -70,6 +70,7 @@ def _keep(connection: socket.socket, child: int, descriptors: list[int]) -> None
 def _become(order: dict[str, Any]) -> None:
     """Makes this process what Python would be after `import tensorflow`."""
     os.chdir(order["cwd"])
+    os.sched_setaffinity(0, order["cores"])
     os.environ.clear()
     os.environ.update(order["environ"])
     import tapedist.numerics

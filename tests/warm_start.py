@@ -15,7 +15,8 @@ import sys
 
 
 def _main(address: str, words: list[str]) -> None:
-    order = {"words": words, "cwd": os.getcwd(), "environ": dict(os.environ)}
+    cores = sorted(os.sched_getaffinity(0))
+    order = {"words": words, "cwd": os.getcwd(), "environ": dict(os.environ), "cores": cores}
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(address)
         signals = {signal.SIGINT, signal.SIGTERM}

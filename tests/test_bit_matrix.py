@@ -51,11 +51,13 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
     "full d=17 float64 adam": _full(num_features=17, dtype="float64", optimizer="adam"),
     "full d=64 nesterov l2": _full(num_features=64, optimizer="nesterov", l2=0.1, n_samples=6403),
     "full d=3 V=100 huber": _full(num_features=3, virtual_shards=100, loss="huber"),
+    "full even d=3": _full(num_features=3, n_samples=3200),
     "full fewer rows than shards": _full(num_features=3, n_samples=11, optimizer="momentum"),
     "mini d=1 B=5": _mini(batch_size=5, n_samples=301),
     "mini d=3 B=1000 float64 adam": _mini(
         batch_size=1000, num_features=3, dtype="float64", optimizer="adam", n_samples=2083
     ),
+    "mini even": _mini(n_samples=1152),
     "mini d=17 B=96 absolute": _mini(num_features=17, loss="absolute", optimizer="momentum"),
     "mini d=64 B=96 l2": _mini(num_features=64, l2=0.1),
     "mini d=64 B=1000 float64": _mini(num_features=64, batch_size=1000, dtype="float64", n_samples=2083),

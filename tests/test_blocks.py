@@ -106,6 +106,16 @@ def test_blocks_cover_the_rows_and_shards_the_blocks(plan: BlockPlan, data: st.D
 
 
 @settings(deadline=None)
+@given(n=st.integers(0, 5000), shards=st.integers(1, 40))
+def test_shards_of_a_resident_split_are_as_long_as_they_say(n: int, shards: int):
+    plan = BlockPlan(n, 1, 4, shards)
+    ranges = [plan.shard_row_range(shard) for shard in range(shards)]
+    assert list(itertools.chain(*ranges)) == list(range(n))
+    assert max(map(len, ranges)) <= plan.shard_rows
+    assert plan.even == (n > 0 and all(len(rows) == plan.shard_rows for rows in ranges))
+
+
+@settings(deadline=None)
 @given(n=st.integers(0, 5000), shards=st.integers(1, 40), tile_bytes=st.sampled_from([256, 1024, 4096]))
 def test_an_epoch_of_rounds_visits_every_row_once_in_order_of_shards(n: int, shards: int, tile_bytes: int):
     with pytest.MonkeyPatch.context() as patch:
@@ -128,6 +138,8 @@ def test_batches_cover_an_epoch(n: int, batch: int, shards: int):
         assert rows.start == number * plan.batch_rows
         assert 1 <= len(rows) <= min(batch, n)
     assert (plan.shard_rows - 1) * shards < plan.batch_rows <= plan.shard_rows * shards
+    lengths = {len(plan.batch_range(number)) for number in (0, plan.steps_per_epoch - 1)}
+    assert plan.even == (lengths == {plan.shard_rows * shards})
 
 
 @settings(deadline=None)

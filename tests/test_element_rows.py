@@ -21,6 +21,7 @@ from tapedist.data.elements import (
     batch_elements,
     block_elements,
     epoch_order,
+    shard_block_elements,
     shard_elements,
 )
 from tapedist.data.tables import TableSource, open_table
@@ -63,7 +64,8 @@ def _plans(n: int, layout: Layout) -> Iterator[tuple[str, ElementPlan, int]]:
     blocks = BlockPlan(n, 3, 4, layout.num_shards)
     order = BlockOrder.whole(blocks, layout)
     yield "blocks", block_elements(order, split="train"), order.turns
-    yield "shards", shard_elements(blocks, layout, split="train"), 1
+    yield "shards", shard_elements(blocks, layout, split="train", slots=2), 1
+    yield "shards of a block", shard_block_elements(blocks, layout, split="train"), 1
 
 
 @pytest.mark.parametrize("held", [0, 3])

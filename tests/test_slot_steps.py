@@ -28,6 +28,8 @@ CASES: dict[str, dict[str, Any]] = {
     "d=3 nesterov 3 slots": {"k": 257, "d": 3, "slots": 3, "optimizer": "nesterov", "fit_intercept": False},
     "d=2 float64 adam 3 slots": {"k": 204, "d": 2, "slots": 3, "optimizer": "adam", "dtype": "float64"},
     "d=17 in a loop": {"k": 40, "d": 17, "slots": 3, "optimizer": "momentum"},
+    "d=1 even": {"k": 500, "d": 1, "even": True, "optimizer": "momentum"},
+    "d=17 even, in a loop": {"k": 37, "d": 17, "slots": 3, "even": True},
 }
 
 
@@ -39,19 +41,21 @@ def _steps(case: dict[str, Any]) -> SlotSteps:
         loss=case.get("loss", losses.squared),
         optimizer=optimizers.from_config(config),
         num_shards=V,
+        even=case.get("even", False),
         l2=case.get("l2", 0.0),
         dtype=tf.as_dtype(case.get("dtype", "float32")),
     )
 
 
 def _data(case: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """`(x [slots, V, k, d], y [slots, V, k], counts [slots, V])`, the last slot ragged."""
+    """`(x [slots, V, k, d], y [slots, V, k], counts [slots, V])`, the last slot ragged unless all are even."""
     rng = np.random.default_rng(1)
     slots, dtype = case.get("slots", LEAST_SLOTS), case.get("dtype", "float32")
     x = rng.normal(size=(slots, V, case["k"], case["d"])).astype(dtype)
     y = rng.normal(size=(slots, V, case["k"])).astype(dtype)
     counts = np.full((slots, V), case["k"], np.int32)
-    counts[-1] = np.sort(rng.integers(0, case["k"] + 1, size=V))[::-1]
+    if not case.get("even"):
+        counts[-1] = np.sort(rng.integers(0, case["k"] + 1, size=V))[::-1]
     padding = np.arange(case["k"]) >= counts[..., np.newaxis]
     x[padding], y[padding] = 0, 0
     return x, y, counts
@@ -100,3 +104,16 @@ def test_one_compilation_whatever_the_slot():
         partials.experimental_get_compiler_ir(state, rows, counts, tf.constant(slot))(stage="hlo") for slot in range(3)
     }
     assert len(texts) == 1
+
+
+@pytest.mark.parametrize("d", [1, 17])
+def test_what_is_not_compared_is_not_changed(d: int):
+    case = {"k": 90, "d": d, "even": True}
+    arrays = _data(case)
+    states = [
+        _steps({**case, "even": even}).run(
+            np.ones(d + 1), *_share(arrays, 0, V), np.zeros(STEPS, np.int32), step=0, limit=np.inf
+        ).state
+        for even in (False, True)
+    ]  # fmt: skip
+    np.testing.assert_allclose(states[0], states[1], rtol=1e-6)

@@ -148,7 +148,7 @@ def test_a_batch_without_weight_moves_nothing():
 def test_the_weight_of_many_rows_is_exact():
     """Beyond 2**24 a count does not fit into float32."""
     setup = _setup(curve(1003))
-    steps = SlotSteps(**setup.programs)
+    steps = SlotSteps(even=False, **setup.programs)
     count = 2**24 + 1
     rows = (tf.zeros([count, 3]), tf.zeros([count]))
     assert steps.rows_sum(tf.zeros(4, tf.float64), rows, tf.constant(count))[1] == count

@@ -133,6 +133,22 @@ class BlockPlan:
         """Whether the split is so small that one compiled loop over whole shards is the fastest form."""
         return self.num_blocks <= self.num_shards and self.num_rows * self._row_bytes <= _RESIDENT_BYTES
 
+    @property
+    def even(self) -> bool:
+        """Whether the shards of a resident split are equally long."""
+        return self.num_rows > 0 and self.num_rows % self.num_shards == 0
+
+    @property
+    def shard_rows(self) -> int:
+        """Rows of one shard of a resident split, padding included."""
+        rows = -(-max(1, self.num_rows) // self.num_shards)
+        return rows if self.even else -(-rows // _ROW_QUANTUM) * _ROW_QUANTUM
+
+    def shard_row_range(self, shard: int) -> range:
+        """Row numbers of one shard of a resident split, without its padding."""
+        first = min(shard * self.shard_rows, self.num_rows)
+        return range(first, min(first + self.shard_rows, self.num_rows))
+
     def shard_blocks(self, shard: int) -> range:
         """The contiguous blocks of one shard; shards differ by at most one block."""
         return range(
@@ -179,6 +195,11 @@ class BatchPlan:
     def shard_rows(self) -> int:
         """Rows of one shard of one batch, padding included."""
         return -(-self.batch_rows // self.num_shards)
+
+    @property
+    def even(self) -> bool:
+        """Whether all shards of all batches are equally long."""
+        return self.batch_rows % self.num_shards == 0 and self.num_rows % self.batch_rows == 0
 
     @property
     def steps_per_epoch(self) -> int:

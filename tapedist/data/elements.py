@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -107,17 +108,29 @@ class ShuffledRows:
         return rows.reshape(positions.shape)
 
 
-def shard_elements(plan: BlockPlan, layout: Layout, *, split: str, slots: int = 1) -> ElementPlan:
-    """The one element of a resident split: all shards of a replica, one block each, in the first of `slots`."""
-    width = layout.loop_width
+def shard_elements(plan: BlockPlan, layout: Layout, *, split: str, slots: int) -> ElementPlan:
+    """The one element of a resident split: all shards of a replica, in the first of `slots`."""
+    return _one_element(layout, plan.shard_row_range, split=split, slots=slots, shard_rows=plan.shard_rows)
+
+
+def shard_block_elements(plan: BlockPlan, layout: Layout, *, split: str) -> ElementPlan:
+    """The one element of a resident split whose shards are a block each."""
+    return _one_element(
+        layout, lambda shard: plan.round_block(shard, 0), split=split, slots=1, shard_rows=plan.block_rows
+    )
+
+
+def _one_element(
+    layout: Layout, rows: Callable[[int], range], *, split: str, slots: int, shard_rows: int
+) -> ElementPlan:
+    shape = (slots, layout.loop_width)
 
     def first_rows(element: int, replica: int) -> tuple[np.ndarray, np.ndarray]:
-        ranges = [plan.round_block(shard, element) for shard in layout.shards(replica)]
-        ranges += [range(0)] * (slots * width - len(ranges))
-        shape = (slots, width)
+        ranges = [rows(shard) for shard in layout.shards(replica)]
+        ranges += [range(0)] * (math.prod(shape) - len(ranges))
         return np.reshape([r.start for r in ranges], shape), np.reshape([len(r) for r in ranges], shape)
 
-    return ElementPlan(split, slots, width, plan.block_rows, first_rows)
+    return ElementPlan(split, *shape, shard_rows, first_rows)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -30,13 +30,14 @@ from tapedist.data.elements import (
     batch_elements,
     block_elements,
     epoch_order,
+    shard_block_elements,
     shard_elements,
     shuffled_rows,
 )
 
 __all__ = [
     "BlockOrder", "ElementPlan", "Layout", "batch_elements", "block_elements", "distribute", "epoch_order",
-    "shard_elements", "shuffled_rows",
+    "shard_block_elements", "shard_elements", "shuffled_rows",
 ]  # fmt: skip
 
 _PREFETCH = 2

@@ -143,7 +143,7 @@ class MomentSteps(Replicas):
         return tf.function(lambda rows, counts: self.on_replicas(replica_moments, rows, counts), autograph=False)
 
     def of_shards(self, rows: Any, counts: Any) -> Moments:
-        """The moments of a split whose shards are at hand, as `pipeline.shard_elements` lays them out.
+        """The moments of a split whose shards are at hand, as `pipeline.shard_block_elements` lays them out.
 
         Args:
             rows: per-replica rows of the split, of the same shapes in every call.

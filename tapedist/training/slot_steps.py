@@ -25,7 +25,16 @@ _SIDE_BY_SIDE_BYTES = 128 * 1024
 
 
 class SlotSteps(StepPrograms):
-    """Steps over whole shards at hand, laid out as `pipeline.py` says: small splits and mini-batches."""
+    """Steps over whole shards at hand, laid out as `pipeline.py` says: small splits and mini-batches.
+
+    Args:
+        even: whether all shards of all steps are equally long, so that none has padding.
+        **programs: see `StepPrograms`.
+    """
+
+    def __init__(self, *, even: bool, **programs: Any):
+        super().__init__(**programs)
+        self._even = even
 
     def _sums_side_by_side(self, shard_rows: int, rows: Rows) -> bool:
         """Whether the shards are summed by one kernel: it saves a loop's trips, as long as its rows stay in the cache.
@@ -46,12 +55,12 @@ class SlotSteps(StepPrograms):
             # Looked up, not sliced: the start of a slice XLA would take for a constant, and compile anew for each.
             shape = [slots, width * shard_rows]
             piece = tuple(tf.gather(tf.reshape(column, [*shape, *column.shape[1:]]), slot) for column in rows)
-            return self.shards_sum(masters, piece, tf.gather(counts, slot))
+            return self.shards_sum(masters, piece, tf.gather(counts, slot), even=self._even)
 
         def shard_sum(place: tf.Tensor) -> tf.Tensor:
             first = place * shard_rows
             piece = tuple(slice_rows(column, first, shard_rows) for column in rows)
-            return self.rows_sum(masters, piece, tf.gather(flat_counts, place))
+            return self.rows_sum(masters, piece, None if self._even else tf.gather(flat_counts, place))
 
         return fixed_order.shard_partials(shard_sum, first=slot * width, num_shards=width, width=self.partial_width)
 

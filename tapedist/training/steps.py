@@ -91,45 +91,51 @@ class StepPrograms(Replicas):
         self._optimizer = optimizer
         self._l2 = l2
 
-    def rows_sum(self, masters: tf.Tensor, rows: Rows, count: tf.Tensor) -> tf.Tensor:
+    def rows_sum(self, masters: tf.Tensor, rows: Rows, count: tf.Tensor | None) -> tf.Tensor:
         """`(sum w*loss, sum w, sum w*gradient)` of the first `count` of `rows`: the tape.
 
         Args:
             masters: float64 `[P]`.
             rows: `(x [k, d], y [k][, w [k]])`; beyond `count`, and where the weight is 0, they must be zeros.
-            count: int32.
+            count: int32; None if it is `k`, which spares each sum a comparison for each row.
 
         Returns:
             float64 `[P + 2]`.
         """
-        real = tf.range(rows[1].shape[0]) < count
-        if self._repeats:
-            real = real & (rows[2] > 0) if len(rows) == 3 else real
+        real = self._real(rows, count)
+        if self._repeats and real is not None:
             rows = _repeated(rows, real)
         x, y = rows[0], rows[1]
-        zero = tf.zeros([], self.dtype)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             forward, targets = self._model.bind(masters, self.dtype)
             tape.watch(targets)
             losses = self._loss(forward(x), y)
             if len(rows) == 3:
                 losses = rows[2] * losses
-            total = tf.reduce_sum(tf.where(real, losses, zero))
+            total = tf.reduce_sum(losses if real is None else tf.where(real, losses, tf.zeros([], self.dtype)))
         gradients = tape.gradient(total, targets, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-        if self._repeats:  # A shard without rows has none to repeat.
-            some = tf.reduce_any(real) if len(rows) == 3 else count > 0
+        if self._repeats and real is not None:  # A shard without rows has none to repeat.
+            some = tf.reduce_any(real)
             gradients = [tf.where(some, g, tf.zeros([], g.dtype)) for g in gradients]
-        weight = tf.reduce_sum(tf.where(real, rows[2], zero)) if len(rows) == 3 else tf.cast(count, tf.float64)
+        number = y.shape[0] if count is None else count
+        weight = tf.reduce_sum(rows[2]) if len(rows) == 3 else tf.cast(number, tf.float64)
         pieces = [tf.reshape(total, [1]), tf.reshape(weight, [1]), *(tf.reshape(g, [-1]) for g in gradients)]
         return tf.concat([tf.cast(piece, tf.float64) for piece in pieces], 0)
 
-    def shards_sum(self, masters: tf.Tensor, rows: Rows, counts: tf.Tensor) -> tf.Tensor:
+    def _real(self, rows: Rows, count: tf.Tensor | None) -> tf.Tensor | None:
+        """Which of `rows` to sum, boolean `[k]`; None if the others, if there are any, add nothing."""
+        if len(rows) == 3:
+            return rows[2] > 0 if self._repeats else None
+        return None if count is None else tf.range(rows[1].shape[0]) < count
+
+    def shards_sum(self, masters: tf.Tensor, rows: Rows, counts: tf.Tensor, *, even: bool) -> tf.Tensor:
         """`rows_sum` of several shards of equal length at once, in one kernel; for rows without weights.
 
         Args:
             masters: float64 `[P]`.
             rows: `(x [u * k, d], y [u * k])`.
             counts: int32 `[u]`.
+            even: whether they are all `k`, as far as anything is made of the sums.
 
         Returns:
             float64 `[u, P + 2]`.
@@ -137,12 +143,14 @@ class StepPrograms(Replicas):
         assert self._model.bind_shards, "the model binds to no more than one shard"
         shards = counts.shape[0]
         x, y = (tf.reshape(column, [shards, -1, *column.shape[1:]]) for column in rows)
-        real = tf.range(y.shape[1]) < counts[:, tf.newaxis]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             forward, targets = self._model.bind_shards(masters, self.dtype, shards=shards)
             tape.watch(targets)
             losses = self._row_loss(forward(x), y)
-            total = tf.reduce_sum(tf.where(real, losses, tf.zeros([], self.dtype)), 1)
+            if not even:
+                real = tf.range(y.shape[1]) < counts[:, tf.newaxis]
+                losses = tf.where(real, losses, tf.zeros([], self.dtype))
+            total = tf.reduce_sum(losses, 1)
         pieces = [total, counts, *tape.gradient(total, targets)]
         return tf.concat([tf.cast(tf.reshape(piece, [shards, -1]), tf.float64) for piece in pieces], 1)
 

@@ -27,7 +27,7 @@ class ResidentBatches(WholeSteps):
     def __init__(self, setup: Setup, plan: BatchPlan, *, shuffle: str, seed: int):
         self.reason = "all batches are held in device memory"
         self.steps_per_epoch = plan.steps_per_epoch
-        self._steps = SlotSteps(**setup.programs)
+        self._steps = SlotSteps(even=plan.even, **setup.programs)
         self._order = pipeline.epoch_order(plan, shuffle=shuffle, seed=seed)
         element = pipeline.batch_elements(
             plan,
@@ -52,7 +52,7 @@ class StreamedBatches(WholeSteps):
     def __init__(self, setup: Setup, plan: BatchPlan, *, shuffle: str, seed: int):
         self.steps_per_epoch = plan.steps_per_epoch
         self._setup = setup
-        self._steps = SlotSteps(**setup.programs)
+        self._steps = SlotSteps(even=plan.even, **setup.programs)
         batch_bytes = plan.batch_rows * setup.row_bytes()
         least = LEAST_SLOTS if batch_bytes <= _SMALL_BATCH_BYTES else 1
         self._slots = int(np.clip(_SUPERBATCH_BYTES // batch_bytes, least, MAX_STEPS_PER_CALL))

@@ -35,7 +35,7 @@ class MomentsEngine:
             parallel=setup.parallel,
         )
         self._pass = setup.block_pass(self._sums, plan, split=split, passes=1)
-        shards = pipeline.shard_elements(plan, setup.layout, split=split)
+        shards = pipeline.shard_block_elements(plan, setup.layout, split=split)
         self._resident = plan.resident
         self._shards = functools.cache(lambda: next(setup.elements(shards, range(1))))
         self._steps = QuadraticSteps(**setup.programs)

@@ -88,7 +88,7 @@ def full_batch(setup: Setup, *, split: str, passes: int) -> Engine:
     """
     plan = setup.block_plan(split)
     if plan.resident:  # Whatever --cache says: it must not change the form, and with it the bits.
-        return ResidentEngine(setup, plan, split=split, steps=SlotSteps(**setup.programs))
+        return ResidentEngine(setup, plan, split=split, steps=SlotSteps(even=plan.even, **setup.programs))
     padded = plan.rounds * setup.num_shards * plan.block_rows * setup.row_bytes()
     if setup.cache == "device" or (setup.cache == "auto" and passes > 1 and padded <= setup.budget):
         return HeldEngine(setup, plan, split=split)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tapedist.data import element_rows
@@ -24,6 +28,7 @@ from tapedist.data.elements import (
     shard_block_elements,
     shard_elements,
 )
+from tapedist.data.table_parquet import RowGroups
 from tapedist.data.tables import TableSource, open_table
 
 pytestmark = pytest.mark.usefixtures("all_cores")
@@ -103,13 +108,37 @@ def test_a_window_is_read_once_an_epoch(table: TableSource, monkeypatch: pytest.
     assert sorted(asked, key=lambda rows: rows.start) == windows
 
 
+def test_windows_decode_only_the_row_groups_that_they_span(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    rows = pa.table({"x": np.arange(4000.0), "y": np.arange(4000.0)})
+    pq.write_table(rows, tmp_path / "t.parquet", row_group_size=300)
+    monkeypatch.setattr("tapedist.data.tables.WINDOW_ROWS", 400)  # Of which one is to fit into the budget.
+    source = open_table(str(tmp_path / "t.parquet"), target="y", test_fraction=0.0, memory_budget=20_000)
+    assert source.storage == "in place"
+    decoded: list[int] = []
+    original = RowGroups.load
+
+    def noted(self: RowGroups, segment: int) -> list[np.ndarray]:
+        decoded.append(segment)
+        return original(self, segment)
+
+    monkeypatch.setattr(RowGroups, "load", noted)
+    plan = BatchPlan(4000, 100, 5)
+    order = epoch_order(plan, shuffle="rows", seed=5)
+    made = batch_elements(plan, Layout(5, 1), slots=1, order=order, row_numbers=ShuffledRows(plan, 5, window=400))
+    read = ElementRows(source, made, np.float32)
+    for element in range(plan.steps_per_epoch):
+        read(element, 0)
+    spanned = Counter(group for first in range(0, 4000, 400) for group in range(first // 300, (first + 399) // 300 + 1))
+    assert Counter(decoded) <= spanned  # Fewer, where windows that share a group follow each other.
+
+
 def test_a_window_that_cannot_be_read_is_asked_for_again(table: TableSource, monkeypatch: pytest.MonkeyPatch):
     plan = BatchPlan(table.num_rows("train"), 96, 5)
     order = epoch_order(plan, shuffle="rows", seed=5)
     made = batch_elements(plan, Layout(5, 1), slots=1, order=order, row_numbers=ShuffledRows(plan, 5))
     read = ElementRows(table, made, np.float32)
     with monkeypatch.context() as patch:
-        patch.setattr(TableSource, "read_into", lambda *_: (_ for _ in ()).throw(OSError("gone")))
+        patch.setattr(TableSource, "read_into", lambda *_, **__: (_ for _ in ()).throw(OSError("gone")))
         with pytest.raises(OSError, match="gone"):
             read(0, 0)
     assert read(0, 0)[0].any()

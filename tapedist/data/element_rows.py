@@ -27,8 +27,11 @@ class RowReader(Protocol):
     num_features: int
     weighted: bool
 
-    def read_into(self, out: Sequence[np.ndarray], split: str, rows: RowNumbers) -> None:
-        """Writes rows of a split into `out`, `(x [k, d], y [k][, w [k]])`, rounded to its types at the very end."""
+    def read_into(self, out: Sequence[np.ndarray], split: str, rows: RowNumbers, *, ascending: bool = True) -> None:
+        """Writes rows of a split into `out`, `(x [k, d], y [k][, w [k]])`, rounded to its types at the very end.
+
+        Unless rows are read in ascending order, the ones behind are not worth reading ahead.
+        """
 
 
 class ElementRows:
@@ -89,7 +92,7 @@ class ElementRows:
 
         def read(rows: range) -> tuple[np.ndarray, ...]:
             out = empty_rows(len(rows), source.num_features, weighted=source.weighted, dtype=dtype)
-            source.read_into(out, plan.split, rows)
+            source.read_into(out, plan.split, rows, ascending=False)  # The next window is another one.
             return out
 
         return WindowReader(read, plan.shuffled.order, held=held)

@@ -41,7 +41,7 @@ class RowGather:
 
     Args:
         get: `(segment, ascending) -> its columns`: the features, the target if there is one, the weight if there is
-            one; `ascending` says that rows are read in their order.
+            one; `ascending` says that the rows behind are asked for next.
         starts: int64 `[segments + 1]`, the first row of each segment.
         num_features: `d`.
         has_target: without one, `y` is NaN.
@@ -68,19 +68,22 @@ class RowGather:
         self._step = max(64, _BUFFER_BYTES // (8 * self._width))
         self._local = threading.local()
 
-    def into(self, out: Sequence[np.ndarray], file_rows: RowNumbers, *, units: Units | None = None) -> None:
+    def into(
+        self, out: Sequence[np.ndarray], file_rows: RowNumbers, *, units: Units | None = None, ascending: bool = True
+    ) -> None:
         """Writes rows into `out`, rounded to its types at the very end.
 
         Args:
             out: `(x [k, d], y [k][, w [k]])`.
             file_rows: numbers in the file.
             units: of the result; raw ones if None.
+            ascending: whether the rows behind are asked for next.
         """
         d, (x, *rest) = self._d, out
         if not hasattr(self._local, "buffer"):
             self._local.buffer = np.empty(self._width * self._step)
         with np.errstate(over="ignore"):  # A loss that is not finite is told by name.
-            for part, pick in self._parts(file_rows):
+            for part, pick in self._parts(file_rows, ascending):
                 rows = part.stop - part.start
                 found = self._local.buffer[: self._width * rows].reshape(self._width, rows)
                 pick(found, units)
@@ -95,10 +98,12 @@ class RowGather:
             found: where to.
             file_rows: numbers in the file.
         """
-        for part, pick in self._parts(file_rows):
+        for part, pick in self._parts(file_rows, True):
             pick(found[:, part], None)
 
-    def _parts(self, file_rows: RowNumbers) -> Iterator[tuple[slice, Callable[[np.ndarray, Units | None], None]]]:
+    def _parts(
+        self, file_rows: RowNumbers, ascending: bool
+    ) -> Iterator[tuple[slice, Callable[[np.ndarray, Units | None], None]]]:
         """Parts of `file_rows` that fit the buffer, and what writes the columns of each, float64 `[columns, rows]`."""
         if not isinstance(file_rows, range) and not ascends(file_rows):
             for first in range(0, len(file_rows), self._step):
@@ -107,7 +112,7 @@ class RowGather:
             return
         for segment, into in ascending_spans(file_rows, self._starts):
             places = places_in(file_rows, into, int(self._starts[segment]))
-            held = self._get(segment, ascending=True)
+            held = self._get(segment, ascending=ascending)
             for first in range(into.start, into.stop, self._step):
                 part = slice(first, min(into.stop, first + self._step))
                 there = cut(places, first - into.start, part.stop - into.start)

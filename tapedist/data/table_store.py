@@ -126,7 +126,7 @@ class SegmentCache:
 
         Args:
             segment: its number.
-            ascending: whether the rows are read in their order; then the next segments are loaded meanwhile.
+            ascending: whether the rows behind are asked for next; then the next segments are loaded meanwhile.
         """
         if ascending:
             for following in self._missing_behind(segment):

@@ -212,7 +212,10 @@ class TableSource:
         self.read_into(out, split, indices)
         return out
 
-    def read_into(self, out: Sequence[np.ndarray], split: str, rows: RowNumbers, *, units: Units | None = None) -> None:
+    def read_into(
+        self, out: Sequence[np.ndarray], split: str, rows: RowNumbers, *, units: Units | None = None,
+        ascending: bool = True,
+    ) -> None:  # fmt: skip
         """Writes rows of a split; may be called from several threads.
 
         Args:
@@ -220,13 +223,14 @@ class TableSource:
             split: "train" or "test".
             rows: a range, which is the fastest, or int64 `[k]`.
             units: of the result; raw ones if None.
+            ascending: whether the rows behind are asked for next, and worth reading ahead.
 
         Raises:
             IndexError: if a row is outside the split.
             StateError: if a file changed since it was opened.
         """
         try:
-            self._gather.into(out, self._split.file_rows(split, rows), units=units)
+            self._gather.into(out, self._split.file_rows(split, rows), units=units, ascending=ascending)
         except TapedistError as error:
             self.failure = error
             raise

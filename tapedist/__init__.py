@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 with epy.lazy_api_imports(globals()):
     from tapedist import errors
     from tapedist.config import TrainConfig
+    from tapedist.data.array_source import ArraySource
     from tapedist.run import TrainResult, train
 
-__all__ = ["TrainConfig", "TrainResult", "__version__", "errors", "train"]
+__all__ = ["ArraySource", "TrainConfig", "TrainResult", "__version__", "errors", "train"]

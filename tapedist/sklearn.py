@@ -5,8 +5,6 @@ Legend: `n` rows, `d` features.
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 from typing import Any
 
 import numpy as np
@@ -14,46 +12,9 @@ from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from tapedist.config import TrainConfig
+from tapedist.data.array_source import ArraySource
 from tapedist.results.outcome import TrainResult
 from tapedist.results.prediction import predict_rows
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _ArrayTable:
-    """Training rows in memory; implements `tapedist.data.blocks.Source`. There is no test split."""
-
-    x: np.ndarray
-    y: np.ndarray
-    w: np.ndarray | None
-    feature_names: tuple[str, ...]
-
-    target_name = "y"
-
-    @property
-    def num_features(self) -> int:
-        return self.x.shape[1]
-
-    @property
-    def weighted(self) -> bool:
-        return self.w is not None
-
-    def num_rows(self, split: str) -> int:
-        return len(self.y) if split == "train" else 0
-
-    def fingerprint(self) -> str:
-        columns = [c for c in (self.x, self.y, self.w) if c is not None]
-        return hashlib.sha256(b"".join(np.ascontiguousarray(c, "<f8").tobytes() for c in columns)).hexdigest()
-
-    def rows(self, split: str, indices: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Rows by number, `(x [k, d], y [k])` or `(x, y, w [k])`."""
-        return tuple(column[indices] for column in (self.x, self.y, self.w) if column is not None)
-
-    def take(self, split: str, indices: Any) -> tuple[Any, ...]:
-        """`rows` as TensorFlow operations."""
-        import tapedist.numerics  # noqa: F401  (before TensorFlow)
-        import tensorflow as tf
-
-        return tuple(tf.gather(column, indices) for column in (self.x, self.y, self.w) if column is not None)
 
 
 class TapeRegressor(RegressorMixin, BaseEstimator):
@@ -129,7 +90,7 @@ class TapeRegressor(RegressorMixin, BaseEstimator):
         weights = None if sample_weight is None else _check_sample_weight(sample_weight, X, dtype=np.float64)
         names = getattr(self, "feature_names_in_", None)
         labels = tuple(map(str, names)) if names is not None else tuple(f"x{j}" for j in range(X.shape[1]))
-        source: Any = _ArrayTable(X, np.asarray(y, np.float64), weights, labels)
+        source = ArraySource(X, np.asarray(y, np.float64), weights, feature_names=labels)
         settings = {name: value for name, value in self.get_params(deep=False).items() if name != "config"}
         settings["seed"] = settings.pop("random_state") or 0
         settings = {"statistics": "false" if not self.stop_at_se else "auto", "test_fraction": 0.0, **settings}

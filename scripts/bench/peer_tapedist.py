@@ -22,6 +22,7 @@ import tensorflow as tf
 import tapedist
 from tapedist.cluster import strategies
 from tapedist.config import TrainConfig
+from tapedist.data.array_source import ArraySource
 from tapedist.data.sources import open_source
 from tapedist.data.synthetic import SyntheticSource
 from tapedist.training import engines, losses, optimizers
@@ -29,29 +30,6 @@ from tapedist.training.model import LinearModel
 
 VERSION = f"tapedist {tapedist.__version__}, tensorflow {tf.__version__}"
 _DEVICES = int(sys.argv[2]) if len(sys.argv) > 2 else 0
-
-
-class MemoryRows:
-    """A source of rows that lie in memory."""
-
-    weighted = False
-    feature_names: tuple[str, ...] = ()
-    target_name = "y"
-
-    def __init__(self, n: int, d: int, dtype: str):
-        x, y = make_rows(n, d, dtype)
-        self._columns = tf.constant(x.reshape(n, d)), tf.constant(y)
-        self.num_features = d
-
-    def num_rows(self, split: str) -> int:
-        return self._columns[1].shape[0] if split == "train" else 0
-
-    def fingerprint(self) -> str:
-        return "memory"
-
-    def take(self, split: str, indices: Any) -> tuple[Any, Any]:
-        x, y = self._columns
-        return tf.gather(x, indices), tf.gather(y, indices)
 
 
 def make(task: dict[str, Any]) -> Work:
@@ -85,7 +63,8 @@ def _open(config: TrainConfig, *, in_memory: bool) -> engines.Engine:
     """The engine that `train` would run."""
     source: Any = open_source(config)
     if in_memory:
-        source = MemoryRows(config.n_samples, config.num_features, config.dtype)
+        x, y = make_rows(config.n_samples, config.num_features, config.dtype)
+        source = ArraySource(x.reshape(len(y), -1), y)
     setup = engines.Setup(
         source=source,
         programs={

@@ -106,7 +106,7 @@ def _second_moments(sizes: Sizes) -> tuple[Row, ...]:
         Row(
             "moments_wide", f"second moments of {n:,} float64 rows in memory, d = {d}", n, "rows",
             (
-                engine(TAPEDIST, 1, kind="pass", **config),
+                engine(TAPEDIST, 1, kind="pass", in_memory=True, **config),
                 Contestant("NumPy normal equations", "numpy", task),
                 Contestant("scikit-learn LinearRegression", "sklearn", task),
                 Contestant("oneDAL", "onedal", task),

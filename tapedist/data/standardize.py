@@ -145,6 +145,8 @@ class StandardizedSource:
         self._source, self._units = source, units
         self.num_features, self.feature_names = source.num_features, source.feature_names
         self.target_name, self.weighted = source.target_name, source.weighted
+        if hasattr(source, "take_runs"):
+            self.take_runs = self._take_runs
 
     def num_rows(self, split: str) -> int:
         return self._source.num_rows(split)
@@ -156,10 +158,16 @@ class StandardizedSource:
 
     def take(self, split: str, indices: Any) -> tuple[Any, ...]:
         """Rows in standard units, float64."""
+        return self._standard(*self._source.take(split, indices))
+
+    def _take_runs(self, split: str, first: Any, *, length: int) -> tuple[Any, ...]:
+        source: Any = self._source
+        return self._standard(*source.take_runs(split, first, length=length))
+
+    def _standard(self, x: Any, y: Any, *rest: Any) -> tuple[Any, ...]:
         import tapedist.numerics  # noqa: F401  (before TensorFlow)
         import tensorflow as tf
 
-        x, y, *rest = self._source.take(split, indices)
         x = (tf.cast(x, tf.float64) - self._units.center) * (1 / self._units.scale)
         return x, tf.cast(y, tf.float64) - self._units.target_center, *rest
 

@@ -29,9 +29,16 @@ def describe() -> dict[str, Any]:
         "versions": {name: importlib.metadata.version(name) for name in packages},
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "compiler": _output("cc", "--version"),
-        "commit": _output("git", "describe", "--always", "--dirty"),
+        "commit": _commit(),
         "load": os.getloadavg()[0],
     }
+
+
+def _commit() -> str:
+    """The commit, and whether what was measured differs from it; what measurements write does not count."""
+    measured = (":/", ":(top,exclude)scripts/bench/results")
+    changed = _output("git", "status", "--porcelain", "--", *measured) != "unknown"
+    return _output("git", "describe", "--always") + "-dirty" * changed
 
 
 def _output(*command: str) -> str:

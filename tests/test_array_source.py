@@ -73,10 +73,11 @@ def test_the_last_rows_are_for_testing():
     [
         ((X, Y[1:]), {}, r"arrays of shapes \[203, 3\], \[202\]: must be"),
         ((Y, Y), {}, "must be"),
-        ((X[:, :0], Y), {}, "d at least 1"),
+        ((X[:, :0], Y), {}, "n and d at least 1"),
+        ((X[:0], Y[:0]), {}, "n and d at least 1"),
         ((X, Y), {"feature_names": ["a"]}, "1 names for 3 columns"),
         ((X, Y), {"test_rows": N}, "test_rows=203: must be from 0 to 202"),
-        ((X, Y.astype(int)), {}, "y: holds int64"),
+        ((X, Y.astype(complex)), {}, "y: holds complex128"),
         ((np.where(X > 2, np.nan, X), Y), {}, "x: holds numbers that are not finite"),
         ((X, Y, -W), {}, "w: holds a negative weight"),
     ],
@@ -84,6 +85,12 @@ def test_the_last_rows_are_for_testing():
 def test_bad_arrays_are_refused(arrays: tuple[np.ndarray, ...], settings: dict[str, Any], said: str):
     with pytest.raises(InputError, match=said):
         ArraySource(*arrays, **settings)
+
+
+def test_lists_integers_and_huge_numbers_are_taken():
+    source = ArraySource([[1, 2], [3, 4]], [1, 0])
+    assert [column.dtype for column in source.rows("train", range(2))] == [np.float64] * 2
+    ArraySource(X, np.full(N, 1.7e308))
 
 
 def test_one_fingerprint_whatever_the_type():

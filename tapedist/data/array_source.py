@@ -21,7 +21,7 @@ class ArraySource:
     """Rows in NumPy arrays; implements `tapedist.data.blocks.Source`.
 
     Args:
-        x: `[n, d]`, float32 or float64.
+        x: `[n, d]`, numbers; integers become float64.
         y: `[n]`.
         w: weights `[n]`, or None.
         feature_names: `d` names; by default `x0`, `x1` and so on.
@@ -42,9 +42,9 @@ class ArraySource:
         feature_names: Sequence[str] = (),
         test_rows: int = 0,
     ):
-        self._columns = tuple(np.asarray(column) for column in (x, y, w) if column is not None)
+        self._columns = tuple(_floats(column) for column in (x, y, w) if column is not None)
         _check(self._columns, len(feature_names), test_rows)
-        self._train = len(y) - test_rows
+        self._train = len(self._columns[1]) - test_rows
         self.num_features = self._columns[0].shape[1]
         self.feature_names = tuple(feature_names) or tuple(f"x{j}" for j in range(self.num_features))
         self.weighted = w is not None
@@ -120,20 +120,25 @@ class ArraySource:
             return tuple(tf.constant(column) for column in self._columns)
 
 
+def _floats(column: Any) -> np.ndarray:
+    array = np.asarray(column)
+    return array.astype(np.float64) if array.dtype.kind in "iub" else array
+
+
 def _check(columns: tuple[np.ndarray, ...], num_names: int, test_rows: int) -> None:
     x, *rest = columns
-    n = len(x) if x.ndim == 2 else -1
-    if n < 0 or not x.shape[1] or any(column.shape != (n,) for column in rest):
+    n = len(x) if x.ndim == 2 else 0
+    if not x.size or x.ndim != 2 or any(column.shape != (n,) for column in rest):
         shapes = ", ".join(str(list(column.shape)) for column in columns)
-        raise InputError(f"arrays of shapes {shapes}: must be [n, d], [n] and, for weights, [n], with d at least 1")
+        raise InputError(f"arrays of shapes {shapes}: must be [n, d], [n] and, for weights, [n], n and d at least 1")
     if num_names not in (0, x.shape[1]):
         raise InputError(f"feature_names: {num_names} names for {x.shape[1]} columns; give one for each")
-    if not 0 <= test_rows < max(n, 1):
+    if not 0 <= test_rows < n:
         raise InputError(f"test_rows={test_rows}: must be from 0 to {n - 1}, so that rows to train on are left")
     for name, column in zip("xyw", columns, strict=False):
         if column.dtype not in (np.float32, np.float64):
-            raise InputError(f"{name}: holds {column.dtype}; must be float32 or float64")
-        if not np.isfinite(column.min(initial=0) + column.max(initial=0)):
+            raise InputError(f"{name}: holds {column.dtype}; must be float32, float64 or integers")
+        if not (np.isfinite(column.min()) and np.isfinite(column.max())):
             raise InputError(f"{name}: holds numbers that are not finite; correct them or leave their rows out")
-    if len(columns) == 3 and columns[2].min(initial=0) < 0:
+    if len(columns) == 3 and columns[2].min() < 0:
         raise InputError("w: holds a negative weight; weights must be at least 0")

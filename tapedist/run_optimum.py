@@ -87,8 +87,9 @@ class RunOptimum:
 
     def _rows_are_exact(self) -> bool:
         """Whether training sees the rows' own numbers: neither shifted, nor rounded on the way."""
-        config = self._config
-        return isinstance(self._units, RawUnits) and (config.dtype == "float64" or not config.from_table)
+        # Sources without `rows` have no numbers of their own but those that training takes from them.
+        rounded = hasattr(self._source, "rows") and getattr(self._source, "dtype", None) != np.float32
+        return isinstance(self._units, RawUnits) and (self._config.dtype == "float64" or not rounded)
 
 
 def stopping_rules(

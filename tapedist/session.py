@@ -20,6 +20,7 @@ from tapedist.engine_choice import choose_call_length, choose_engine, test_evalu
 from tapedist.errors import DivergedError, StateError
 from tapedist.kept_run import KeptRun
 from tapedist.objective import Objective
+from tapedist.results.advice import advice
 from tapedist.results.environment import environment, numerics_class
 from tapedist.results.monitor import Monitor
 from tapedist.results.outcome import TrainResult, digest
@@ -94,7 +95,7 @@ class Session:
         """
         try:
             result = self._run()
-            for line in result.lines():
+            for line in [*advice(self._config, result), *result.lines()]:
                 self._monitor.say(line)
             self._team.leave()
         except tf.errors.OpError:

@@ -81,7 +81,8 @@ class Settings(Options):
     fit_intercept: bool = option(True, "Whether the model has a bias.")
     standardize: str = option(
         "auto",
-        "Work on columns of mean 0 and deviation 1; results stay in raw units. auto: on for tables, off for synthetic.",
+        "Work on features of mean 0 and deviation 1 and a target of mean 0; results stay in raw units. auto: on for "
+        "tables, off for synthetic.",
         choices=SWITCHES,
     )
     init: str = option("normal", "Initial parameters.", choices=INITS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 from typing import Any
 
@@ -66,10 +67,10 @@ SOURCES = {"curve": curve(), "weighted": curve(weighted=True), "positive": curve
 class TwoLayers(tf.Module):
     """A small net with a hidden layer of tanh units."""
 
-    def __init__(self, width: int = 8, seed: int = 1):
+    def __init__(self, width: int = 8, seed: int = 1, num_features: int = 3):
         super().__init__()
         random = np.random.Generator(np.random.Philox(seed))
-        self.hidden = tf.Variable(random.standard_normal((3, width)) / 2, dtype=tf.float32)
+        self.hidden = tf.Variable(random.standard_normal((num_features, width)) / 2, dtype=tf.float32)
         self.offset = tf.Variable(np.zeros(width), dtype=tf.float32)
         self.out = tf.Variable(random.standard_normal((width, 1)) / 2, dtype=tf.float32)
 
@@ -88,7 +89,11 @@ class Logarithm(tf.Module):
         return tf.linalg.matvec(tf.math.log(x), self.scale)
 
 
-MODELS = {"two_layers": TwoLayers, "logarithm": Logarithm}
+MODELS = {
+    "two_layers": TwoLayers,
+    "wide_layers": functools.partial(TwoLayers, width=64, num_features=64),
+    "logarithm": Logarithm,
+}
 
 
 def quartic(y_hat: tf.Tensor, y: tf.Tensor) -> tf.Tensor:

@@ -45,9 +45,15 @@ def _mini(**settings: Any) -> dict[str, dict[str, Any]]:
     }
 
 
+def _wide_net(config: dict[str, Any], **more: Any) -> dict[str, Any]:
+    config = {**config, "virtual_shards": 2, "num_features": 64, "learning_rate": 1e-9}
+    return _job(config, model="wide_layers", **more)
+
+
 # Axis after axis around a middle, with what the axes might do to each other: wide rows and doubles, odd batches.
 CASES: dict[str, dict[str, dict[str, Any]]] = {
     "full d=1": _full(),
+    "full d=9": _full(num_features=9),
     "full d=17 float64 adam": _full(num_features=17, dtype="float64", optimizer="adam"),
     "full d=64 nesterov l2": _full(num_features=64, optimizer="nesterov", l2=0.1, n_samples=6403),
     "full d=3 V=100 huber": _full(num_features=3, virtual_shards=100, loss="huber"),
@@ -57,6 +63,7 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
     "mini d=3 B=1000 float64 adam": _mini(
         batch_size=1000, num_features=3, dtype="float64", optimizer="adam", n_samples=2083
     ),
+    "mini d=9 B=96": _mini(num_features=9),
     "mini even": _mini(n_samples=1152),
     "mini d=17 B=96 absolute": _mini(num_features=17, loss="absolute", optimizer="momentum"),
     "mini d=64 B=96 l2": _mini(num_features=64, l2=0.1),
@@ -89,6 +96,12 @@ OTHERS = {
             {**STREAM, "full_batch_engine": "moments", "num_features": 64, "n_samples": 6403}, constants=BLOCKS
         ),
         "whole": _job({**STREAM, "full_batch_engine": "moments", "num_features": 64, "n_samples": 6403}),
+    },
+    # Shards and blocks of 1,601 rows: long products, unless they are summed in pieces.
+    "own net V=2 d=64": {
+        "resident": _wide_net(STREAM),
+        "held": _wide_net(STREAM, constants={"tapedist.data.blocks:_RESIDENT_BYTES": 0}),
+        "mini": _wide_net({**MINI, "batch_size": 1200}),
     },
 }
 # As many replicas as shards, so that each owns one; a replica's programs are compiled for it, so few of both.

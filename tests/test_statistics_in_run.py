@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import own_tables
 import pytest
 
 from tapedist.config import TrainConfig
+from tapedist.data.array_source import ArraySource
 from tapedist.errors import InputError
 from tapedist.run import train
 
@@ -148,3 +150,39 @@ def test_warm_start(table: Path, tmp_path: Path):
         train(job(table, init_from=tmp_path / "first", fit_intercept=False))
     with pytest.raises(InputError, match=r"--init_from: .*is no run folder"):
         train(job(table, init_from=tmp_path / "nothing"))
+
+
+def test_arrays_have_the_statistics_of_their_own_numbers(monkeypatch: pytest.MonkeyPatch):
+    """Not of what float32 makes of them, however many rows there are."""
+    monkeypatch.setattr("tapedist.results.statistics._AFFORDABLE", 0.0)
+    random = np.random.default_rng(0)
+    x = 1000 + 1e-3 * random.standard_normal((3000, 3))
+    y = (x - 1000) @ [1.0, 2.0, 3.0] + 1e-4 * random.standard_normal(3000)
+    columns = np.column_stack([x - 1000, np.ones(3000)])
+    best, (squares,), *_ = np.linalg.lstsq(columns, y, rcond=None)
+    result = train(
+        TrainConfig(num_epochs=1, statistics=True, learning_rate=1e-9, full_batch_engine="moments"),
+        source=ArraySource(x, y),
+    )
+    assert result.statistics
+    np.testing.assert_allclose(result.statistics.fit.weights, best[:3], rtol=1e-6)
+    assert result.statistics.fit.residual_std == pytest.approx(np.sqrt(squares / 2996), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"num_epochs": 2}, r"training ended \d+ standard errors .* --learning_rate=auto or more"),
+        ({"num_epochs": 2, "mode": "mini_batch", "learning_rate": 1e-6}, r"training ended .*; more --num_epochs"),
+        ({"num_epochs": 2, "loss": "huber"}, r"the loss fell by no more than 0\.\d%.*the target keeps its units"),
+        ({"loss": "absolute", "learning_rate": 3000.0}, ""),
+        ({}, ""),
+    ],
+)
+def test_says_when_training_came_to_little(
+    table: Path, capsys: pytest.CaptureFixture[str], settings: dict[str, Any], words: str
+):
+    train(job(table, **settings), quiet=False)
+    notices = [line for line in capsys.readouterr().out.splitlines() if "training ended" in line or "loss fell" in line]
+    assert len(notices) == bool(words)
+    assert not words or re.search(words, notices[0])

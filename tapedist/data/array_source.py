@@ -48,6 +48,7 @@ class ArraySource:
         self.num_features = self._columns[0].shape[1]
         self.feature_names = tuple(feature_names) or tuple(f"x{j}" for j in range(self.num_features))
         self.weighted = w is not None
+        self.dtype = np.result_type(*self._columns)
 
     def num_rows(self, split: str) -> int:
         """Rows in `split`, which is "train" or "test"."""

@@ -19,12 +19,14 @@ from tapedist.errors import InputError
 
 Forward = Callable[[tf.Tensor], tf.Tensor]
 
-# Up to this many features a sum of products, which XLA fuses with what surrounds it, beats its product of a matrix and
-# a vector: 4 times at 3 features, twice at 7 and alike at 12, in mini-batches and in blocks.
-_SUMMED_FEATURES = 12
-# From here on a sum of products predicts faster again, half as fast again as a product with rows from memory; its
-# gradient would be a sum over columns, a quarter as fast as a product.
-_LONG_FEATURES = 48
+# Up to so many features a sum of products, which XLA fuses with what surrounds it, beats its product of a matrix and a
+# vector: where short shards are summed side by side (twice as fast still at 12) ...
+_SUMMED_SIDE_BY_SIDE = 12
+# ... and one after the other or in blocks, where 8 to 12 features are up to 1.8 times as fast as products.
+_SUMMED_FEATURES = 7
+# From here on a sum of products predicts as fast or faster again; its gradient would be a sum over columns, a quarter
+# as fast as a product.
+_LONG_FEATURES = 56
 
 
 class Model(Protocol):
@@ -70,7 +72,7 @@ class LinearModel:
     def __init__(self, num_features: int, *, fit_intercept: bool = True):
         self.num_features = num_features
         self.fit_intercept = fit_intercept
-        self.summed = num_features <= _SUMMED_FEATURES
+        self.summed = num_features <= _SUMMED_SIDE_BY_SIDE
         self.num_parameters = num_features + fit_intercept
         self.penalized = np.ones(self.num_parameters)
         if fit_intercept:

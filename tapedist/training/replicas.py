@@ -35,6 +35,14 @@ class Replicas:
         """Calls `replica_fn` on every replica with its share of `args`."""
         return self.strategy.run(replica_fn, args=args)
 
+    @functools.cached_property
+    def on_cpu(self) -> bool:
+        """Whether the replicas here are CPUs."""
+        if self.strategy.num_replicas_in_sync > 1:
+            return all("CPU" in device for device in self.strategy.extended.worker_devices)
+        # The default strategy has no list of its own.
+        return not any(tf.config.list_logical_devices(kind) for kind in ("GPU", "TPU"))
+
     @property
     def replica_width(self) -> int:
         """Shards of the fullest replica, `ceil(V / R)`."""

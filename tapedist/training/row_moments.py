@@ -15,14 +15,11 @@ from typing import NamedTuple
 import tapedist.numerics  # noqa: F401  (before TensorFlow)
 import tensorflow as tf
 
-from tapedist.training.steps import Rows, slice_rows
+from tapedist.training.steps import PRODUCT_ROWS, Rows, slice_rows
 
 _TILE_BYTES = 1024 * 1024
 _NARROW = 3  # Up to so many features, sums of products beat a product of matrices.
 _HALVED = 32  # From so many on, two panels beat the whole product.
-# Eigen shares the sums of longer products out to threads whatever XLA's flags say, and their bits follow the number of
-# threads: with 65 columns from 256 rows on with 8 threads, from 512 rows on with 2. Up to 192 rows 1 to 64 agree.
-_PRODUCT_ROWS = 128
 
 
 class _Sums(NamedTuple):
@@ -165,7 +162,7 @@ def _tile(block_rows: int, tile_rows: int, d: int) -> int:
     """The largest part of a block that divides it, is no longer than a tile, and whose float64 rows fit the cache."""
     most = min(tile_rows, max(64, _TILE_BYTES // ((d + 1) * 8)))
     if d > _NARROW:
-        most = min(most, _PRODUCT_ROWS)
+        most = min(most, PRODUCT_ROWS)
     return next(
         block_rows // parts
         for parts in range(1, block_rows + 1)

@@ -76,6 +76,7 @@ class Session:
         self._kept = KeptRun(
             folder, config, objective=self._objective, team=team, monitor=monitor, stop=stop,
             environment=environment(strategy, choice=choice.name, devices=engines.local_devices(strategy)),
+            own_source=source is not None,
         )  # fmt: skip
 
     def _heed(self) -> bool:

@@ -20,6 +20,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
 from tapedist.filesystem import OWN_PREFIX, storage_error
+from tapedist.results.words import number as number
 from tapedist.results.words import printable
 
 TRAIN, TEST, TRUTH = "#0072B2", "#D55E00", "#009E73"
@@ -36,14 +37,6 @@ def plain(name: str, longest: int = _LONGEST_NAME) -> str:
     """A user's name as matplotlib text: no math, no control characters, not too long."""
     text = printable(name, longest).replace("$", r"\$")
     return " " + text if text.startswith("_") else text  # Legends leave out what starts with an underscore.
-
-
-def number(value: float, digits: int = 4, *, padded: bool = False) -> str:
-    """A number with a true minus sign; `padded`: with its zeros, as a measured one is told (`1.000`)."""
-    text = f"{value:#.{digits}g}".removesuffix(".") if padded else f"{value:.{digits}g}"
-    if 1e4 <= abs(value) < 1e7:
-        text = f"{value:,.0f}"  # As on the axes.
-    return text.replace("-", "\N{MINUS SIGN}")
 
 
 def new_figure(

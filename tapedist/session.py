@@ -95,7 +95,7 @@ class Session:
         """
         try:
             result = self._run()
-            for line in result.lines():
+            for line in result.lines(self._monitor.width):
                 self._monitor.say(line)
             self._team.leave()
         except tf.errors.OpError:

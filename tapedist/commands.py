@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -47,10 +48,11 @@ def evaluate(options: EvaluateOptions) -> None:
         )  # fmt: skip
         names = {"train": "data"}
     else:
-        own = _own_source(_config(folder))
+        try:
+            own = _own_source(_config(folder), model.content)
+        except _OtherRowsError as error:
+            raise StateError(f"{folder.root}: {error}; evaluate by --data=PATH") from None
         names = {"train": "train", "test": "test"}
-        if own.fingerprint() != model.content.get("rows"):
-            raise StateError(f"{folder.root}: its rows have changed since it was trained; evaluate by --data=PATH")
     _say_notices(own)
     for split, name in names.items():
         metrics = evaluate_rows(row_blocks(own, split), model.weights, model.bias)
@@ -94,9 +96,7 @@ def report(options: RunOptions) -> None:
     content, config = read_content(folder.model, run_dir=folder.root), _config(folder)
     source: Source | None
     try:
-        source = _own_source(config)
-        if source.fingerprint() != content.get("rows"):
-            raise StateError("its rows have changed since it was trained")
+        source = _own_source(config, content)
     except TapedistError as error:
         print(f"tapedist: warning: the rows are left out of the report: {error}", file=sys.stderr)
         source = None
@@ -140,11 +140,25 @@ def _config(folder: RunFolder) -> TrainConfig:
         raise StateError(f"{folder.flags}: cannot be used ({error.problems[0]}); restore it") from None
 
 
-def _own_source(config: TrainConfig) -> Source:
-    """The rows that the run was trained on."""
+class _OtherRowsError(StateError):
+    """A run's settings do not lead to the rows that it was trained on."""
+
+
+def _own_source(config: TrainConfig, content: Mapping[str, Any]) -> Source:
+    """The rows that the run of `content`, its `model.json`, was trained on.
+
+    Raises:
+        InputError: if they cannot be read.
+        StateError: if they change while they are read, or are others by now.
+    """
+    if content.get("own_source"):
+        raise _OtherRowsError("it was trained from Python on a source of its own, which no command can open")
     if not config.from_table:
         _start_tensorflow()
-    return sources.open_source(config)
+    source = sources.open_source(config)
+    if source.fingerprint() != content.get("rows"):
+        raise _OtherRowsError("its rows have changed since it was trained")
+    return source
 
 
 def _check_columns(data: str, needed: Sequence[str]) -> None:

@@ -34,6 +34,7 @@ class KeptRun:
         monitor: writes the rows of metrics.
         stop: whether a signal asked to stop; held back while the folder changes hands.
         environment: see `results.environment`.
+        own_source: whether the rows are the caller's own, which no setting names.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class KeptRun:
         monitor: Monitor,
         stop: StopSignals,
         environment: Mapping[str, Any],
+        own_source: bool = False,
     ):
         self._folder = folder
         self._config = config
@@ -54,6 +56,7 @@ class KeptRun:
         self._monitor = monitor
         self._stop = stop
         self._environment = environment
+        self._own_source = own_source
         self._metrics_position: int | None = None  # Where a resumed run's rows end; None for a fresh run.
         self._store = folder and RunStore(
             folder.checkpoints,
@@ -155,5 +158,6 @@ class KeptRun:
                 config=self._config,
                 source=self._objective.source,
                 environment=self._environment,
+                own_source=self._own_source,
                 path=[(epoch, self._objective.units.to_raw(parameters)) for epoch, parameters in state.path],
             )

@@ -43,6 +43,7 @@ def keep(
     config: TrainConfig,
     source: Source,
     environment: Mapping[str, Any],
+    own_source: bool,
     path: Sequence[tuple[int, np.ndarray]],
 ) -> None:
     """Writes what a finished run found; the mark of success comes last.
@@ -53,12 +54,13 @@ def keep(
         config: the run's settings.
         source: the rows.
         environment: see `results.environment`.
+        own_source: whether the rows are the caller's own, which no setting names.
         path: `(epoch, parameters in raw units)` over time.
 
     Raises:
         StorageError: if one cannot be written.
     """
-    model = result.as_model_json() | {"rows": source.fingerprint()}
+    model = result.as_model_json() | {"rows": source.fingerprint(), "own_source": own_source}
     write_atomic(folder.model, _json(model))
     if config.plots:
         figures.draw(folder.plots, result, source=source, path=path)

@@ -77,6 +77,7 @@ class Session:
         self._kept = KeptRun(
             folder, config, objective=self._objective, team=team, monitor=monitor, stop=stop,
             environment=environment(strategy, choice=choice.name, devices=engines.local_devices(strategy)),
+            own_source=source is not None,
         )  # fmt: skip
 
     def _heed(self) -> bool:
@@ -95,7 +96,7 @@ class Session:
         """
         try:
             result = self._run()
-            for line in [*advice(self._config, result), *result.lines()]:
+            for line in [*advice(self._config, result), *result.lines(self._monitor.width)]:
                 self._monitor.say(line)
             self._team.leave()
         except tf.errors.OpError:

@@ -18,6 +18,7 @@ from pyarrow import parquet
 
 from tapedist import cli
 from tapedist.config import TrainConfig
+from tapedist.data.array_source import ArraySource
 from tapedist.results.outcome import TrainResult
 from tapedist.run import train
 
@@ -194,7 +195,20 @@ def test_report_and_evaluate_when_the_rows_are_others(
     assert "its rows have changed since it was trained" in refused(capsys, "evaluate", f"--run_dir={run}", code=3)
     assert cli.main(["report", f"--run_dir={run}"]) == 0
     assert "its rows have changed" in capsys.readouterr().err
-    assert "no predictions are drawn" in (run / "report.html").read_text()
+    page = (run / "report.html").read_text()
+    assert "no predictions are drawn" in page
+    assert page.count("The rows could not be read again.") == 3
+    assert "No rows were held out" not in page
+
+
+def test_rows_from_python_are_not_said_to_have_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    source = ArraySource(rows(), own_tables.columns()["price"], test_rows=100)
+    train(TrainConfig(num_epochs=1, run_dir=tmp_path / "run"), source=source)
+    assert "rows from Python, full batch" in (tmp_path / "run" / "report.html").read_text()
+    assert cli.main(["report", f"--run_dir={tmp_path / 'run'}"]) == 0
+    said = "it was trained from Python on a source of its own, which no command can open"
+    assert capsys.readouterr().err == f"tapedist: warning: the rows are left out of the report: {said}\n"
+    assert f"{said}; evaluate by --data=PATH" in refused(capsys, "evaluate", f"--run_dir={tmp_path / 'run'}", code=3)
 
 
 def test_dropped_rows_keep_their_numbers(run: Path, table: Path, tmp_path: Path):

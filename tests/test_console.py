@@ -97,6 +97,12 @@ def test_plain_lines_where_there_is_no_terminal():
     ]
 
 
+def test_only_a_terminal_has_a_width(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "132")
+    assert Console(log_every_epochs=10, stream=io.StringIO(), terminal=True).width == 132
+    assert Console(log_every_epochs=10, stream=io.StringIO()).width is None
+
+
 def test_an_epoch_has_one_line():
     stream = io.StringIO()
     console = Console(log_every_epochs=1, stream=stream)

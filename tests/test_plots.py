@@ -124,7 +124,34 @@ def test_several_features_show_predicted_against_actual():
 def test_measured_numbers_keep_their_zeros():
     assert plot_style.number(1.00005, padded=True) == "1.000"
     assert plot_style.number(-1234.4, padded=True) == "\N{MINUS SIGN}1234"
+    assert plot_style.number(-55994.9) == "\N{MINUS SIGN}55,995"
     assert "test, last 1.000" in texts(plots.loss_figure(history([5.0, 1.0], test_loss=1.00005)))
+
+
+@pytest.mark.parametrize("d", [1, 3])
+def test_no_label_is_cut_off_where_numbers_and_names_are_long(d):
+    names, line = [f"a_name_of_20_chars_{i}" for i in range(d)], Line(weights=np.full(d, 123456.0), bias=-98765.0)
+    x = np.random.default_rng(1).uniform(1, 4, size=(50, d))
+    rows = Points(x=x, y=line(x), total=8_000_000)
+    path = ParameterPath(epochs=np.arange(2), values=np.array([np.zeros(d + 1), [*line.weights, line.bias]]))
+    target = "selling_price_in_euro"
+    for figure in (
+        plots.data_figure("Training data", rows, plot_style.TRAIN, names, target, line),
+        plots.fit_figure(rows, line, None, names, target),
+        plots.loss_figure(history([8e9, 1e8], test_loss=9e7)),
+        plots.path_figure(path, line, line, names),
+    ):
+        plot_style.fit_margins(figure)
+        drawn, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
+        assert 0 < drawn.x0 < drawn.x1 < width
+        assert 0 < drawn.y0 < drawn.y1 < height
+
+
+def test_ticks_have_thousands_separators():
+    rows = Points(x=np.array([[-60000.0], [40000.0]]), y=np.array([50000.0, 450000.0]))
+    (axes,) = plots.data_figure("Training data", rows, plot_style.TRAIN, ["x"], "y", None).axes
+    assert "400,000" in [tick.get_text() for tick in axes.get_yticklabels()]
+    assert "\N{MINUS SIGN}40,000" in [tick.get_text() for tick in axes.get_xticklabels()]
 
 
 def _fit_arguments(arguments):

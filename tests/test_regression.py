@@ -407,6 +407,23 @@ def test_closing_sentence_fits_a_line() -> None:
     last = format_table(fit, learned, mae=123.456).splitlines()[-1]
     assert last.startswith("Learned parameters: loss ")
     assert ", MAE 123.456, at most " in last
+    away = distance(fit, fit.weights + 1e-3, fit.bias)
+    lines = format_table(fit, away, mae=123.456, width=len(last) - 4).splitlines()
+    assert lines[-2].endswith(", MAE 123.456,")
+    assert lines[-1].startswith("  at most ")
+    assert lines[-1].endswith(" SE away")
+
+
+def test_in_a_file_nothing_is_left_out_or_wrapped() -> None:
+    x, y, _ = _data(4, 200, 3)
+    fit = _fit(x, 1e6 * y, names=["a name of " + "many " * 20 + "words", "b", "c"])
+    lines = format_table(fit, distance(fit, fit.weights, fit.bias), truth_errors(fit, fit.weights)).splitlines()
+    assert len(lines[1]) > 120
+    assert "t" in lines[1].split()
+    assert "interval" in lines[1].split()
+    assert "words" in lines[2]
+    dependent = _fit(np.column_stack([x, *[x[:, :1]] * 9]), y)
+    assert len(format_table(dependent).splitlines()[1]) > 120
 
 
 def test_tensorflow_is_not_imported() -> None:

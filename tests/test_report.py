@@ -131,6 +131,10 @@ def test_phones_print_and_dark_rooms_are_thought_of():
     assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in text
     for rule in ("@media print", "prefers-color-scheme: dark", "max-width: 44rem"):
         assert rule in text
+    # Where nothing points at a number, nobody is told to.
+    for medium in ("(hover: none)", "print"):
+        assert re.search(rf"@media {re.escape(medium)} {{[^@]*\.pointer {{ display: none; }}", text)
+    assert '<span class="pointer">; point at' in text
     # On a phone each number carries the name of its column.
     assert text.count('data-label="estimate"') == 2
     assert "$" not in text, "a placeholder was left"
@@ -171,6 +175,8 @@ def test_coefficients_have_their_statistics():
     }
     assert table["intercept"]["estimate"] == f"{minus}2.004"
     assert table["intercept"]["p"] == f"1.5e{minus}07"
+    nearly_one = Parameter(name="x", estimate=1.0, optimum=Coefficient("x", 1.0, 0.1, 0.006, 0.995, 0.8, 1.2))
+    assert cells(render(dataclasses.replace(FULL, parameters=[nearly_one])))["x"]["p"] == "0.995"
     assert table["intercept"]["95 % interval"] == "\N{EN DASH}"
 
 
@@ -303,3 +309,28 @@ def test_weights_count_in_the_errors_and_rows_of_weight_0_do_not() -> None:
     assert errors is not None
     assert errors.mae == (1 + 2 * 3 + 2) / 4
     assert "times the root of their weights" in charts.quantiles(sample)
+
+
+def test_the_errors_of_a_sample_are_said_to_be_a_samples() -> None:
+    from tapedist.results.run_report import _errors
+
+    few, many = predictions(), predictions(4096, total=65_523)
+    model = {"loss": "squared", "test_loss": 4.0}
+    assert list(_errors(few, model)) == ["RMSE, test split", "MAE, test split", "R2, test split"]
+    sampled = _errors(many, model)
+    assert list(sampled) == [
+        "RMSE, test split",
+        *(f"{name}, sample of 4,096 of 65,523 test rows" for name in ("MAE", "R2")),
+    ]
+    assert sampled["RMSE, test split"] == 2.0
+    assert "RMSE, sample of 4,096 of 65,523 test rows" in _errors(many, {"loss": "huber", "test_loss": 4.0})
+    assert _errors(None, {"loss": "huber", "test_loss": 4.0}) == {}
+
+
+def test_large_print_has_four_digits() -> None:
+    from tapedist.results.run_report import _highlights
+
+    facts = _highlights({"test_loss": 1.00005, "train_loss": 71548201.9, "epochs": 3000}, {"r2": 1.0})
+    assert facts == {
+        "test loss": "1.000", "training loss": "7.155e+07", "R2 at the optimum": "1.000", "epochs": 3000,
+    }  # fmt: skip

@@ -42,6 +42,14 @@ def test_tick_labels_do_not_touch(high):
         assert right - left > (a + b) / 2 * 8
 
 
+def test_the_label_stands_clear_of_large_ticks():
+    chart = Chart("epoch", "loss", log_y=True)
+    chart.line("train", np.arange(2), np.array([8e7, 8e9]))
+    (x,) = {float(t.get("x")) for t in parsed(chart).findall("text[@class='tick y']")}
+    widest = 15.5 * (3 * 0.636 + 0.615 + 0.838)  # "1e+09" in DejaVu Sans on a phone.
+    assert x - widest > 13 + 4, "the label's baseline and what hangs below it"
+
+
 def parsed(chart):
     return ET.fromstring(chart.render("a title"))
 

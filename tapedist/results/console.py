@@ -9,6 +9,7 @@ import contextlib
 import logging
 import math
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -97,6 +98,11 @@ class Console:
             if not isinstance(error, BrokenPipeError):
                 logging.warning("standard output cannot be written (%s); the run goes on without it", error)
             _discard(stream)
+
+    @property
+    def width(self) -> int | None:
+        """Columns of the terminal; None in a file or a pipe."""
+        return shutil.get_terminal_size().columns if self._terminal else None
 
     def say(self, line: str) -> None:
         """Prints one line, above the progress bar if there is one."""

@@ -89,6 +89,11 @@ class Monitor:
             self._metrics.rewind(position)
             self.rows = read_rows(self._metrics.path)
 
+    @property
+    def width(self) -> int | None:
+        """Columns of the terminal that lines go to; None where there is none."""
+        return self._console.width if self._console else None
+
     def say(self, line: str) -> None:
         """Prints one line where the run's other lines go; a closed output is no error."""
         if self._console:

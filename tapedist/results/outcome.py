@@ -100,8 +100,8 @@ class TrainResult:
             "stopped": self.stopped,
         }
 
-    def lines(self) -> list[str]:
-        """The console's last lines."""
+    def lines(self, width: int | None = None) -> list[str]:
+        """The console's last lines, for a terminal of `width` columns or for a file."""
         lines = []
         if len(self.weights):
             lines.append(f"Learned W: {_numbers(self.weights)}, learned B: {self.bias:.6g}")
@@ -114,7 +114,7 @@ class TrainResult:
                 f"{max(np.abs(self.weights - weights).max(), abs(self.bias - bias)):.3g}"
             )
         if self.statistics:
-            lines += self.statistics.lines()
+            lines += self.statistics.lines(width)
         lines.append(f"Digest: {self.digest}")
         return lines
 

@@ -17,9 +17,10 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
 from tapedist.filesystem import OWN_PREFIX, storage_error
+from tapedist.results.words import number as number
 from tapedist.results.words import printable
 
 TRAIN, TEST, TRUTH = "#0072B2", "#D55E00", "#009E73"
@@ -27,7 +28,8 @@ INK, QUIET, GRID = "#1F2328", "#6A737D", "#E4E7EB"
 SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
 
 _WIDTH, _HEIGHT, _DPI = 8.0, 5.0, 144
-_LEFT, _RIGHT, _BOTTOM, _TOP = 0.85, 0.25, 0.62, 0.98  # Margins in inches.
+_LEFT, _RIGHT, _BOTTOM, _TOP = 0.85, 0.25, 0.62, 0.98  # Margins in inches; left and right give way to what is wider.
+_EDGE = 0.12  # Inches kept free at the left and right edges.
 _LONGEST_NAME = 32
 
 
@@ -37,19 +39,12 @@ def plain(name: str, longest: int = _LONGEST_NAME) -> str:
     return " " + text if text.startswith("_") else text  # Legends leave out what starts with an underscore.
 
 
-def number(value: float, digits: int = 4, *, padded: bool = False) -> str:
-    """A number with a true minus sign; `padded`: with its zeros, as a measured one is told (`1.000`)."""
-    text = f"{value:#.{digits}g}".removesuffix(".") if padded else f"{value:.{digits}g}"
-    return text.replace("-", "\N{MINUS SIGN}")
-
-
 def new_figure(
     title: str,
     subtitle: str = "",
     *,
     columns: int = 1,
     row_heights: Sequence[float] = (1,),
-    right_margin: float = _RIGHT,
 ) -> tuple[Figure, list[Axes]]:
     """A figure with a title at its top left and a grid of axes, row by row.
 
@@ -58,20 +53,18 @@ def new_figure(
         subtitle: what a reader must know beside it, such as how many rows are drawn.
         columns: columns of axes; they share their y axis.
         row_heights: relative heights of the rows of axes; they share their x axis.
-        right_margin: inches kept free at the right, for a legend.
     """
     figure = Figure(figsize=(_WIDTH, _HEIGHT), dpi=_DPI, facecolor="white")
     FigureCanvasAgg(figure)
-    grid = {
-        "left": _LEFT / _WIDTH,
-        "right": 1 - right_margin / _WIDTH,
-        "bottom": _BOTTOM / _HEIGHT,
-        "top": 1 - _TOP / _HEIGHT,
-        "wspace": 0.08,
-        "hspace": 0.14,
-        "height_ratios": list(row_heights),
-    }
-    rows = len(row_heights)
+    figure.subplots_adjust(
+        left=_LEFT / _WIDTH,
+        right=1 - _RIGHT / _WIDTH,
+        bottom=_BOTTOM / _HEIGHT,
+        top=1 - _TOP / _HEIGHT,
+        wspace=0.08,
+        hspace=0.14,
+    )
+    rows, grid = len(row_heights), {"height_ratios": list(row_heights)}
     axes = figure.subplots(rows, columns, squeeze=False, sharex=rows > 1, sharey=columns > 1, gridspec_kw=grid)
     left = _LEFT / _WIDTH
     figure.text(left, 1 - 0.3 / _HEIGHT, title, fontsize=15, fontweight="bold", color=INK, va="center")
@@ -89,6 +82,20 @@ def _quiet(axes: Axes) -> None:
     axes.set_axisbelow(True)
     axes.tick_params(colors=INK, labelsize=10, length=0, pad=6)
     axes.margins(0.03)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(_Grouped())
+
+
+class _Grouped(ScalarFormatter):
+    """Ticks with thousands separators, as in `450,000`."""
+
+    def __call__(self, value: float, pos: int | None = None) -> str:
+        text = super().__call__(value, pos)
+        whole, point, decimals = text.partition(".")
+        digits = whole.lstrip("-\N{MINUS SIGN}+")
+        if not (digits.isdecimal() and len(digits) > 3):
+            return text
+        return f"{whole.removesuffix(digits)}{int(digits):,}{point}{decimals}"
 
 
 def label(axes: Axes, x: str = "", y: str = "") -> None:
@@ -109,6 +116,7 @@ def legend(axes: Axes, where: str = "best", beside: bool = False) -> None:
     """A legend on a light ground, so that points behind it do not disturb; or one `beside` the axes."""
     place = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.04), "handlelength": 1.6} if beside else {"loc": where}
     shown = axes.legend(fontsize=10 if beside else 10.5, framealpha=0.92, edgecolor="none", labelcolor=INK, **place)
+    shown.set_in_layout(beside)  # One within the axes needs no margin, and looking for its place takes long.
     for handle in shown.legend_handles:
         if isinstance(handle, Line2D) and handle.get_marker() == "o":
             handle.set_alpha(1)
@@ -121,6 +129,20 @@ def dots(axes: Axes, x: np.ndarray, y: np.ndarray, color: str, name: str = "") -
     axes.plot(x, y, "o", color=color, label=name or "_", **style)
 
 
+def fit_margins(figure: Figure) -> None:
+    """Widens the margins to what is drawn in them: long tick labels at the left, a legend at the right."""
+    renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
+    inner = [axes.get_window_extent(renderer) for axes in figure.axes]
+    outer = [axes.get_tightbbox(renderer) or box for axes, box in zip(figure.axes, inner, strict=True)]
+    left = min(box.x0 for box in inner) - min(box.x0 for box in outer)
+    right = max(box.x1 for box in outer) - max(box.x1 for box in inner)
+    left, right = (max(least, found / _DPI + _EDGE) for least, found in ((_LEFT, left), (_RIGHT, right)))
+    figure.subplots_adjust(left=left / _WIDTH, right=1 - right / _WIDTH)
+    widest = max(text.get_window_extent(renderer).width for text in figure.texts) / _DPI
+    for text in figure.texts:
+        text.set_x(min(left, _WIDTH - _EDGE - widest) / _WIDTH)
+
+
 def save(figure: Figure, path: Path) -> Path:
     """Draws `figure` into a PNG file; an older one is replaced in one step.
 
@@ -131,6 +153,7 @@ def save(figure: Figure, path: Path) -> Path:
     with warnings.catch_warnings():
         # A user's column may be named in a script that the built-in font lacks; boxes are all that can be drawn.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        fit_margins(figure)
         figure.savefig(buffer, format="png", pil_kwargs={"compress_level": 2})
     temporary = path.with_name(f"{OWN_PREFIX}-{os.getpid()}-{path.name}")
     try:
@@ -148,6 +171,8 @@ def plain_log_ticks(axes: Axes) -> None:
     low, high = np.log10(axes.get_ylim())
     if high - low < 4:
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high - low < 2.5 else (1,)))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_major_formatter(
+            FuncFormatter(lambda value, _: f"{value:,.10g}" if value < 1e7 else f"{value:g}")
+        )
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.tick_params(which="minor", length=0)

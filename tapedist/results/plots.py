@@ -235,11 +235,9 @@ def path_figure(
     notes = ["dashed: truth"] * bool(truth) + ["diamond: least-squares optimum"] * bool(optimum)
     notes += [f"{len(shown)} largest of {d:,} weights"] * (len(shown) < d)
     heights = (1.0 + 0.35 * (len(shown) - 1), 1.0)
-    figure, (above, below) = style.new_figure(
-        "Parameters over epochs", " · ".join(notes), row_heights=heights, right_margin=2.25
-    )
+    figure, (above, below) = style.new_figure("Parameters over epochs", " · ".join(notes), row_heights=heights)
     for place, column in enumerate(shown.tolist()):
-        name = "W" if d == 1 else style.plain(features[column], longest=14)
+        name = "W" if d == 1 else style.plain(features[column], longest=20)
         known = [None if line is None else float(line.weights[column]) for line in (truth, optimum)]
         _draw_path(above, epochs, values[:, column], known, name, style.SERIES[place])
     known = [None if line is None else line.bias for line in (truth, optimum)]

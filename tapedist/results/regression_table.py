@@ -12,6 +12,7 @@ from tapedist.results.regression import Distance
 
 _SHOWN_COEFFICIENTS = 20
 _SHORTEST_NAME = 12
+_FACTS_WIDTH = 100  # Of the lines of short facts where nothing else limits them.
 
 
 def format_table(
@@ -20,43 +21,45 @@ def format_table(
     truth: Sequence[float | None] | None = None,
     *,
     mae: float | None = None,
-    width: int = 100,
+    width: int | None = None,
 ) -> str:
-    """The result as aligned plain text of at most `width` columns (at least 80), without a final newline.
+    """The result as aligned plain text, without a final newline.
 
     Args:
         fit: the optimum.
         learned: the trained parameters' distance to it, for a column of its own and a closing sentence.
         truth: what `truth_errors` gave, for a column of its own.
         mae: the trained parameters' mean absolute error.
-        width: columns of the terminal.
+        width: columns of the terminal (at least 80 are needed); None in a file, where nothing is wrapped or left out.
     """
     rows = "1 row" if fit.num_rows == 1 else f"{fit.num_rows} rows"
     counts = f"{rows}, {fit.degrees_of_freedom} residual degrees of freedom"
     lines = [f"Least squares: {counts}"]
     if fit.problem is not None:
-        lines += textwrap.wrap(f"No coefficient table: {fit.problem}.", width)
+        problem = f"No coefficient table: {fit.problem}."
+        lines += [problem] if width is None else textwrap.wrap(problem, width)
     else:
         lines += _coefficient_lines(fit, learned, truth, width)
-    lines += _wrapped(_quality(fit), width)
+    lines += _wrapped(_quality(fit), width or _FACTS_WIDTH, indent="  ", separator=" | ")
     if learned is not None:
-        lines += textwrap.wrap(_closing(learned, mae), width)
+        lines += _wrapped(_closing(learned, mae), width or math.inf, separator=", ")
     return "\n".join(lines)
 
 
-def _closing(learned: Distance, mae: float | None) -> str:
+def _closing(learned: Distance, mae: float | None) -> list[str]:
+    """The closing sentence, by its parts."""
     if learned.loss is None or learned.excess_loss is None:
-        return "Learned parameters: not finite, or their loss is not"
-    sentence = f"Learned parameters: loss {learned.loss:.6g} ({learned.excess_loss:.3g} above the optimum)"
+        return ["Learned parameters: not finite, or their loss is not"]
+    parts = [f"Learned parameters: loss {learned.loss:.6g} ({learned.excess_loss:.3g} above the optimum)"]
     if mae is not None:
-        sentence += f", MAE {mae:.6g}"
+        parts.append(f"MAE {mae:.6g}")
     if learned.max_standard_errors is not None:
-        sentence += f", at most {learned.max_standard_errors:.3g} SE away"
-    return sentence
+        parts.append(f"at most {learned.max_standard_errors:.3g} SE away")
+    return parts
 
 
 def _coefficient_lines(
-    fit: LeastSquares, learned: Distance | None, truth: Sequence[float | None] | None, width: int
+    fit: LeastSquares, learned: Distance | None, truth: Sequence[float | None] | None, width: int | None
 ) -> Iterator[str]:
     columns = [("", [shown(c.name) for c in fit.coefficients[:_SHOWN_COEFFICIENTS]])]
     cells = [_cells(c) for c in fit.coefficients[:_SHOWN_COEFFICIENTS]]
@@ -68,13 +71,13 @@ def _coefficient_lines(
     ):
         if gaps is not None:
             columns.append((head, ["" if gap is None else f"{gap:.2g} SE" for gap in gaps[:_SHOWN_COEFFICIENTS]]))
-    yield from _aligned(columns, width, spare=[heads[2], heads[4]])
+    yield from _aligned(columns, width or math.inf, spare=[heads[2], heads[4]])
     hidden = len(fit.coefficients) - _SHOWN_COEFFICIENTS
     if hidden > 0:
         yield f"  ... and {hidden} more"
 
 
-def _aligned(columns: list[tuple[str, list[str]]], width: int, spare: list[str]) -> Iterator[str]:
+def _aligned(columns: list[tuple[str, list[str]]], width: float, spare: list[str]) -> Iterator[str]:
     """Lines of a table. Where it is too wide, its first column gives way, then the columns named in `spare`."""
     widths = [max(len(cell) for cell in (head, *cells)) for head, cells in columns]
     room = width - sum(widths[1:]) - 2 * len(widths)
@@ -82,7 +85,7 @@ def _aligned(columns: list[tuple[str, list[str]]], width: int, spare: list[str])
         kept = [column for column in columns if column[0] != spare[0]]
         yield from _aligned(kept, width, spare[1:])
         return
-    widths[0] = min(widths[0], max(room, _SHORTEST_NAME))
+    widths[0] = int(min(widths[0], max(room, _SHORTEST_NAME)))
     for row in zip(*([head, *cells] for head, cells in columns), strict=True):
         name = row[0] if len(row[0]) <= widths[0] else row[0][: widths[0] - 3] + "..."
         numbers = (cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))
@@ -124,12 +127,13 @@ def _quality(fit: LeastSquares) -> list[str]:
     return [f"{name} {'undefined' if value is None else format(value, '.6g')}" for name, value in parts]
 
 
-def _wrapped(parts: list[str], width: int) -> Iterator[str]:
-    line = "  " + parts[0]
+def _wrapped(parts: list[str], width: float, *, separator: str, indent: str = "") -> Iterator[str]:
+    """Lines of whole parts."""
+    line = indent + parts[0]
     for part in parts[1:]:
-        if len(line) + 3 + len(part) > width:
-            yield line
+        if len(line) + len(separator) + len(part) > width:
+            yield line + separator.rstrip(" |")
             line = "  " + part
         else:
-            line += " | " + part
+            line += separator + part
     yield line

@@ -58,6 +58,7 @@ class ReportData:
         quality: goodness of fit by name, such as R2 and RMSE; None where undefined.
         history: rows of metrics.
         predictions: held-out rows with their predictions.
+        no_predictions: why there are none, one sentence.
         settings: the run's settings by name.
         changed: names of the settings that differ from the defaults.
         speed: what was fast or slow, by name.
@@ -73,6 +74,7 @@ class ReportData:
     quality: Mapping[str, object] = dataclasses.field(default_factory=dict)
     history: Sequence[Row] = ()
     predictions: Predictions | None = None
+    no_predictions: str = charts.NO_ROWS
     settings: Mapping[str, object] = dataclasses.field(default_factory=dict)
     changed: Collection[str] = ()
     speed: Mapping[str, object] = dataclasses.field(default_factory=dict)
@@ -101,9 +103,8 @@ def _body(report: ReportData) -> Iterable[str]:
     yield _section("coefficients", "Coefficients", _coefficient_table(report.parameters), long=True)
     yield '<div class="pair">'
     yield charts.loss(report.history)
-    yield charts.fit(report.predictions)
-    yield charts.residuals(report.predictions)
-    yield charts.quantiles(report.predictions)
+    for chart in (charts.fit, charts.residuals, charts.quantiles):
+        yield chart(report.predictions, report.no_predictions)
     yield "</div>"
     yield '<div class="pair">'
     yield _section("quality", "Goodness of fit", _facts(report.quality))
@@ -199,7 +200,7 @@ def _columns(parameters: Sequence[Parameter]) -> dict[str, list[str | None]]:
         "distance (SE)": [number(parameter.distance, 2) for parameter in parameters],
         "std. error": [number(optimum.standard_error, 4) for optimum in optima],
         "t": [number(optimum.t, 4) for optimum in optima],
-        "p": [tiny if optimum.p == 0 else number(optimum.p, 2) for optimum in optima],
+        "p": [tiny if p is not None and p < 1e-300 else number(p, 3) for p in (optimum.p for optimum in optima)],
         "95 % interval": [interval(optimum) for optimum in optima],
         "truth": [number(parameter.truth) for parameter in parameters],
         "error": [number(parameter.error, 3) for parameter in parameters],
@@ -208,7 +209,7 @@ def _columns(parameters: Sequence[Parameter]) -> dict[str, list[str | None]]:
 
 
 def _coefficient_caption(known: Collection[str], count: int) -> str:
-    parts = ["In raw units; point at a number for all its digits."]
+    parts = ['In raw units<span class="pointer">; point at a number for all its digits</span>.']
     if count > MOST_COEFFICIENTS:
         parts.append(f"The first {MOST_COEFFICIENTS} of {count:,}; model.json holds all.")
     if "optimum" in known:

@@ -18,6 +18,7 @@ _MOST_DOTS = 1500
 _MOST_VERTICES = 500
 _MOST_QUANTILES = 400
 _LOG_RATIO = 10.0
+NO_ROWS = "No rows were held out."
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,7 +65,7 @@ def _figure(name: str, title: str, content: str, below: str = "") -> str:
     return f'<figure id="{name}"><h2>{title}</h2>{content}{under}</figure>'
 
 
-def _missing(name: str, title: str, reason: str = "No rows were held out.") -> str:
+def _missing(name: str, title: str, reason: str) -> str:
     return _figure(name, title, f'<p class="quiet">{reason}</p>')
 
 
@@ -96,10 +97,10 @@ def loss(history: Sequence[Row]) -> str:
     return _figure("loss", "Loss over epochs", chart.render("Loss over epochs"), f"{''.join(words)}.{scale}")
 
 
-def fit(rows: Predictions | None) -> str:
+def fit(rows: Predictions | None, missing: str = NO_ROWS) -> str:
     """Targets over the one feature with the fitted line; of several features, predicted against actual."""
     if rows is None or not len(rows.actual):
-        return _missing("fit", "Fit")
+        return _missing("fit", "Fit", missing)
     picked = sampled(len(rows.actual), _MOST_DOTS)
     actual, predicted = np.asarray(rows.actual)[picked], np.asarray(rows.predicted)[picked]
     target = printable(rows.target_name, 32)
@@ -123,10 +124,10 @@ def fit(rows: Predictions | None) -> str:
     return _figure("fit", title, chart.render(title), below)
 
 
-def residuals(rows: Predictions | None) -> str:
+def residuals(rows: Predictions | None, missing: str = NO_ROWS) -> str:
     """Residuals over predictions: a pattern means that the model misses something."""
     if rows is None or not len(rows.actual):
-        return _missing("residuals", "Residuals")
+        return _missing("residuals", "Residuals", missing)
     picked = sampled(len(rows.actual), _MOST_DOTS)
     predicted, all_left = np.asarray(rows.predicted)[picked], rows.residuals
     chart = Chart(f"predicted {printable(rows.target_name, 32)}", "actual \N{MINUS SIGN} predicted")
@@ -140,14 +141,14 @@ def residuals(rows: Predictions | None) -> str:
     return _figure("residuals", "Residuals", chart.render("Residuals"), spread + rows.caption(len(picked)))
 
 
-def quantiles(rows: Predictions | None) -> str:
+def quantiles(rows: Predictions | None, missing: str = NO_ROWS) -> str:
     """Sorted residuals against the quantiles of a normal distribution (Q-Q plot).
 
     The i-th of k sorted residuals is held against the quantile of (i - 1/2) / k (Hazen).
     """
     title = "Normal Q-Q plot"
     if rows is None or not len(rows.actual):
-        return _missing("quantiles", title)
+        return _missing("quantiles", title, missing)
     # A row of weight w stands for a mean of w rows, whose residuals vary less: only so scaled are they alike.
     scaled = rows.residuals if rows.weights is None else rows.residuals * np.sqrt(rows.weights)
     left = np.sort(scaled[np.isfinite(scaled)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,9 +20,12 @@ from tapedist.results.prediction import predict_rows
 from tapedist.results.report import Parameter, ReportData, render
 from tapedist.results.report_charts import Predictions
 from tapedist.results.sampling import thinned
+from tapedist.results.words import number
 from tapedist.training.observer import Row
 
 _MOST_ROWS = 4096
+_UNREADABLE = "The rows could not be read again."
+_NOT_LINEAR = "The model is not linear, so its predictions are not drawn."
 
 
 def report_page(
@@ -42,21 +46,22 @@ def report_page(
         source: its rows; None if they cannot be read any more, and then no predictions are drawn.
     """
     fit = model.get("statistics") or {}
-    sample = _sample(source, model)
-    notes = [f"The least-squares optimum is not unique: {fit['problem']}."] if fit.get("problem") else []
+    sample, own_source = _sample(source, model), bool(model.get("own_source"))
+    notes = [f"Least squares: {fit['problem']}."] if fit.get("problem") else []
     notes += [f"Training stopped before its last epoch: {model['stopped']}."] if model.get("stopped") else []
-    notes += ["The rows could not be read again, so no predictions are drawn."] if source is None else []
+    notes += [f"{_UNREADABLE[:-1]}, so no predictions are drawn."] if source is None else []
     return render(
         ReportData(
             title=f"{model['target_name'] or 'y'} by {_features(model['feature_names'])}",
-            subtitle=_subtitle(config, environment),
+            subtitle=_subtitle(config, environment, own_source=own_source),
             highlights=_highlights(model, fit),
             notes=notes,
             parameters=_parameters(model, fit, source),
             quality=_quality(fit, sample, model),
             history=history,
             predictions=sample,
-            settings=_settings(config),
+            no_predictions=_UNREADABLE if source is None else _NOT_LINEAR,
+            settings=_settings(config, own_source=own_source),
             changed=[f.name for f in dataclasses.fields(config) if getattr(config, f.name) != f.default],
             speed=_speed(history),
             digest=model["digest"],
@@ -65,10 +70,17 @@ def report_page(
     )
 
 
-def _settings(config: TrainConfig) -> dict[str, object]:
+def _settings(config: TrainConfig, *, own_source: bool) -> dict[str, object]:
     """All settings that mean something for these rows."""
     synthetic = ("n_samples", "num_features", "m", "c", "mean", "std", "noise_std")
-    without = synthetic if config.from_table else ("target", "features", "weight", "on_bad_rows")
+    of_table = ("target", "features", "weight", "on_bad_rows")
+    without = (
+        ("data", "test_fraction", "split", *synthetic, *of_table)
+        if own_source
+        else synthetic
+        if config.from_table
+        else of_table
+    )
     names = (field.name for field in dataclasses.fields(config))
     return {name: getattr(config, name) for name in names if name not in without}
 
@@ -77,11 +89,12 @@ def _features(names: Sequence[str]) -> str:
     return ", ".join(names) if len(names) <= 3 else f"{len(names)} features"
 
 
-def _subtitle(config: TrainConfig, environment: Mapping[str, Any]) -> str:
+def _subtitle(config: TrainConfig, environment: Mapping[str, Any], *, own_source: bool) -> str:
     how = "full batch" if config.mode == "full_batch" else f"mini-batches of {config.batch_size} rows"
     replicas = environment.get("replicas")
     where = f" on {replicas} replica{'s' * (replicas != 1)}" if replicas else ""
-    return f"{config.data}, {how}, {config.optimizer}{where}, tapedist {environment.get('tapedist', '')}".strip()
+    rows = "rows from Python" if own_source else config.data
+    return f"{rows}, {how}, {config.optimizer}{where}, tapedist {environment.get('tapedist', '')}".strip()
 
 
 def _highlights(model: Mapping[str, Any], fit: Mapping[str, Any]) -> dict[str, object]:
@@ -96,7 +109,7 @@ def _highlights(model: Mapping[str, Any], fit: Mapping[str, Any]) -> dict[str, o
     }
     # Large print has room for four digits; all of them are further down.
     return {
-        name: f"{value:.4g}" if isinstance(value, float) else value
+        name: number(value, padded=True) if isinstance(value, float) else value
         for name, value in facts.items()
         if value is not None
     }
@@ -129,11 +142,24 @@ def _quality(fit: Mapping[str, Any], sample: Predictions | None, model: Mapping[
     mae = (fit.get("learned") or {}).get("mae")
     if mae is not None:
         facts["MAE, training rows"] = mae
+    return facts | _errors(sample, model)
+
+
+def _errors(sample: Predictions | None, model: Mapping[str, Any]) -> dict[str, object]:
+    """Errors of the model on the rows that are shown; on all test rows where training measured it."""
+    facts: dict[str, object] = {}
+    if model.get("loss") == "squared" and model.get("test_loss") is not None:
+        facts["RMSE, test split"] = math.sqrt(model["test_loss"])
     errors = _sample_errors(sample)
     if errors and sample:
-        total, drawn = sample.total or len(sample.actual), len(sample.actual)
-        rows = f"{sample.split} split" if drawn == total else f"{drawn:,} of {total:,} {sample.split} rows"
-        facts |= {f"RMSE, {rows}": errors.rmse, f"MAE, {rows}": errors.mae, f"R2, {rows}": errors.r2}
+        drawn, total = len(sample.actual), sample.total or 0
+        rows = f"{sample.split} split"
+        if total > _MOST_ROWS:
+            rows = f"sample of {drawn:,} of {total:,} {sample.split} rows"
+        known = {"RMSE": errors.rmse, "MAE": errors.mae, "R2": errors.r2}
+        if sample.split == "test" and facts:
+            del known["RMSE"]  # Of all of them it is known already, and a sample's would only differ.
+        facts |= {f"{name}, {rows}": value for name, value in known.items()}
     return facts
 
 

@@ -65,9 +65,9 @@ class Statistics:
         errors = truth_errors(fit, np.asarray(truth[0]), truth[1]) if truth else None
         return cls(fit=fit, learned=distance(fit, weights, bias), truth=errors, mae=mae)
 
-    def lines(self) -> list[str]:
-        """The table for a terminal."""
-        return format_table(self.fit, self.learned, self.truth, mae=self.mae).split("\n")
+    def lines(self, width: int | None = None) -> list[str]:
+        """The table for a terminal of `width` columns, or for a file."""
+        return format_table(self.fit, self.learned, self.truth, mae=self.mae, width=width).split("\n")
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for `model.json`; what is undefined is None."""

@@ -13,7 +13,7 @@ import numpy as np
 
 _WIDTH, _HEIGHT = 480, 320
 _TOP, _RIGHT, _BOTTOM = 12, 14, 46
-_CHARACTER = 8.2  # Width of a tick label's character, at its size on a phone.
+_CHARACTER = 10.0  # Width of a tick label's character, at its size on a phone, in a wide font.
 _DOTS_PER_PATH = 25
 _LARGEST = 1e300  # Beyond, the difference of two numbers may overflow.
 

@@ -42,6 +42,7 @@ class Command:
         examples: command lines for the help, without `tapedist`.
         groups: the first field of each group of flags -> the group's heading in the help.
         rest: the field that receives the words after `--`, if the command takes any.
+        answers: whether what it prints is what it is for, so that a full disk behind standard output is an error.
     """
 
     summary: str
@@ -50,6 +51,7 @@ class Command:
     examples: tuple[str, ...] = ()
     groups: Mapping[str, str] = dataclasses.field(default_factory=dict)
     rest: str = ""
+    answers: bool = False
 
 
 def _check_run_dir(config: TrainConfig) -> None:
@@ -121,6 +123,7 @@ COMMANDS: dict[str, Command] = {
         ),
     ),
     "evaluate": Command(
+        answers=True,
         summary="Say how well a run's model fits its own rows, or a table.",
         options=EvaluateOptions,
         run=lambda options: _commands().evaluate(options),
@@ -155,6 +158,7 @@ COMMANDS: dict[str, Command] = {
         ),
     ),
     "doctor": Command(
+        answers=True,
         summary="Look at this machine: what is here, whether it works, what to fix.",
         options=DoctorConfig,
         run=doctor.main,
@@ -178,6 +182,8 @@ def main(argv: Sequence[str] | None = None, *, commands: Mapping[str, Command] =
     try:
         with process.sigterm_raises():
             name = words[0] if words else ""
+            if name == "help" and len(words) > 1:
+                name, words = words[1], [words[1], "--help"]
             if name.lstrip("-") in flags.HELP_FLAGS:
                 print(commands_help({name: command.summary for name, command in commands.items()}), end="")
                 return 0
@@ -192,7 +198,10 @@ def main(argv: Sequence[str] | None = None, *, commands: Mapping[str, Command] =
                 print(command_help(name, command), end="")
                 return 0
             with quiet.noise_shown(line.verbosity > 0):
-                return command.run(line.options()) or 0
+                code = command.run(line.options()) or 0
+                if command.answers:
+                    process.check_output()
+                return code
     except (Exception, KeyboardInterrupt, process.Terminated) as error:
         return _report(error, with_traceback=line is not None and line.verbosity > 0)
 

@@ -16,7 +16,9 @@ _BAD_ROWS = ("error", "drop")
 class RunOptions(Options):
     """A command on a run; `report` and `export` need nothing else."""
 
-    run_dir: str = option("", "Folder of the run.", rule=Rule(bool, "must name the folder of a training run"))
+    run_dir: str = option(
+        "", "Folder of the run.", rule=Rule(bool, "must name the folder of a training run"), path=True
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,6 +29,7 @@ class EvaluateOptions(RunOptions):
         "",
         "Table to evaluate on; empty takes the run's own rows, both splits.",
         rule=Rule(lambda v: v != SYNTHETIC, "must name a table; leave it out to take the run's own rows"),
+        path=True,
     )
     weight: str = option("", "Column of --data that holds row weights; empty weighs all rows alike.")
     on_bad_rows: str = option("error", "Rows of --data with bad cells: stop, or leave them out.", choices=_BAD_ROWS)
@@ -46,9 +49,13 @@ class PredictOptions(RunOptions):
         "",
         "Table with the run's features; a target is not needed.",
         rule=Rule(lambda v: v not in ("", SYNTHETIC), "must name the table to predict for"),
+        path=True,
     )
     output: str = option(
-        "", "File to make, .csv or .parquet.", rule=Rule(bool, "must name the file to make, .csv or .parquet")
+        "",
+        "File to make, .csv or .parquet.",
+        rule=Rule(bool, "must name the file to make, .csv or .parquet"),
+        path=True,
     )
     interval: str = option(
         "false", "Add columns low and high: prediction intervals for single rows. auto: if the run has them.",

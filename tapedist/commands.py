@@ -192,9 +192,11 @@ def _wants_interval(options: PredictOptions, model: FittedModel) -> bool:
     if model.interval is None:
         if options.interval == "auto":
             return False
+        problem = (model.statistics or {}).get("problem")
+        why = f"has no standard errors: {problem}; leave columns out by --features when training"
+        none = "has no standard errors; train with --statistics=true"
         raise InputError(
-            f"--interval=true: the run in {shown(options.run_dir)} has no standard errors; "
-            "train with --statistics=true, or drop --interval"
+            f"--interval=true: the run in {shown(options.run_dir)} {why if problem else none}, or drop --interval"
         )
     far = ((model.statistics or {}).get("learned") or {}).get("max_standard_errors")
     if far is None or far > _FAR:

@@ -84,6 +84,7 @@ class CommandLine(Generic[Options]):
         self._rest = rest
         self._rest_words: list[str] = []
         self._flags = _absl_flags(options, rest)
+        self._paths = {field.name for field in dataclasses.fields(options) if field.metadata["path"]}  # type: ignore[arg-type]
         self._given: dict[str, tuple[str, str]] = {}  # Each flag's last place ("" or "FILE:LINE: ") and text.
         self._doubtful: set[str] = set()  # Flags whose value is not known, so rules about them say nothing.
         self._problems: list[str] = []
@@ -130,7 +131,7 @@ class CommandLine(Generic[Options]):
                 return
             name, equals, value = word[2 if word.startswith("--") else 1 :].partition("=")
             if not word.startswith("-") or not name:
-                self._problems.append(place + _not_a_flag(word))
+                self._problems.append(place + self._not_a_flag(word))
             elif name in HELP_FLAGS:
                 self.help_wanted = True
             elif name.startswith("no") and name[2:] in self._flags and self._flags[name[2:]].boolean:
@@ -151,14 +152,15 @@ class CommandLine(Generic[Options]):
         if self._rest:
             self._rest_words = words
         else:
-            self._problems += map(_not_a_flag, words)
+            self._problems += map(self._not_a_flag, words)
 
     def _set(self, name: str, text: str, place: str, including: tuple[tuple[int, int], ...] = ()) -> None:
         try:
             if name == "flagfile":
                 self._include(text, including)
                 return
-            self._flags[name].parse(text)
+            # After `=` no shell puts the home folder in the place of `~`.
+            self._flags[name].parse(os.path.expanduser(text) if name in self._paths else text)
         except flags.IllegalFlagValueError as error:
             self._refuse(name, f"--{name}={shown(text)}: {error}", place)
         else:
@@ -168,6 +170,16 @@ class CommandLine(Generic[Options]):
     def _refuse(self, name: str, problem: str, place: str) -> None:
         self._problems.append(place + problem)
         self._doubtful.add(name)
+
+    def _not_a_flag(self, word: str) -> str:
+        last = next(reversed(self._given), "")
+        if word.endswith(".flags"):
+            fix = f"did you mean --flagfile={shown(word)}?"
+        elif last and self._flags[last].boolean and word.lower() in ("true", "false"):
+            fix = f"write --{last}={word}, with '=' in place of the space"
+        else:
+            fix = "write --NAME=VALUE"
+        return f"{quoted(word)}: is not a flag; {fix}"
 
     def _unknown(self, name: str, value: str, place: str) -> None:
         problem = f"--{shown(name + value)}: is not a flag"
@@ -203,11 +215,6 @@ class CommandLine(Generic[Options]):
 
 def _flags_named(problem: str) -> list[str]:
     return re.findall(r"--(\w+)", problem)
-
-
-def _not_a_flag(word: str) -> str:
-    fix = f"did you mean --flagfile={shown(word)}?" if word.endswith(".flags") else "write --NAME=VALUE"
-    return f"{quoted(word)}: is not a flag; {fix}"
 
 
 def _read_flagfile(path: str) -> tuple[tuple[int, int], list[str]]:

@@ -65,6 +65,7 @@ def option(
     choices: Sequence[str] | None = None,
     rule: Rule | None = None,
     changes_answer: bool = True,
+    path: bool = False,
 ) -> Any:
     """A config field with what its flag and its check need.
 
@@ -75,8 +76,9 @@ def option(
         rule: the allowed values; for text, by default, what one can see and type.
         changes_answer: whether another value may change the fitted parameters. Only such fields enter
             `TrainConfig.fingerprint`, so only they are held against a stored run on resume.
+        path: whether it may name a file, so that its flag takes `~` for the home folder.
     """
-    metadata = {"help": help, "choices": choices, "rule": rule, "changes_answer": changes_answer}
+    metadata = {"help": help, "choices": choices, "rule": rule, "changes_answer": changes_answer, "path": path}
     return dataclasses.field(default=default, metadata=metadata)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from types import FrameType
 from typing import Any, TextIO
 
-from tapedist.errors import InputError
+from tapedist.errors import InputError, StorageError
 
 # Address space that TensorFlow takes to start: libraries, thread stacks, compilers. With less it aborts the process.
 _LEAST_ADDRESS_SPACE = 4 * 1024**3
@@ -58,10 +58,15 @@ def check_memory_limit() -> None:
 
 
 class _Stream:
-    """A text stream whose reader may go away: what is written after that is dropped, and the run goes on."""
+    """A text stream whose reader may go away: what is written after that is dropped, and the run goes on.
+
+    Attributes:
+        failure: why something was dropped although nobody went away, such as a full disk; else None.
+    """
 
     def __init__(self, inner: TextIO):
         self._inner = inner
+        self.failure: OSError | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
@@ -69,8 +74,8 @@ class _Stream:
     def write(self, text: str) -> int:
         try:
             return self._inner.write(text)
-        except OSError:
-            self._drop()
+        except OSError as error:
+            self._drop(error)
             return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:
@@ -79,14 +84,30 @@ class _Stream:
     def flush(self) -> None:
         try:
             self._inner.flush()
-        except OSError:
-            self._drop()
+        except OSError as error:
+            self._drop(error)
 
-    def _drop(self) -> None:
+    def _drop(self, error: OSError) -> None:
         """Points the stream's descriptor, and with it whatever is still buffered, at nothing."""
+        if error.errno in STORAGE_ERRNOS:
+            self.failure = error
         nothing = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nothing, self._inner.fileno())
         os.close(nothing)
+
+
+def check_output() -> None:
+    """Whether standard output took what was printed.
+
+    Raises:
+        StorageError: if the file behind it could not be written; that a reader went away is no error.
+    """
+    sys.stdout.flush()
+    failure = getattr(sys.stdout, "failure", None)
+    if failure:
+        raise StorageError(
+            f"standard output: cannot be written: {failure.strerror}; free some space, or send it elsewhere"
+        )
 
 
 def harden_streams() -> None:

@@ -14,7 +14,7 @@ from tapedist.cluster import resolve
 from tapedist.cluster.membership import joined
 from tapedist.config import TrainConfig
 from tapedist.data.blocks import Source
-from tapedist.errors import DivergedError, Interrupted
+from tapedist.errors import DivergedError, InputError, Interrupted
 from tapedist.results.monitor import Monitor
 from tapedist.results.outcome import TrainResult
 from tapedist.run_folder import RunFolder
@@ -56,11 +56,27 @@ def train(
             restored.
         MemoryError: if the rows do not fit.
     """
+    _check_arguments(config, model=model, source=source)
     spec = resolve.of_run(config, os.environ)
     # The chief alone reads, writes and speaks.
     folder = RunFolder.open(config.run_dir) if config.run_dir and spec.is_chief else None
     with folder or contextlib.nullcontext():
         return train_in(folder, config, spec=spec, model=model, loss=loss, source=source, quiet=quiet)
+
+
+def _check_arguments(config: Any, *, model: Any, source: Any) -> None:
+    """Says what a caller mixed up, before any of it is used."""
+    if not isinstance(config, TrainConfig):
+        raise InputError(f"config: is of type {type(config).__name__}; give a TrainConfig(...)")
+    if model is not None and (isinstance(model, tf.Module) or not callable(model)):
+        raise InputError(
+            f"model: is a {type(model).__name__}, where a function that builds one is needed, because its variables "
+            "must be made under the strategy; give the class, or lambda: ..."
+        )
+    if source is not None and not hasattr(source, "num_rows"):
+        raise InputError(
+            f"source: is of type {type(source).__name__}, which has no rows to take; give arrays as ArraySource(x, y)"
+        )
 
 
 def train_in(

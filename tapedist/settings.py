@@ -59,7 +59,9 @@ class Settings(Options):
     """Settings of one training run, right each by itself; the defaults are the tutorial job."""
 
     # What the rows are.
-    data: str = option("synthetic", "Where rows come from: 'synthetic', a table's path, or 'tfds:NAME[/CONFIG]'.")
+    data: str = option(
+        "synthetic", "Where rows come from: 'synthetic', a table's path, or 'tfds:NAME[/CONFIG]'.", path=True
+    )
     target: str = option("", "Column of a table to predict.")
     features: tuple[str, ...] = option((), "Columns of a table to predict from; empty takes all other numeric ones.")
     weight: str = option("", "Column of a table that holds row weights; empty weighs all rows alike.")
@@ -86,7 +88,7 @@ class Settings(Options):
         choices=SWITCHES,
     )
     init: str = option("normal", "Initial parameters.", choices=INITS)
-    init_from: str = option("", "Folder of a run whose parameters to start from, in place of --init.")
+    init_from: str = option("", "Folder of a run whose parameters to start from, in place of --init.", path=True)
     loss: str = option("squared", "Per-example loss.", choices=LOSSES)
     huber_delta: float = option(1.0, "Where the huber loss turns from squared to linear.", rule=POSITIVE)
     l2: float = option(
@@ -169,7 +171,9 @@ class Settings(Options):
     )
 
     # What is kept and shown.
-    run_dir: str = option("", "Folder for metrics, checkpoints and plots; empty keeps nothing.", changes_answer=False)
+    run_dir: str = option(
+        "", "Folder for metrics, checkpoints and plots; empty keeps nothing.", changes_answer=False, path=True
+    )
     resume: str = option(
         "auto", "Continue the run in --run_dir: if there is one, only if there is one, or never.",
         choices=RESUMES, changes_answer=False,

@@ -87,7 +87,7 @@ def _reals(text: str) -> tuple[float, ...]:
 
 def _names(text: str) -> tuple[str, ...]:
     try:
-        return tuple(next(csv.reader([text], strict=True), []))
+        return tuple(next(csv.reader([text], strict=True, skipinitialspace=True), []))
     except csv.Error:
         raise ValueError('must be names separated by commas, like x or x,"y, z"') from None
 

@@ -397,6 +397,19 @@ def test_a_foreign_shell_and_a_closed_output(
     assert list((tmp_path / "foreign" / "plots").iterdir())
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
+def test_a_full_disk_behind_the_output(
+    child_env: dict[str, str], command: Callable[..., Finished], tmp_path: Path
+) -> None:
+    """Training goes on without its lines; an evaluation has nothing but them."""
+    train = f"{sys.executable} -m tapedist train {' '.join(SMALL[:-1])} --plots=false --run_dir=run >/dev/full"
+    assert _in_shell(train, child_env, tmp_path).code == 0
+    evaluate = _in_shell(f"{sys.executable} -m tapedist evaluate --run_dir=run >/dev/full", child_env, tmp_path)
+    assert evaluate.code == 6
+    assert evaluate.err.startswith("tapedist: error: standard output: cannot be written: ")
+    assert evaluate.err.count("\n") == 1
+
+
 @pytest.mark.parametrize("megabytes", [600, 3000])
 def test_memory_limit(megabytes: int, child_env: dict[str, str], tmp_path: Path) -> None:
     line = f"ulimit -v {megabytes * 1024}; exec {sys.executable} -m tapedist train --run_dir=run"

@@ -74,6 +74,8 @@ def test_header(tmp_path: Path, header: bytes, message: str):
         ({"target": "y", "features": ("a", "y")}, ["--target=y: is among --features"]),
         ({"target": "y", "features": ("a", "a")}, ["--features=a,a: names a column twice"]),
         ({"target": "y", "features": ("a", "q")}, ["--features=q: no such column", "present: a, b, y"]),
+        ({"target": "Y"}, ["--target=Y: no such column", "; did you mean y? present: a, b, y"]),
+        ({"target": "y", "features": ("a", "")}, ["--features=a,: holds an empty name; leave out the comma"]),
         ({"target": "y", "weight": "y"}, ["--weight=y: is the target too"]),
         ({"target": "y", "weight": "a", "features": ("a",)}, ["--weight=a: is among --features"]),
         ({"target": ""}, ["--target='': must name the column", "present: a, b, y"]),

@@ -55,6 +55,10 @@ def test_help_names_each_flag_with_its_default(capsys: pytest.CaptureFixture[str
         assert f"\n{heading}:\n" in text
     assert max(map(len, text.splitlines())) <= 100
     assert set(settings.GROUPS) <= {field.name for field in dataclasses.fields(TrainConfig)}
+    assert cli.main(["help", "train"]) == 0
+    assert capsys.readouterr().out == text
+    assert cli.main(["help", "trian"]) == 2
+    assert "did you mean train?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)

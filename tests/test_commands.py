@@ -64,6 +64,17 @@ def refused(capsys: pytest.CaptureFixture[str], *words: Any, code: int = 2) -> s
     return lines[0]
 
 
+def test_no_intervals_where_columns_depend_on_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    a = np.random.default_rng(0).normal(size=50)
+    np.savez(tmp_path / "t.npz", a=a, twice=2 * a, y=a + np.arange(50))
+    words = [f"--data={tmp_path / 't.npz'}", f"--run_dir={tmp_path / 'run'}"]
+    assert cli.main(["train", *words, "--target=y", "--num_epochs=5", "--plots=false"]) == 0
+    capsys.readouterr()
+    line = refused(capsys, "predict", *words, f"--output={tmp_path / 'p.csv'}", "--interval")
+    assert "twice" in line
+    assert "leave columns out by --features" in line
+
+
 def test_predictions_have_one_set_of_bits(result: TrainResult, run: Path, table: Path, tmp_path: Path):
     import tensorflow as tf
 

@@ -26,6 +26,10 @@ BAD = {
     "unknown flag": (["--lerning_rate=3"], ["--lerning_rate=3: is not a flag; did you mean --learning_rate?"]),
     "unknown flag, dashes": (["--run-dir=x"], ["--run-dir=x: is not a flag; did you mean --run_dir?"]),
     "unknown flag, nothing near": (["--qqq"], ["--qqq: is not a flag; --help lists the flags"]),
+    "a switch and its value apart": (
+        ["--plots", "false"],
+        ["'false': is not a flag; write --plots=false, with '=' in place of the space"],
+    ),
     "learning_rate is text": (
         ["--learning_rate=abc"],
         ["--learning_rate=abc: must be finite and above 0, or auto; try 0.001"],
@@ -242,6 +246,18 @@ def test_bad_flags_never_import_tensorflow(files: Path, run_python: Callable[...
 )
 def test_good_flags(words: list[str], expected: dict[str, object], parse_flags: Callable[[Sequence[str]], TrainConfig]):
     assert parse_flags(words) == TrainConfig(**expected)
+
+
+def test_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parse_flags: Callable[..., TrainConfig]):
+    """No shell expands `~` behind `=`, nor in a flagfile."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "my.flags").write_text("--run_dir=~/runs/x\n")
+    config = parse_flags(["--flagfile=~/my.flags", "--data=~/t.csv", "--init_from", "~/old", "--target=~y"])
+    assert config.run_dir == str(tmp_path / "runs" / "x")
+    assert config.data == str(tmp_path / "t.csv")
+    assert config.init_from == str(tmp_path / "old")
+    assert config.target == "~y"
+    assert parse_flags(["--data=tfds:~x", "--target=y"]).data == "tfds:~x"
 
 
 def test_flagfiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parse_flags: Callable[..., TrainConfig]):

@@ -55,6 +55,19 @@ def test_a_batch_larger_than_the_rows_is_noticed(capsys: pytest.CaptureFixture[s
     assert "Notice: --batch_size=5000 is above the 400 training rows" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"source": (np.zeros((9, 1)), np.zeros(9))}, "source: is of type tuple.*ArraySource"),
+        ({"model": TwoLayers()}, "model: is a TwoLayers, where a function that builds one is needed"),
+        ({"config": dict(SMALL)}, "config: is of type dict; give a TrainConfig"),
+    ],
+)
+def test_arguments_mixed_up(arguments: dict[str, Any], words: str):
+    with pytest.raises(InputError, match=words):
+        train(**{"config": TrainConfig(**SMALL), **arguments})
+
+
 def test_quiet_is_quiet(capfd: pytest.CaptureFixture[str]):
     train(TrainConfig(**SMALL))
     assert capfd.readouterr().out == ""

@@ -39,7 +39,9 @@ class LaunchConfig(Options):
     virtual_devices_per_worker: int = option(
         0, "Split each worker's CPU into this many devices; 0 leaves it whole.", rule=between(0, 256)
     )
-    log_dir: str = option("", "Folder for one log file per worker; empty makes a new one in the temporary folder.")
+    log_dir: str = option(
+        "", "Folder for one log file per worker; empty makes a new one in the temporary folder.", path=True
+    )
     stop_timeout_secs: float = option(
         60.0, "Seconds the workers may take to save after SIGTERM or SIGINT.", rule=POSITIVE
     )

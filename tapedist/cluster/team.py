@@ -49,7 +49,7 @@ class Team:
         self._strategy = strategy
         self._watchdog = watchdog
         self._clock = clock
-        self._gather = tf.function(lambda value: strategy.gather(value, axis=0), autograph=False)
+        self._gather = tf.function(lambda value: strategy.gather(value, axis=0), autograph=False, reduce_retracing=True)
         self._silent_rounds = 0
         self._rounds_per_ask = 1
         self._last_ask = clock()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from tapedist.data.table_files import shown
@@ -95,7 +96,7 @@ def choose(
     chosen = tuple(features) or tuple(c.name for c in columns if c.numeric and c.name not in taken)
     if not chosen:
         raise InputError(
-            f"{where}: no numeric column is left to be a feature; present: {listed(present)}; name some by --features"
+            f"{where}: no numeric column is left to be a feature; present: {listed(present)}; encode text as numbers"
         )
     # Whoever names the features knows what is left out.
     unused = () if features else tuple(name for name in present if name not in chosen and name not in taken)
@@ -110,8 +111,13 @@ def _wrong_roles(
     for flag, name in [("target", target), *(("features", f) for f in features), ("weight", weight)]:
         if not name and flag != "features":
             continue
-        if name not in present:
-            yield f"--{flag}={shown(name)}: no such column in {where}; present: {listed(present)}"
+        if not name:
+            yield f"--{flag}={shown(','.join(features))}: holds an empty name; leave out the comma beside it"
+        elif name not in present:
+            near = [column for column in present if column.lower() == name.lower()]
+            near = near or difflib.get_close_matches(name, present, n=1)
+            hint = f"did you mean {shown(near[0])}? " if near else ""
+            yield f"--{flag}={shown(name)}: no such column in {where}; {hint}present: {listed(present)}"
         elif not present[name].numeric:
             yield f"--{flag}={shown(name)}: holds {present[name].kind}, not numbers; encode it as numbers first"
     if len(set(features)) < len(features):

@@ -73,7 +73,7 @@ class RunStore:
         if differences:
             raise StateError(
                 f"{checkpoint.path.parent.parent}: holds a run with another answer ({'; '.join(differences)}); "
-                "repeat its settings to continue it, or give another --run_dir"
+                "repeat its settings to continue it, give another --run_dir, or begin anew by --resume=never"
             )
         changed = answer_differences(checkpoint.meta["environment"], self._environment)
         if changed:

@@ -18,11 +18,16 @@ def answer_differences(stored: Mapping[str, Any], current: Mapping[str, Any]) ->
         current: by name, of any types that JSON holds (a tuple equals its list).
 
     Returns:
-        One `name: stored value, asked value` for each difference, in the order of `current`, then of `stored`.
+        One `name: stored value, asked value` for each difference, in the order of `current`, then of `stored`. Of the
+        rows, whose value is a hash, only that they differ.
     """
     names = [*current, *(name for name in stored if name not in current)]
     pairs = ((name, _shown(stored.get(name, _ABSENT)), _shown(current.get(name, _ABSENT))) for name in names)
-    return [f"{name}: stored {_short(old)}, asked {_short(new)}" for name, old, new in pairs if old != new]
+    return [
+        "the rows are not the same" if name == "rows" else f"{name}: stored {_short(old)}, asked {_short(new)}"
+        for name, old, new in pairs
+        if old != new
+    ]
 
 
 def _shown(value: Any) -> str:

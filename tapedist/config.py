@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from tapedist.settings import SYNTHETIC, Settings
+from tapedist.settings import SYNTHETIC, SYNTHETIC_FIELDS, Settings
 from tapedist.text_values import shown
 
 # Fields that do not change the answer, but what every worker must do for it.
@@ -50,6 +50,19 @@ class TrainConfig(Settings):
         """What `split` means for this source: "index" or "hash"."""
         return {"auto": "hash" if self.from_table else "index"}.get(self.split, self.split)
 
+    def without_effect(self) -> Iterator[str]:
+        """What was set and says nothing, by reason; no error, because flagfiles are shared among runs."""
+        idle = {
+            f"--data={shown(self.data)}": (SYNTHETIC_FIELDS, self.from_table),
+            f"--optimizer={self.optimizer}": (("momentum",), self.optimizer not in ("momentum", "nesterov")),
+            f"--loss={self.loss}": (("huber_delta",), self.loss != "huber"),
+        }
+        for reason, (names, applies) in idle.items():
+            changed = [name for name in names if applies and set(_items(self, name)) != set(_items(Settings, name))]
+            if changed:
+                listed = ", ".join(f"--{name}={shown(getattr(self, name))}" for name in changed)
+                yield f"no effect with {reason}: {listed}"
+
     def answer_fields(self) -> dict[str, Any]:
         """The fields whose values can change the fitted parameters, by name."""
         return {
@@ -76,6 +89,11 @@ class TrainConfig(Settings):
         yield from _wrong_stops(self)
         yield from _wrong_devices(self)
         yield from _wrong_folders(self)
+
+
+def _items(of: Any, name: str) -> tuple[Any, ...]:
+    value = getattr(of, name)
+    return value if isinstance(value, tuple) else (value,)
 
 
 def _wrong_rows(config: TrainConfig) -> Iterator[str]:

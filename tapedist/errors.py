@@ -6,6 +6,8 @@ exit code of its class.
 
 from __future__ import annotations
 
+import signal
+
 
 class TapedistError(Exception):
     """Base of every error that tapedist raises on purpose.
@@ -66,6 +68,6 @@ class Interrupted(TapedistError):
     """
 
     def __init__(self, signum: int, message: str = ""):
-        super().__init__(message or f"stopped by signal {signum}; what the run has saved stays")
+        super().__init__(message or f"stopped by {signal.Signals(signum).name}; what the run has saved stays")
         self.signum = signum
         self.exit_code = 128 + signum

@@ -68,7 +68,7 @@ class Session:
         self._config, self._team, self._monitor, self._stop, self._folder = config, team, monitor, stop, folder
         monitor.say(f"Strategy: {choice.name} on {strategy.num_replicas_in_sync} replica(s) ({choice.reason})")
         self._source = team.together(stop, lambda heed: open_source(config, heed=heed)) if source is None else source
-        for notice in getattr(self._source, "notices", ()):
+        for notice in (*config.without_effect(), *getattr(self._source, "notices", ())):
             monitor.say(f"Notice: {notice}")
         team.compare({**config.shared_fields(), "rows": self._source.fingerprint(), **numerics_class()})
         self._objective = Objective.of(config, self._source, strategy=strategy, model=model, loss=loss, heed=self._heed)

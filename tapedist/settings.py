@@ -38,6 +38,7 @@ CACHES = ("auto", "device", "none")
 RESUMES = ("auto", "must", "never")
 BAD_ROWS = ("error", "drop", "mean")
 SYNTHETIC = "synthetic"
+SYNTHETIC_FIELDS = ("n_samples", "num_features", "m", "c", "mean", "std", "noise_std")
 
 # The first field of each group of flags in the help, with the group's heading.
 GROUPS = {

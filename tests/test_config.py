@@ -175,3 +175,23 @@ def test_every_field_explains_itself():
     for field in dataclasses.fields(TrainConfig):
         assert field.metadata["help"].endswith(".")
         assert isinstance(field.metadata["changes_answer"], bool)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({}, []),
+        ({"num_features": 2, "n_samples": 50}, []),
+        (
+            {"momentum": 0.5, "huber_delta": 2.0},
+            ["--optimizer=sgd: --momentum=0.5", "--loss=squared: --huber_delta=2.0"],
+        ),
+        ({"momentum": 0.5, "optimizer": "nesterov"}, []),
+        (
+            {"data": "t.csv", "target": "y", "n_samples": 50, "m": (9.0, 9.0), "num_features": 2},
+            ["--data=t.csv: --n_samples=50, --num_features=2"],
+        ),
+    ],
+)
+def test_what_has_no_effect_is_said(settings: dict[str, Any], said: list[str]):
+    assert list(TrainConfig(**settings).without_effect()) == [f"no effect with {text}" for text in said]

@@ -111,5 +111,5 @@ def test_128_and_the_signal(
     monkeypatch.setattr(Monitor, "advance", stopped)
     code, lines = _run(capsys, f"--run_dir={tmp_path}", "--steps_per_call=1")
     assert code == 128 + number
-    assert _only_line(lines) == f"tapedist: error: stopped by signal {int(number)} after 1 updates"
+    assert _only_line(lines) == f"tapedist: error: stopped by {signal.Signals(number).name} after 1 updates"
     assert list((tmp_path / "checkpoints").glob("0*-step-1"))

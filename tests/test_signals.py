@@ -238,7 +238,7 @@ def test_every_pass_over_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for strike in range(1, count + 1):
         passes[0], calls[0] = 0, 0
         config = TrainConfig(run_dir=str(tmp_path / str(strike)), **STREAMED)
-        with pytest.raises(Interrupted, match="stopped by signal 15 after"):
+        with pytest.raises(Interrupted, match="stopped by SIGTERM after"):
             run.train(config)
         assert calls[0] == 1  # Of as many turns as there are shards.
         assert passes[0] == strike
@@ -293,9 +293,9 @@ def test_the_command_saves_and_leaves(child_env: dict[str, str], tmp_path: Path)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 143
     (line,) = err.splitlines()
-    assert line.startswith("tapedist: error: stopped by signal 15 after ")
+    assert line.startswith("tapedist: error: stopped by SIGTERM after ")
     (checkpoint,) = (tmp_path / "checkpoints").iterdir()
-    assert line == f"tapedist: error: stopped by signal 15 after {checkpoint.name.split('-')[-1]} updates"
+    assert line == f"tapedist: error: stopped by SIGTERM after {checkpoint.name.split('-')[-1]} updates"
 
 
 # Passes over rows that would take many minutes: each is a phase that must hear a signal.

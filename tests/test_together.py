@@ -166,7 +166,7 @@ def test_sigterm_to_one_of_two_processes_that_scan(
         said = [worker.communicate(timeout=60)[1] for worker in workers]
         assert [worker.returncode for worker in workers] == [143, 143], said
         for lines in said:
-            assert "tapedist: error: stopped by signal 15" in lines
+            assert "tapedist: error: stopped by SIGTERM" in lines
     finally:
         for worker in workers:
             worker.kill()

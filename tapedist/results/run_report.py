@@ -21,6 +21,7 @@ from tapedist.results.report import Parameter, ReportData, render
 from tapedist.results.report_charts import Predictions
 from tapedist.results.sampling import thinned
 from tapedist.results.words import number
+from tapedist.settings import SYNTHETIC_FIELDS
 from tapedist.training.observer import Row
 
 _MOST_ROWS = 4096
@@ -72,15 +73,12 @@ def report_page(
 
 def _settings(config: TrainConfig, *, own_source: bool) -> dict[str, object]:
     """All settings that mean something for these rows."""
-    synthetic = ("n_samples", "num_features", "m", "c", "mean", "std", "noise_std")
     of_table = ("target", "features", "weight", "on_bad_rows")
-    without = (
-        ("data", "test_fraction", "split", *synthetic, *of_table)
-        if own_source
-        else synthetic
-        if config.from_table
-        else of_table
-    )
+    without: tuple[str, ...]
+    if own_source:
+        without = ("data", "test_fraction", "split", *SYNTHETIC_FIELDS, *of_table)
+    else:
+        without = SYNTHETIC_FIELDS if config.from_table else of_table
     names = (field.name for field in dataclasses.fields(config))
     return {name: getattr(config, name) for name in names if name not in without}
 

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import math
+import signal
 import time
 from collections.abc import Callable, Mapping
 from typing import NoReturn
@@ -224,4 +225,4 @@ class Trainer:
 
 
 def _stopped(state: TrainingState, signum: int) -> Interrupted:
-    return Interrupted(signum, f"stopped by signal {signum} after {state.step} updates")
+    return Interrupted(signum, f"stopped by {signal.Signals(signum).name} after {state.step} updates")

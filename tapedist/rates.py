@@ -21,20 +21,25 @@ _RATE_DIGITS = 9
 _MOST_POWER_ROWS = 100_000
 
 
-def auto_rate(moments: Moments, config: TrainConfig) -> float:
+def auto_rate(moments: Moments, config: TrainConfig, *, l2: np.ndarray) -> float:
     """The rate at which plain gradient descent converges fastest, to nine digits.
+
+    Args:
+        moments: of the rows that are trained on.
+        config: the run's settings.
+        l2: of the penalty on each weight in the units of these rows, `[d]`.
 
     Raises:
         InputError: if the loss does not depend on any parameter.
     """
-    rate = _curvature(moments, config).auto_rate
+    rate = _curvature(moments, config, l2).auto_rate
     if rate is None:
         raise InputError("--learning_rate=auto: the loss is flat in every direction; give a number")
     return float(f"{rate:.{_RATE_DIGITS - 1}e}")
 
 
 def explained(
-    error: DivergedError, config: TrainConfig, *, moments: Moments | None, source: Source, rate: float
+    error: DivergedError, config: TrainConfig, *, moments: Moments | None, source: Source, rate: float, l2: np.ndarray
 ) -> DivergedError:
     """`error` with the stable bound of the learning rate, and the advice that follows.
 
@@ -44,14 +49,15 @@ def explained(
         moments: of the rows that were trained on, where they are known.
         source: these rows; asked for a sample where there are too many features for moments.
         rate: the learning rate in use.
+        l2: of the penalty on each weight in the units of these rows, `[d]`.
 
     Raises:
         InputError: if squares of the rows overflow.
     """
     if moments is not None:
-        found = _curvature(moments, config)
+        found = _curvature(moments, config, l2)
     else:
-        largest = _sampled_lambda_max(source, config)
+        largest = _sampled_lambda_max(source, config, l2)
         found = Curvature(largest, 0.0, 0.0)
     bound = found.stable_bound(config.optimizer, config.momentum)
     if bound is None:
@@ -66,22 +72,24 @@ def explained(
     )
     if rate < bound:
         advice = "the bound is that of full batch: mini-batches need less; lower the rate"
+        if config.mode == "full_batch":
+            advice = "lower the rate"
     return DivergedError(
         f"{error}; --learning_rate={rate:g} against the stable bound {bound:.6g} = {formula} of this data "
         f"(lambda_max = {found.lambda_max:.6g}): {advice}"
     )
 
 
-def _curvature(moments: Moments, config: TrainConfig) -> Curvature:
+def _curvature(moments: Moments, config: TrainConfig, l2: np.ndarray) -> Curvature:
     if not np.isfinite(moments.to_vector()).all():
         raise InputError(
             "--standardize: the squares of these rows overflow, so that no learning rate fits; use --standardize=true, "
             "or scale the columns"
         )
-    return curvature(**dataclasses.asdict(moments), fit_intercept=config.fit_intercept, l2=config.l2)
+    return curvature(**dataclasses.asdict(moments), fit_intercept=config.fit_intercept, l2=l2)
 
 
-def _sampled_lambda_max(source: Source, config: TrainConfig) -> float:
+def _sampled_lambda_max(source: Source, config: TrainConfig, l2: np.ndarray) -> float:
     rows = min(source.num_rows("train"), _MOST_POWER_ROWS)
     plan = BlockPlan(rows, source.num_features, 8, 1)
 
@@ -91,4 +99,4 @@ def _sampled_lambda_max(source: Source, config: TrainConfig) -> float:
             taken = source.take("train", tf.range(numbers.start, numbers.stop, dtype=tf.int64))
             yield tuple(column.numpy().astype(np.float64) for column in taken)
 
-    return power_iteration(blocks, num_features=source.num_features, fit_intercept=config.fit_intercept, l2=config.l2)
+    return power_iteration(blocks, num_features=source.num_features, fit_intercept=config.fit_intercept, l2=l2)

@@ -55,7 +55,7 @@ def settle(
     if is_its_own:
         progress.clear()
         progress.update(known.progress())
-    rate = rates.auto_rate(moments, config)
+    rate = rates.auto_rate(moments, config, l2=_penalty(config, objective))
     say(f"Learning rate: {rate:.6g} = 2 / (lambda_min + lambda_max) of these rows")
     optimizer = optimizers.from_config(config, auto_rate=rate)
     return rate, dataclasses.replace(setup, programs={**setup.programs, "optimizer": optimizer})
@@ -90,7 +90,13 @@ def explained(
     if not (objective.is_linear and objective.is_squared) or objective.source.num_rows("train") == 0:
         return error
     moments = None if objective.moments_obstacle(config) else engines.moments(setup).moments(heed)
-    return rates.explained(error, config, moments=moments, source=setup.source, rate=rate)
+    l2 = _penalty(config, objective)
+    return rates.explained(error, config, moments=moments, source=setup.source, rate=rate, l2=l2)
+
+
+def _penalty(config: TrainConfig, objective: Objective) -> np.ndarray:
+    """Of `--l2` on each weight `[d]`, in the units that training sees."""
+    return config.l2 * objective.model.penalized[: objective.source.num_features]
 
 
 def _overflow(config: TrainConfig) -> InputError:

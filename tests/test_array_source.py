@@ -125,3 +125,9 @@ def test_the_promise_for_own_arrays(tmp_path: Path):
     assert results[0].digest == results[1].digest
     np.testing.assert_allclose(results[0].parameters, [1, 2, 3, 4], rtol=1e-3)
     assert results[0].test_loss == pytest.approx(results[1].test_loss)
+
+
+@pytest.mark.parametrize(("weights", "split"), [([0, 0, 0, 1], "training"), ([1, 1, 1, 0], "test")])
+def test_rows_that_all_weigh_nothing(weights: list[int], split: str):
+    with pytest.raises(InputError, match=f"w: all {split} rows weigh 0"):
+        ArraySource(np.ones((4, 1)), np.ones(4), np.array(weights), test_rows=1)

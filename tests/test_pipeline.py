@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from oracle import batches
+from topology import run_jobs
 from warm import warm_python
 
 SEED = 9
@@ -252,3 +253,13 @@ def test_python_ends_while_rows_are_being_read(run_python: Any):
 
 if __name__ == "__main__":
     _main()
+
+
+def test_a_stream_ends_before_it_is_dropped():
+    """TensorFlow crashes if what feeds several devices is destroyed while it waits for rows."""
+    config = {
+        "mode": "mini_batch", "n_samples": 3_000_000, "num_features": 7, "batch_size": 150_000, "num_epochs": 1,
+        "cache": "none", "test_fraction": 0.0, "statistics": "false", "learning_rate": 0.01,
+    }  # fmt: skip
+    found = run_jobs({str(turn): {"config": config} for turn in range(5)}, replicas=2)
+    assert len({outcome["digest"] for outcome in found.values()}) == 1

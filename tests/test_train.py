@@ -16,6 +16,7 @@ import tapedist.numerics  # noqa: F401  (before TensorFlow)
 import tensorflow as tf
 
 from tapedist.config import TrainConfig
+from tapedist.data.array_source import ArraySource
 from tapedist.errors import DivergedError, InputError, StateError
 from tapedist.run import train
 
@@ -121,3 +122,26 @@ def test_an_own_model_comes_back_trained():
     assert result.test_loss == pytest.approx(float(np.mean(error**2 + error**4 / 10)), rel=1e-4)
     assert result.train_loss < result.history[0].loss / 2
     assert len(result.weights) == 0
+
+
+def test_an_own_model_predicts_for_any_kind_of_numbers():
+    result = train(TrainConfig(**{**SMALL, "num_epochs": 1}), model=TwoLayers, source=curve(400))
+    x = np.random.default_rng(0).normal(size=(7, 3))
+    assert np.array_equal(result.predict(x.astype(np.float32)), result.predict(x.astype(np.float32).astype(np.float64)))
+    assert result.predict(x.tolist()).shape == (7,)
+    with pytest.raises(InputError, match=r"x: has shape \[3, 2\]; must be \[k, 3\]"):
+        result.predict(np.ones((3, 2)))
+
+
+@pytest.mark.parametrize("scale", [0.01, 100.0])
+def test_the_best_rate_counts_the_penalty_in_the_units_of_training(scale: float):
+    random = np.random.default_rng(0)
+    x = random.normal(size=(500, 2)) * scale
+    y = x @ [3.0, -2.0] / scale + 1 + 0.1 * random.normal(size=500)
+    config = TrainConfig(
+        num_epochs=8000, learning_rate="auto", l2=0.1, standardize=True, dtype="float64", statistics=False
+    )
+    result = train(config, source=ArraySource(x, y))
+    columns = np.column_stack([x, np.ones(500)])
+    best = np.linalg.solve(columns.T @ columns / 500 + np.diag([0.1, 0.1, 0.0]), columns.T @ y / 500)
+    np.testing.assert_allclose(result.parameters, best, rtol=1e-4)

@@ -37,7 +37,7 @@ def gather_seconds(strategy: tf.distribute.Strategy, *, shards: int, width: int)
             parallel_iterations=1,
         )[1]
 
-    compiled = tf.function(gathers, autograph=False)
+    compiled = tf.function(gathers, autograph=False, reduce_retracing=True)
     compiled(value, tf.constant(1)).numpy()
     start = time.perf_counter()
     compiled(value, tf.constant(_REPEATS)).numpy()

@@ -143,3 +143,7 @@ def _check(columns: tuple[np.ndarray, ...], num_names: int, test_rows: int) -> N
             raise InputError(f"{name}: holds numbers that are not finite; correct them or leave their rows out")
     if len(columns) == 3 and columns[2].min() < 0:
         raise InputError("w: holds a negative weight; weights must be at least 0")
+    if len(columns) == 3:
+        for split, weights in (("training", columns[2][: n - test_rows]), ("test", columns[2][n - test_rows :])):
+            if len(weights) and not weights.any():
+                raise InputError(f"w: all {split} rows weigh 0, so they have no loss; give some a weight")

@@ -1,14 +1,16 @@
 """An input pipeline at work, which ends before the interpreter does.
 
 The functions of a pipeline call Python from threads of TensorFlow. Once the interpreter has begun to end, such a call
-never returns, and whoever destroys the pipeline then waits for it for ever.
+never returns, and whoever destroys the pipeline then waits for it for ever. And what hands elements to several devices
+must not be destroyed while it waits for one: TensorFlow crashes.
 """
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 
@@ -17,10 +19,12 @@ class ElementStream(Iterator[Any]):
 
     Args:
         dataset: a distributed dataset.
+        stop: makes the dataset end soon; None where its iterator may be destroyed at any time.
     """
 
-    def __init__(self, dataset: Any):
+    def __init__(self, dataset: Any, *, stop: Callable[[], object] | None = None):
         self._iterator: Iterator[Any] | None = iter(dataset)
+        self._stop = stop
         _RUNNING.add(self)
 
     def __next__(self) -> Any:
@@ -35,7 +39,17 @@ class ElementStream(Iterator[Any]):
 
     def close(self) -> None:
         """Ends the pipeline, after the calls that are under way."""
-        self._iterator = None
+        iterator, self._iterator = self._iterator, None
+        if iterator is None or self._stop is None:
+            return
+        self._stop()
+        # What a source raises has been heard by whoever asked for its elements, or was not asked for.
+        with contextlib.suppress(Exception):
+            for _ in iterator:
+                pass
+
+    def __del__(self) -> None:
+        self.close()
 
 
 _RUNNING: weakref.WeakSet[ElementStream] = weakref.WeakSet()

@@ -57,6 +57,11 @@ def distribute(
     Each worker's input pipeline makes the elements of its own replicas only.
     """
 
+    going = None
+    if isinstance(strategy, tf.distribute.MirroredStrategy):
+        with tf.device("CPU:0"):
+            going = tf.Variable(True, trainable=False)
+
     if hasattr(source, "read_into"):
         make = _read_by_numpy(source, plan, elements, dtype)
     else:
@@ -68,6 +73,8 @@ def distribute(
         local = context.num_replicas_in_sync // context.num_input_pipelines
         first = context.input_pipeline_id * local
         dataset = tf.data.Dataset.range(len(elements) * local)
+        if going is not None:
+            dataset = dataset.take_while(lambda _: going.read_value())
         options = tf.data.Options()
         options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
         options.deterministic = True
@@ -83,7 +90,8 @@ def distribute(
         dataset = dataset.map(element, num_parallel_calls=parallel)
         return dataset.prefetch(_PREFETCH).with_options(options)
 
-    return ElementStream(strategy.distribute_datasets_from_function(dataset_fn))
+    stop = None if going is None else lambda: going.assign(False)
+    return ElementStream(strategy.distribute_datasets_from_function(dataset_fn), stop=stop)
 
 
 def _read_by_numpy(source: Any, plan: ElementPlan, elements: range, dtype: tf.DType) -> Any:

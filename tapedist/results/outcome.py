@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from tapedist.errors import InputError
 from tapedist.results.prediction import predict_rows
 from tapedist.results.statistics import Statistics
 from tapedist.training.observer import Row
@@ -71,7 +72,10 @@ class TrainResult:
             InputError: if `x` has another shape.
         """
         if self.model is not None:
-            return np.asarray(self.model(np.asarray(x)))
+            x, d = np.asarray(x), len(self.feature_names)
+            if x.ndim != 2 or x.shape[1] != d:
+                raise InputError(f"x: has shape {list(x.shape)}; must be [k, {d}]")
+            return np.asarray(self.model(x.astype(self.model.trainable_variables[0].dtype.as_numpy_dtype)))
         return predict_rows(x, self.weights, self.bias)
 
     def as_model_json(self) -> dict[str, Any]:

@@ -55,7 +55,12 @@ class Curvature:
 
 
 def hessian(
-    *, sum_weights: float, means: np.ndarray, centred: np.ndarray, fit_intercept: bool = True, l2: float = 0.0
+    *,
+    sum_weights: float,
+    means: np.ndarray,
+    centred: np.ndarray,
+    fit_intercept: bool = True,
+    l2: float | np.ndarray = 0.0,
 ) -> np.ndarray:
     """The Hessian `[P, P]` of `sum w (x . weights + bias - y)**2 / sum w + l2 * sum weights**2`.
 
@@ -64,14 +69,19 @@ def hessian(
         means: float64 `[d + 1]`, weighted means of the features and, last, the target (which is not looked at).
         centred: float64 `[d + 1, d + 1]`, weighted sums of products of the centred columns.
         fit_intercept: whether there is a bias.
-        l2: of the penalty, which leaves the bias alone.
+        l2: of the penalty, which leaves the bias alone; one number, or one for each weight `[d]`.
     """
     root = _root(sum_weights, means, centred, fit_intercept, l2)
     return 2 * root.T @ root
 
 
 def curvature(
-    *, sum_weights: float, means: np.ndarray, centred: np.ndarray, fit_intercept: bool = True, l2: float = 0.0
+    *,
+    sum_weights: float,
+    means: np.ndarray,
+    centred: np.ndarray,
+    fit_intercept: bool = True,
+    l2: float | np.ndarray = 0.0,
 ) -> Curvature:
     """Extreme eigenvalues of the Hessian; arguments as for `hessian`.
 
@@ -85,7 +95,9 @@ def curvature(
     return Curvature(2 * float(singular[0]) ** 2, 0.0 if flat else lowest, lowest)
 
 
-def _root(sum_weights: float, means: np.ndarray, centred: np.ndarray, fit_intercept: bool, l2: float) -> np.ndarray:
+def _root(
+    sum_weights: float, means: np.ndarray, centred: np.ndarray, fit_intercept: bool, l2: float | np.ndarray
+) -> np.ndarray:
     """`[rows, P]` with `root' root` half the Hessian: centred products, the rank-one part of the means, the penalty."""
     count = len(means) - 1
     covariance = centred[:count, :count] / sum_weights
@@ -94,7 +106,7 @@ def _root(sum_weights: float, means: np.ndarray, centred: np.ndarray, fit_interc
     values, vectors = np.linalg.eigh(covariance / np.outer(lengths, lengths))
     values[values < count * np.finfo(np.float64).eps] = 0.0
     parts = [np.sqrt(values)[:, None] * vectors.T * lengths, means[None, :count]]
-    if l2 > 0:
+    if np.any(l2):
         parts.append(np.sqrt(l2) * np.eye(count))
     weights = np.concatenate(parts)
     if not fit_intercept:
@@ -109,7 +121,7 @@ def power_iteration(
     *,
     num_features: int,
     fit_intercept: bool = True,
-    l2: float = 0.0,
+    l2: float | np.ndarray = 0.0,
     iterations: int = 20,
 ) -> float:
     """`lambda_max` of the Hessian for features too many for its matrix, from passes over the rows.
@@ -121,7 +133,7 @@ def power_iteration(
         blocks: each call is one pass of `(x [k, d], y [k][, w [k]])`.
         num_features: `d`.
         fit_intercept: whether there is a bias.
-        l2: of the penalty, which leaves the bias alone.
+        l2: of the penalty, which leaves the bias alone; one number, or one for each weight `[d]`.
         iterations: passes.
     """
     vector = np.ones(num_features + fit_intercept)

@@ -74,7 +74,7 @@ def distribute(
         first = context.input_pipeline_id * local
         dataset = tf.data.Dataset.range(len(elements) * local)
         if going is not None:
-            dataset = dataset.take_while(lambda _: going.read_value())
+            dataset = dataset.take_while(tf.autograph.experimental.do_not_convert(lambda _: going.read_value()))
         options = tf.data.Options()
         options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
         options.deterministic = True

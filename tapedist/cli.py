@@ -123,11 +123,11 @@ COMMANDS: dict[str, Command] = {
         ),
     ),
     "evaluate": Command(
-        answers=True,
         summary="Say how well a run's model fits its own rows, or a table.",
         options=EvaluateOptions,
         run=lambda options: _commands().evaluate(options),
         examples=("evaluate --run_dir=runs/tutorial", "evaluate --run_dir=runs/flights --data=later.csv"),
+        answers=True,
     ),
     "predict": Command(
         summary="Predict the target of every row of a table.",
@@ -158,11 +158,11 @@ COMMANDS: dict[str, Command] = {
         ),
     ),
     "doctor": Command(
-        answers=True,
         summary="Look at this machine: what is here, whether it works, what to fix.",
         options=DoctorConfig,
         run=doctor.main,
         examples=("doctor", "doctor --run_dir=runs/tutorial"),
+        answers=True,
     ),
 }
 

@@ -193,10 +193,9 @@ def _wants_interval(options: PredictOptions, model: FittedModel) -> bool:
         if options.interval == "auto":
             return False
         problem = (model.statistics or {}).get("problem")
-        why = f"has no standard errors: {problem}; leave columns out by --features when training"
-        none = "has no standard errors; train with --statistics=true"
+        why = f": {problem}; train without those columns" if problem else "; train with --statistics=true"
         raise InputError(
-            f"--interval=true: the run in {shown(options.run_dir)} {why if problem else none}, or drop --interval"
+            f"--interval=true: the run in {shown(options.run_dir)} has no standard errors{why}, or drop --interval"
         )
     far = ((model.statistics or {}).get("learned") or {}).get("max_standard_errors")
     if far is None or far > _FAR:

@@ -63,11 +63,16 @@ class PeerLostError(TapedistError):
 class Interrupted(TapedistError):
     """A signal stopped the run after its state was saved.
 
+    Args:
+        signum: the signal's number; 0 where another process got it and did not say yet.
+        when: what follows the signal's name in the message.
+
     Attributes:
         signum: the signal's number; the exit code is `128 + signum`.
     """
 
-    def __init__(self, signum: int, message: str = ""):
-        super().__init__(message or f"stopped by {signal.Signals(signum).name}; what the run has saved stays")
+    def __init__(self, signum: int, when: str = "; what the run has saved stays"):
+        name = signal.Signals(signum).name if signum else "a signal"
+        super().__init__(f"stopped by {name}{when}")
         self.signum = signum
         self.exit_code = 128 + signum

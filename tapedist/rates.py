@@ -65,15 +65,14 @@ def explained(
     formula = {"sgd": "2 / lambda_max", "momentum": "2 (1 + momentum) / lambda_max"}.get(
         config.optimizer, "2 (1 + momentum) / ((1 + 2 momentum) lambda_max)"
     )
-    advice = (
-        f"use one below it, or --learning_rate=auto ({found.auto_rate:.6g})"
-        if moments is not None and config.optimizer == "sgd" and config.mode == "full_batch" and found.auto_rate
-        else "use one well below it"
-    )
-    if rate < bound:
+    if rate >= bound:
+        best = found.auto_rate if moments is not None and config.optimizer == "sgd" else None
+        known = config.mode == "full_batch" and best
+        advice = f"use one below it, or --learning_rate=auto ({best:.6g})" if known else "use one well below it"
+    elif config.mode == "full_batch":
+        advice = "lower the rate"
+    else:
         advice = "the bound is that of full batch: mini-batches need less; lower the rate"
-        if config.mode == "full_batch":
-            advice = "lower the rate"
     return DivergedError(
         f"{error}; --learning_rate={rate:g} against the stable bound {bound:.6g} = {formula} of this data "
         f"(lambda_max = {found.lambda_max:.6g}): {advice}"

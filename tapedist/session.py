@@ -30,6 +30,7 @@ from tapedist.signals import StopSignals
 from tapedist.training import engines, losses, optimizers
 from tapedist.training.consensus import heed
 from tapedist.training.engines import Engine, Setup
+from tapedist.training.replicas import local_devices
 from tapedist.training.schedule import Schedule
 from tapedist.training.state import TrainingState
 from tapedist.training.trainer import Trainer
@@ -76,7 +77,7 @@ class Session:
         self._optimum = RunOptimum(config, self._objective, say=monitor.say, heed=self._heed)
         self._kept = KeptRun(
             folder, config, objective=self._objective, team=team, monitor=monitor, stop=stop,
-            environment=environment(strategy, choice=choice.name, devices=engines.local_devices(strategy)),
+            environment=environment(strategy, choice=choice.name, devices=local_devices(strategy)),
             own_source=source is not None,
         )  # fmt: skip
 

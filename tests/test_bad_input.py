@@ -397,7 +397,6 @@ def test_a_foreign_shell_and_a_closed_output(
     assert list((tmp_path / "foreign" / "plots").iterdir())
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
 def test_a_full_disk_behind_the_output(
     child_env: dict[str, str], command: Callable[..., Finished], tmp_path: Path
 ) -> None:

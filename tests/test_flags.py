@@ -223,7 +223,6 @@ def test_bad_flags_never_import_tensorflow(files: Path, run_python: Callable[...
     assert finished.out == "{2} set()\n"
     assert finished.code == 0
     assert len(finished.errors) == sum(len(problems) for _, problems in BAD.values())
-    assert finished.seconds < 20
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,6 @@ def test_header_needs_no_tensorflow(run_python, data_dir: Path):
     )
     done = run_python("-c", code, env={"TFDS_DATA_DIR": str(data_dir)})
     assert done.out == "fine\n", done.err
-    assert done.seconds < 2
 
 
 def test_change_between_header_and_rows(data_dir: Path):

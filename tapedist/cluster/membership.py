@@ -60,9 +60,7 @@ def _form(
     limit, begun = config.cluster_timeout_secs, time.monotonic()
     await_peers(spec, limit, stopped=lambda: stop_signal() is not None)
     if signum := stop_signal():
-        raise Interrupted(
-            signum, f"stopped by {signal.Signals(signum).name} before the cluster had formed; nothing to save"
-        )
+        raise Interrupted(signum, " before the cluster had formed; nothing to save")
     seconds = max(limit - (time.monotonic() - begun), min(_CONNECT_SECS, limit))
     late = (
         f"the cluster did not form within --cluster_timeout_secs={limit:g}, though all workers had answered: one of "

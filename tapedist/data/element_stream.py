@@ -23,8 +23,9 @@ class ElementStream(Iterator[Any]):
     """
 
     def __init__(self, dataset: Any, *, stop: Callable[[], object] | None = None):
-        self._iterator: Iterator[Any] | None = iter(dataset)
         self._stop = stop
+        self._iterator: Iterator[Any] | None = None  # What `__del__` finds if there is no making one.
+        self._iterator = iter(dataset)
         _RUNNING.add(self)
 
     def __next__(self) -> Any:

@@ -17,6 +17,15 @@ import tensorflow as tf
 from tapedist.training import partials as fixed_order
 
 
+def local_devices(strategy: tf.distribute.Strategy) -> tuple[str, ...]:
+    """The devices of this process's replicas."""
+    if strategy.num_replicas_in_sync > 1:
+        return tuple(strategy.extended.worker_devices)
+    # The default strategy has no list of its own: TensorFlow takes what computes fastest.
+    kind = next(kind for kind in ("TPU", "GPU", "CPU") if tf.config.list_logical_devices(kind))
+    return (f"/device:{kind}:0",)
+
+
 class Replicas:
     """What every replica does: the package's one `strategy.run`, and partials on their way between host and replicas.
 
@@ -38,10 +47,7 @@ class Replicas:
     @functools.cached_property
     def on_cpu(self) -> bool:
         """Whether the replicas here are CPUs."""
-        if self.strategy.num_replicas_in_sync > 1:
-            return all("CPU" in device for device in self.strategy.extended.worker_devices)
-        # The default strategy has no list of its own.
-        return not any(tf.config.list_logical_devices(kind) for kind in ("GPU", "TPU"))
+        return all("CPU" in device for device in local_devices(self.strategy))
 
     @property
     def replica_width(self) -> int:

@@ -34,7 +34,7 @@ MAX_STEPS_PER_CALL = 4096
 _MAX_RECORDED_PARAMETERS = 16
 # Eigen shares the sums of longer products out to threads whatever XLA's flags say, and their bits follow the number of
 # threads: with 65 columns of float64 from 256 rows on with 8 threads, from 512 rows on with 2. Up to 192 rows 1 to 64
-# agree. (So do matrices of an own model as long as both sides are below 256.)
+# agree; so do products of as few rows with an own model's matrix whose sides are both below 256.
 PRODUCT_ROWS = 128
 
 # (x [rows, d], y [rows]) or (x, y, w [rows])

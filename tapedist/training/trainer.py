@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import math
-import signal
 import time
 from collections.abc import Callable, Mapping
 from typing import NoReturn
@@ -225,4 +224,4 @@ class Trainer:
 
 
 def _stopped(state: TrainingState, signum: int) -> Interrupted:
-    return Interrupted(signum, f"stopped by {signal.Signals(signum).name} after {state.step} updates")
+    return Interrupted(signum, f" after {state.step} updates")

@@ -14,7 +14,7 @@ from tapedist.data import pipeline
 from tapedist.data.blocks import BlockPlan, Source
 from tapedist.data.element_stream import ElementStream
 from tapedist.training.block_pass import BlockPass
-from tapedist.training.replicas import Replicas
+from tapedist.training.replicas import Replicas, local_devices
 
 _MOST_PASSES = 2**20  # Of one iterator: its elements are numbered in int64.
 
@@ -23,12 +23,6 @@ def memory_budget() -> int:
     """Bytes of rows that `--cache=auto` may hold: a quarter of the memory, which leaves room for the copies made on the
     way in."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
-
-
-def local_devices(strategy: tf.distribute.Strategy) -> tuple[str, ...]:
-    """The devices of this process's replicas."""
-    # The default strategy has no list of its own.
-    return ("/device:CPU:0",) if strategy.num_replicas_in_sync == 1 else tuple(strategy.extended.worker_devices)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

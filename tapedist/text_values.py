@@ -87,9 +87,10 @@ def _reals(text: str) -> tuple[float, ...]:
 
 def _names(text: str) -> tuple[str, ...]:
     try:
-        return tuple(next(csv.reader([text], strict=True, skipinitialspace=True), []))
+        names = next(csv.reader([text], strict=True, skipinitialspace=True), [])
     except csv.Error:
         raise ValueError('must be names separated by commas, like x or x,"y, z"') from None
+    return tuple(names if '"' in text else [name.strip() for name in names])  # Quotes keep a name as it is.
 
 
 # How a field is read, by its annotation as written. A reader raises ValueError with the rule that the text breaks.

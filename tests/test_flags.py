@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tapedist import cli
+from tapedist.cluster.doctor import DoctorConfig
 from tapedist.config import TrainConfig
 from tapedist.errors import InputError
 from tapedist.flags import CommandLine, config_to_flagfile
@@ -238,6 +239,7 @@ def test_bad_flags_never_import_tensorflow(files: Path, run_python: Callable[...
         (["--seed=1", "--seed=2"], {"seed": 2}),
         (["--num_features=3", "--m=7"], {"num_features": 3, "m": (7.0, 7.0, 7.0)}),
         (["--num_features=2", "--m=7,-8"], {"num_features": 2, "m": (7.0, -8.0)}),
+        (["--data=t.csv", "--target=y", "--features= a , b"], {"data": "t.csv", "target": "y", "features": ("a", "b")}),
         (["--data=--odd=name"], {"data": "--odd=name"}),
         (["--verbosity=1", "--seed=3", "--"], {"seed": 3}),
     ],
@@ -257,6 +259,7 @@ def test_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parse_
     assert config.init_from == str(tmp_path / "old")
     assert config.target == "~y"
     assert parse_flags(["--data=tfds:~x", "--target=y"]).data == "tfds:~x"
+    assert CommandLine(DoctorConfig, ["--run_dir=~/runs"]).options().run_dir == str(tmp_path / "runs")
 
 
 def test_flagfiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parse_flags: Callable[..., TrainConfig]):

@@ -21,7 +21,7 @@ class DoctorConfig(Options):
         InputError: if a field is invalid.
     """
 
-    run_dir: str = option("", "The folder that a run would be kept in; empty checks this folder.")
+    run_dir: str = option("", "The folder that a run would be kept in; empty checks this folder.", path=True)
     workers: tuple[str, ...] = option((), "Addresses of all processes, host:port each, in rank order.")
     worker_index: int = option(-1, "This process's place in --workers; -1 where it has none.", rule=RANK)
 

@@ -18,6 +18,8 @@ from tapedist.errors import InputError, StorageError
 # Address space that TensorFlow takes to start: libraries, thread stacks, compilers. With less it aborts the process.
 _LEAST_ADDRESS_SPACE = 4 * 1024**3
 
+_READER_GONE = frozenset({errno.EPIPE, errno.ECONNRESET})
+
 # Errors of the storage, not of the program.
 STORAGE_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO})
 
@@ -89,7 +91,7 @@ class _Stream:
 
     def _drop(self, error: OSError) -> None:
         """Points the stream's descriptor, and with it whatever is still buffered, at nothing."""
-        if error.errno in STORAGE_ERRNOS:
+        if error.errno not in _READER_GONE:
             self.failure = error
         nothing = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nothing, self._inner.fileno())
@@ -105,9 +107,8 @@ def check_output() -> None:
     sys.stdout.flush()
     failure = getattr(sys.stdout, "failure", None)
     if failure:
-        raise StorageError(
-            f"standard output: cannot be written: {failure.strerror}; free some space, or send it elsewhere"
-        )
+        room = "free some space, or " if failure.errno in STORAGE_ERRNOS else ""
+        raise StorageError(f"standard output: cannot be written: {failure.strerror}; {room}send it elsewhere")
 
 
 def harden_streams() -> None:

@@ -17,7 +17,7 @@ import pytest
 from conftest import REPO, Finished
 
 import tapedist
-from tapedist import cli, errors, settings
+from tapedist import cli, errors, process, settings
 from tapedist.config import TrainConfig
 from tapedist.text_values import written
 
@@ -255,3 +255,24 @@ def test_import_is_fast_and_lazy(run_python: Run):
 def test_python_m_is_the_command(tapedist_command: Run):
     finished = tapedist_command("--version", env={"LC_ALL": "C", "HOME": os.devnull})
     assert (finished.code, finished.out, finished.err) == (0, f"tapedist {tapedist.__version__}\n", "")
+
+
+@pytest.mark.parametrize("reader_gone", [True, False])
+def test_only_a_reader_that_goes_away_is_no_failure(reader_gone: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    try:
+        if reader_gone:
+            os.close(reading)
+        stream = process._Stream(open(writing, "w"))  # noqa: SIM115 (closed below)
+        stream.write("x" * 1_000_000)
+        monkeypatch.setattr(process.sys, "stdout", stream)
+        if reader_gone:
+            process.check_output()
+        else:
+            with pytest.raises(errors.StorageError, match=r"standard output: cannot be written: .*; send it elsewhere"):
+                process.check_output()
+    finally:
+        stream.close()
+        if not reader_gone:
+            os.close(reading)

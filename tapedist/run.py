@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 from collections.abc import Callable
 from typing import Any
@@ -68,7 +69,7 @@ def _check_arguments(config: Any, *, model: Any, source: Any) -> None:
     """Says what a caller mixed up, before any of it is used."""
     if not isinstance(config, TrainConfig):
         raise InputError(f"config: is of type {type(config).__name__}; give a TrainConfig(...)")
-    if model is not None and (isinstance(model, tf.Module) or not callable(model)):
+    if model is not None and not _builds(model):
         raise InputError(
             f"model: is a {type(model).__name__}, where a function that builds one is needed, because its variables "
             "must be made under the strategy; give the class, or lambda: ..."
@@ -77,6 +78,21 @@ def _check_arguments(config: Any, *, model: Any, source: Any) -> None:
         raise InputError(
             f"source: is of type {type(source).__name__}, which has no rows to take; give arrays as ArraySource(x, y)"
         )
+
+
+def _builds(model: Any) -> bool:
+    """Whether `model` may be called for a module, rather than being one: of TensorFlow, of Keras, or any callable."""
+    if isinstance(model, type) or inspect.isroutine(model):
+        return True
+    if not callable(model) or hasattr(model, "trainable_variables"):
+        return False
+    try:
+        inspect.signature(model).bind()
+    except TypeError:
+        return False
+    except ValueError:  # Some callables do not say what they take.
+        return True
+    return True
 
 
 def train_in(

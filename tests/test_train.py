@@ -23,6 +23,13 @@ from tapedist.run import train
 SMALL: dict[str, Any] = {"n_samples": 500, "num_epochs": 5, "learning_rate": 0.05, "strategy": "default"}
 
 
+class Rowwise:
+    """A model that is no `tf.Module`."""
+
+    def __call__(self, x: tf.Tensor) -> tf.Tensor:
+        return x[:, 0]
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _started() -> None:
     """TensorFlow has been imported and used before, as in a user's program."""
@@ -61,6 +68,8 @@ def test_a_batch_larger_than_the_rows_is_noticed(capsys: pytest.CaptureFixture[s
     [
         ({"source": (np.zeros((9, 1)), np.zeros(9))}, "source: is of type tuple.*ArraySource"),
         ({"model": TwoLayers()}, "model: is a TwoLayers, where a function that builds one is needed"),
+        ({"model": Rowwise()}, "model: is a Rowwise, where a function that builds one is needed"),
+        ({"model": tf.keras.Sequential()}, "model: is a Sequential, where a function that builds one is needed"),
         ({"config": dict(SMALL)}, "config: is of type dict; give a TrainConfig"),
     ],
 )

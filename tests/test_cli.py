@@ -98,8 +98,9 @@ def test_no_command(words: list[str], problem: str, capsys: pytest.CaptureFixtur
         (errors.DivergedError("loss is inf"), 4, ["loss is inf"]),
         (errors.StorageError("disk full"), 6, ["disk full"]),
         (errors.PeerLostError("10.0.0.2:1 is gone"), 75, ["10.0.0.2:1 is gone"]),
-        (errors.Interrupted(signal.SIGINT, "stopped"), 130, ["stopped"]),
-        (errors.Interrupted(signal.SIGTERM, "stopped"), 143, ["stopped"]),
+        (errors.Interrupted(signal.SIGINT), 130, ["stopped by SIGINT; what the run has saved stays"]),
+        (errors.Interrupted(signal.SIGTERM, " early"), 143, ["stopped by SIGTERM early"]),
+        (errors.Interrupted(0, " early"), 128, ["stopped by a signal early"]),
         (KeyboardInterrupt(), 130, ["stopped by SIGINT"]),
         (MemoryError(), 2, ["out of memory; free some, or lower --batch_size, or use --cache=none"]),
         (

@@ -107,7 +107,9 @@ def run(arguments: argparse.Namespace) -> int:
             if record["kind"] == "skipped":
                 print(f"skipped: {record['contestant']} in {record['row']} ({record['reason']})", flush=True)
 
-        tell({"kind": "machine", "quick": arguments.quick, "command": sys.argv} | machine.describe())
+        # Paths as they are in the repository: where it lies is nobody's business.
+        command = [word.replace(f"{HERE.parents[1]}/", "") for word in sys.argv]
+        tell({"kind": "machine", "quick": arguments.quick, "command": command} | machine.describe())
         _run_rows(wanted, arguments, tell)
     for row in wanted:
         table.show(row, records)

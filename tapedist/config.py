@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from tapedist.options import Default
 from tapedist.settings import SYNTHETIC, SYNTHETIC_FIELDS, Settings
 from tapedist.text_values import shown
 
@@ -22,9 +23,18 @@ _SHARED = (
 )  # fmt: skip
 
 
+# The tutorial's own, which synthetic rows keep.
+_TUTORIAL_RATE, _TUTORIAL_EPOCHS = 0.001, 3000
+# Where a rule or a schedule ends the run, epochs are only a limit.
+_MOST_EPOCHS, _MINI_BATCH_EPOCHS = 1_000_000, 100
+_CLOSE = 0.01  # Standard errors that `--stop_at_se=auto` stands for.
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig(Settings):
     """Settings of one training run that are right, each and together; the defaults are the tutorial job.
+
+    Some defaults are the word auto, whose meaning depends on the rows, the model and the loss: `resolved` says which.
 
     Raises:
         InputError: if any field or combination is invalid; `problems` lists every one of them.
@@ -44,6 +54,55 @@ class TrainConfig(Settings):
     def standardizes(self) -> bool:
         """What `standardize` means for this source."""
         return self.from_table if self.standardize == "auto" else self.standardize == "true"
+
+    def resolved(self, *, own_rows: bool = False, own_model: bool = False, own_loss: bool = False) -> TrainConfig:
+        """This config with a value in the place of each auto that has one without a look at the rows.
+
+        What still says auto afterwards is what gives a finished fit without a setting: the learning rate is found from
+        the rows, training ends by `close_enough`, and `most_epochs` is only a limit.
+
+        Args:
+            own_rows: whether the rows are arrays or a source of the caller's, rather than `data`.
+            own_model: whether the model is not the linear one.
+            own_loss: whether the loss is the caller's, rather than `loss`.
+        """
+        of_user = own_rows or self.from_table
+        rate: float | str = self.learning_rate
+        if isinstance(rate, Default):
+            known = of_user and not (own_model or own_loss) and not list(_rate_obstacles(self))
+            rate = "auto" if known else _TUTORIAL_RATE
+        finishes = of_user and rate == "auto"
+        changes: dict[str, Any] = {"learning_rate": str(rate) if isinstance(rate, str) else rate}
+        if self.stop_at_se == "auto" and not (finishes and self.mode == "full_batch"):
+            changes["stop_at_se"] = 0.0
+        if self.num_epochs == "auto" and not finishes:
+            changes["num_epochs"] = _TUTORIAL_EPOCHS
+        if self.init == "auto":
+            changes["init"] = "zeros" if of_user else "normal"
+        if self.standardize == "auto" and of_user:
+            changes["standardize"] = "false" if own_model else "true"
+        return dataclasses.replace(self, **changes)
+
+    def without_survey(self) -> TrainConfig:
+        """A resolved config for rows so wide that only the fastest full-batch rate can be found from them."""
+        changes: dict[str, Any] = {"stop_at_se": 0.0} if self.stop_at_se == "auto" else {}
+        if self.num_epochs == "auto":
+            changes["num_epochs"] = _TUTORIAL_EPOCHS
+        if self.learning_rate == "auto" and (self.mode == "mini_batch" or self.loss != "squared"):
+            changes["learning_rate"] = _TUTORIAL_RATE
+        return dataclasses.replace(self, **changes)
+
+    @property
+    def close_enough(self) -> float:
+        """Standard errors from the optimum at which a resolved config's training ends; 0 if it does not."""
+        return _CLOSE if isinstance(self.stop_at_se, str) else self.stop_at_se
+
+    @property
+    def most_epochs(self) -> int:
+        """Epochs after which a resolved config's training ends."""
+        if isinstance(self.num_epochs, str):
+            return _MINI_BATCH_EPOCHS if self.mode == "mini_batch" else _MOST_EPOCHS
+        return self.num_epochs
 
     @property
     def split_kind(self) -> str:
@@ -135,32 +194,36 @@ def _wrong_updates(config: TrainConfig) -> Iterator[str]:
             f"--full_batch_engine={config.full_batch_engine}: has no meaning with --mode=mini_batch; "
             "drop it or use --mode=full_batch"
         )
-    if config.learning_rate == "auto":
-        obstacles = [
-            f"--{name}={getattr(config, name)}"
-            for name, needed in (("mode", "full_batch"), ("optimizer", "sgd"), ("loss", "squared"))
-            if getattr(config, name) != needed
-        ]
-        if obstacles:
-            yield (
-                f"--learning_rate=auto: is known only for squared error with plain sgd in full batch, not for "
-                f"{', '.join(obstacles)}; give a number"
-            )
+    obstacles = list(_rate_obstacles(config))
+    if config.learning_rate == "auto" and not isinstance(config.learning_rate, Default) and obstacles:
+        yield (
+            f"--learning_rate=auto: is known only for squared error and huber with plain sgd, not for "
+            f"{', '.join(obstacles)}; give a number"
+        )
+
+
+def _rate_obstacles(config: TrainConfig) -> Iterator[str]:
+    """Settings for which no rate can be found from the rows."""
+    for name, known in (("optimizer", ("sgd",)), ("loss", ("squared", "huber"))):
+        if getattr(config, name) not in known:
+            yield f"--{name}={getattr(config, name)}"
 
 
 def _wrong_stops(config: TrainConfig) -> Iterator[str]:
-    if config.stop_at_se and config.loss != "squared":
-        yield (
-            f"--stop_at_se={shown(config.stop_at_se)}: needs --loss=squared, not {config.loss}, because standard "
-            "errors belong to least squares; use --early_stop_gradient_norm"
-        )
-    if config.stop_at_se and config.l2:
-        yield (
-            f"--stop_at_se={shown(config.stop_at_se)}: has no meaning with --l2={shown(config.l2)}, which leads away "
-            "from the least-squares optimum; use --early_stop_gradient_norm"
-        )
-    if config.stop_at_se and config.statistics == "false":
-        yield f"--stop_at_se={shown(config.stop_at_se)}: needs --statistics; drop --statistics=false"
+    if config.stop_at_se and config.stop_at_se != "auto":
+        given = f"--stop_at_se={shown(config.stop_at_se)}"
+        if config.loss != "squared":
+            yield (
+                f"{given}: needs --loss=squared, not {config.loss}, because standard errors belong to least squares; "
+                "use --early_stop_gradient_norm"
+            )
+        if config.l2:
+            yield (
+                f"{given}: has no meaning with --l2={shown(config.l2)}, which leads away from the least-squares "
+                "optimum; use --early_stop_gradient_norm"
+            )
+        if config.statistics == "false":
+            yield f"{given}: needs --statistics; drop --statistics=false"
     if config.early_stop_patience and not config.test_fraction:
         yield (
             f"--early_stop_patience={config.early_stop_patience}: needs test rows; give --test_fraction above 0, "

@@ -55,7 +55,7 @@ def _full_batch(config: TrainConfig, setup: Setup, *, moments_obstacle: str, say
         if config.full_batch_engine == "moments":
             raise InputError(f"--full_batch_engine=moments: cannot serve, because {moments_obstacle}; use stream")
         say(f"Engine stream instead of moments: {moments_obstacle}")
-    return engines.full_batch(setup, split="train", passes=config.num_epochs + 1)
+    return engines.full_batch(setup, split="train", passes=config.most_epochs + 1)
 
 
 def choose_call_length(
@@ -89,7 +89,7 @@ def test_evaluator(
     if not setup.source.num_rows("test"):
         return None
     if config.eval_every_epochs:
-        passes += config.num_epochs // config.eval_every_epochs
+        passes += config.most_epochs // config.eval_every_epochs
     if config.early_stop_patience:
-        passes += config.num_epochs // config.early_stop_every_epochs
+        passes += config.most_epochs // config.early_stop_every_epochs
     return evaluator(engines.full_batch(setup, split="test", passes=passes), heed)

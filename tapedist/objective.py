@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,12 @@ import tensorflow as tf
 
 from tapedist.config import TrainConfig
 from tapedist.data.blocks import Source
-from tapedist.data.sources import check_squares
-from tapedist.data.standardize import RawUnits, StandardUnits
+from tapedist.data.sources import check_squares, check_target
+from tapedist.data.standardize import ColumnMoments, RawUnits, StandardUnits
 from tapedist.errors import InputError
+from tapedist.results.metric import Metric
 from tapedist.results.model_file import warm_start
+from tapedist.results.statistics import Survey, survey
 from tapedist.training import engines, losses
 from tapedist.training.model import LinearModel, ModuleModel
 
@@ -32,6 +35,8 @@ class Objective:
         initial: float64 `[P]`, the masters at the start.
         loss: per-example loss.
         own_loss: whether it is the caller's own.
+        survey: what the training rows of a linear model say before training; None of synthetic rows, or where the
+            features are too many.
         name: tells runs with other models, losses or starts apart; the same in every process.
     """
 
@@ -41,6 +46,7 @@ class Objective:
     initial: np.ndarray
     loss: losses.Loss
     own_loss: bool
+    survey: Survey | None
     name: str
 
     @classmethod
@@ -52,6 +58,7 @@ class Objective:
         strategy: tf.distribute.Strategy,
         model: Callable[[], Any] | None,
         loss: losses.Loss | None,
+        surveyed: bool,
         heed: Callable[[], bool],
     ) -> Objective:
         """What `config` asks for, or the caller's own.
@@ -62,15 +69,22 @@ class Objective:
             strategy: where variables live.
             model: see `train`.
             loss: see `train`.
+            surveyed: whether the rows are the user's, of which nothing is known before they are read.
             heed: asked now and then inside a pass over the rows: False, or raises to break it off.
 
         Raises:
             InputError: if the rows, or the run to start from, do not fit.
         """
-        units = _choose_units(config, source, own_model=model is not None, own_loss=loss is not None, heed=heed)
+        if model is None and not (loss or config.standardizes) and config.loss == "squared":
+            check_squares(config, source)
+        found: Survey | None = None
+        units: RawUnits | StandardUnits = RawUnits()
         if model is None:
+            units, found = _linear_units(config, source, own_loss=loss is not None, surveyed=surveyed, heed=heed)
             fitted, initial, start = _linear(config, source, units)
         else:
+            if config.standardize == "true":
+                raise InputError("--standardize=true: needs the linear model; scale the columns inside your own model")
             with strategy.scope():
                 built = ModuleModel(model(), num_features=source.num_features, dtype=tf.as_dtype(config.dtype))
             fitted, initial, start = built, built.initial_parameters(), ""
@@ -81,8 +95,14 @@ class Objective:
             initial=initial,
             loss=loss or losses.by_name(config.loss, huber_delta=config.huber_delta),
             own_loss=loss is not None,
+            survey=found,
             name=start + (_name(loss) if loss else "") + fitted.name,
         )
+
+    @functools.cached_property
+    def metric(self) -> Metric | None:
+        """The curvature of squared error on the training rows; None where they were not surveyed."""
+        return Metric(self.survey.fit, self.units) if self.survey else None
 
     @property
     def is_linear(self) -> bool:
@@ -115,18 +135,34 @@ def _name(loss: losses.Loss) -> str:
     return getattr(loss, "__name__", type(loss).__name__)
 
 
-def _choose_units(
-    config: TrainConfig, source: Source, *, own_model: bool, own_loss: bool, heed: Callable[[], bool]
-) -> RawUnits | StandardUnits:
-    """The units that the masters are in."""
-    if own_model and config.standardize == "true":
-        raise InputError("--standardize=true: needs the linear model; scale the columns inside your own model")
-    if not (own_model or own_loss or config.standardizes) and config.loss == "squared":
-        check_squares(config, source)
-    if own_model or not config.standardizes:
-        return RawUnits()
+def _linear_units(
+    config: TrainConfig, source: Source, *, own_loss: bool, surveyed: bool, heed: Callable[[], bool]
+) -> tuple[RawUnits | StandardUnits, Survey | None]:
+    """The units that the masters of a linear model are in, and what is known of the rows.
+
+    A feature that is a linear combination of others is left out, so that what is fitted has one optimum, which does not
+    depend on where training starts.
+    """
+    if not surveyed and not config.standardizes:
+        return RawUnits(), None
+    columns = ColumnMoments.of(source, heed)
+    found = survey(source, columns, fit_intercept=config.fit_intercept, heed=heed) if surveyed else None
+    left_out: Sequence[int] = ()
+    if surveyed:
+        factor = found.fit.form.factor if found else None  # TEMP
+        left_out = factor.order[factor.rank :] if factor else columns.constant()
+    if not config.standardizes:
+        units = StandardUnits.raw(
+            source.num_features, fit_intercept=config.fit_intercept, left_out=left_out, weight_unit=columns.weight_unit
+        )
+        return units, found
+    if not own_loss:
+        check_target(config, source, columns)
     # The target may only be shifted where the loss is known to depend on the difference alone.
-    return StandardUnits.of(source, fit_intercept=config.fit_intercept, center_target=not own_loss, heed=heed)
+    units = StandardUnits.of(
+        source, fit_intercept=config.fit_intercept, center_target=not own_loss, left_out=left_out, columns=columns
+    )
+    return units, found
 
 
 def _linear(config: TrainConfig, source: Source, units: RawUnits | StandardUnits) -> tuple[Any, np.ndarray, str]:
@@ -134,6 +170,8 @@ def _linear(config: TrainConfig, source: Source, units: RawUnits | StandardUnits
     model = LinearModel(source.num_features, fit_intercept=config.fit_intercept)
     model.penalized = units.penalized(model.penalized)
     if not config.init_from:
-        return model, model.initial_parameters(init=config.init, seed=config.seed), ""
+        initial = model.initial_parameters(init=config.init, seed=config.seed)
+        initial[list(units.left_out)] = 0.0
+        return model, initial, ""
     start, digest = warm_start(config.init_from, feature_names=source.feature_names, fit_intercept=config.fit_intercept)
     return model, units.from_raw(start), digest

@@ -19,6 +19,13 @@ from tapedist.text_values import shown, written
 
 SWITCHES = ("auto", "true", "false")
 INT64_MAX = 2**63 - 1
+_NUMBERS_OR_WORDS: dict[str, type] = {"float | str": float, "int | str": int}
+
+
+class Default(str):
+    """The word of a default, told from the same word given by a user: what is not given is never an error by itself."""
+
+    __slots__ = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +106,7 @@ class Options:
     def _wrong_types(self) -> Iterator[str]:
         """Sets each field to its value as exactly the field's type, and says which values have none."""
         for field in dataclasses.fields(self):
-            value, kind = getattr(self, field.name), type(field.default)
+            value, kind = getattr(self, field.name), _kind(field)
             try:
                 object.__setattr__(self, field.name, _coerced_field(value, field))
             except (TypeError, ValueError, OverflowError):
@@ -120,11 +127,15 @@ def _coerced_field(value: Any, field: dataclasses.Field[Any]) -> Any:
     """`value` as the field's type; a library user may write a switch as a bool, and one name without a list."""
     if field.metadata["choices"] == SWITCHES and isinstance(value, bool):
         return written(value)
-    if field.type == "float | str" and isinstance(value, str):
+    if field.type in _NUMBERS_OR_WORDS and isinstance(value, str):
         return value
     if field.type == "tuple[str, ...]":
         return tuple(_coerced(item, str) for item in (value if isinstance(value, (tuple, list)) else (value,)))
-    return _coerced(value, type(field.default))
+    return _coerced(value, _kind(field))
+
+
+def _kind(field: dataclasses.Field[Any]) -> type:
+    return _NUMBERS_OR_WORDS.get(str(field.type)) or type(field.default)
 
 
 def _coerced(value: Any, kind: type) -> Any:

@@ -30,12 +30,26 @@ def auto_rate(moments: Moments, config: TrainConfig, *, l2: np.ndarray) -> float
         l2: of the penalty on each weight in the units of these rows, `[d]`.
 
     Raises:
-        InputError: if the loss does not depend on any parameter.
+        InputError: if squares of the rows overflow.
     """
     rate = _curvature(moments, config, l2).auto_rate
-    if rate is None:
-        raise InputError("--learning_rate=auto: the loss is flat in every direction; give a number")
+    if rate is None:  # No parameter matters, so neither does the rate.
+        return 1.0
     return float(f"{rate:.{_RATE_DIGITS - 1}e}")
+
+
+def stable_rate(source: Source, config: TrainConfig, *, l2: np.ndarray) -> float:
+    """A stable rate of plain gradient descent on squared error, where the features are too many for their moments.
+
+    Half the bound, because its eigenvalue is estimated from below.
+
+    Args:
+        source: the rows that are trained on.
+        config: the run's settings.
+        l2: of the penalty on each weight in the units of these rows, `[d]`.
+    """
+    largest = _sampled_lambda_max(source, config, l2)
+    return float(f"{1 / largest:.{_RATE_DIGITS - 1}e}") if largest > 0 else 1.0
 
 
 def explained(

@@ -19,7 +19,7 @@ from tapedist.errors import DivergedError, InputError, Interrupted
 from tapedist.results.monitor import Monitor
 from tapedist.results.outcome import TrainResult
 from tapedist.run_folder import RunFolder
-from tapedist.session import Session
+from tapedist.session import Session, is_users
 from tapedist.signals import StopSignals
 from tapedist.training import losses
 
@@ -106,6 +106,7 @@ def train_in(
     quiet: bool = True,
 ) -> TrainResult:
     """`train` in a folder that is open already, and under a cluster that is known; see there."""
+    config = config.resolved(own_rows=is_users(config, source), own_model=model is not None, own_loss=loss is not None)
     with contextlib.ExitStack() as stack:
         # Several processes leave together: the others must hear of a signal first.
         stop = stack.enter_context(StopSignals(always_noted=spec.num_workers > 1))

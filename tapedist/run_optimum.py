@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -11,12 +12,17 @@ from tapedist.data.standardize import RawUnits
 from tapedist.errors import InputError
 from tapedist.objective import Objective
 from tapedist.results.least_squares import LeastSquares
+from tapedist.results.metric import HuberDistance
 from tapedist.results.regression import distance
 from tapedist.results.statistics import Statistics, mean_absolute_error, optimum
 from tapedist.text_values import shown
 from tapedist.training.engines import Engine, MomentsEngine, Setup
 from tapedist.training.measures import full_gradient
-from tapedist.training.stopping import Stopping, StopRule, near_optimum, small_gradient, stale_test_loss
+from tapedist.training.stopping import Stopping, StopRule, near_optimum, settled, small_gradient, stale_test_loss
+
+_MOST_LOOKS = 1000
+# What is left of the way to the optimum, against the target's deviation, where rounding is all that moves.
+_STILL, _STILL_FLOAT32 = 1e-11, 1e-7
 
 
 class RunOptimum:
@@ -27,15 +33,21 @@ class RunOptimum:
         objective: what is fitted.
         say: takes a line for the user.
         heed: asked now and then inside a pass over the rows: False, or raises to break it off.
+
+    Attributes:
+        source: the rows, raw.
+        metric: of the training rows; None where they were not surveyed.
     """
 
     def __init__(
         self, config: TrainConfig, objective: Objective, *, say: Callable[[str], None], heed: Callable[[], bool]
     ):
-        self._config, self._source, self._units = config, objective.source, objective.units
+        self._config, self._units = config, objective.units
+        self.source, self.metric = objective.source, objective.metric
         self._say, self._heed = say, heed
         least_squares = objective.is_linear and not objective.own_loss and config.loss == "squared"
         self._has_meaning = least_squares and config.statistics != "false"
+        self._surveyed = objective.survey.fit if objective.survey and objective.survey.exact else None
         self._fit: LeastSquares | None = None
         self._known = False
 
@@ -45,16 +57,18 @@ class RunOptimum:
         Args:
             engine: the run's; its moments are used if it has any.
         """
-        if not self._known and self._has_meaning:
+        if not self._known and self._has_meaning and self._surveyed:
+            self._fit = self._surveyed
+        elif not self._known and self._has_meaning:
             config = self._config
             moments = None
             if isinstance(engine, MomentsEngine) and self._rows_are_exact():
                 moments = engine.moments(self._heed)
             self._fit = optimum(
-                self._source,
+                self.source,
                 fit_intercept=config.fit_intercept,
                 moments=moments,
-                whatever_it_costs=config.statistics == "true" or config.stop_at_se > 0,
+                whatever_it_costs=config.statistics == "true" or config.stop_at_se not in (0, "auto"),
                 heed=self._heed,
             )
             if self._fit is None:
@@ -73,22 +87,22 @@ class RunOptimum:
             return None
         weights, bias = self._split(parameters)
         mae = mean_absolute_error(
-            self._source, weights, bias, whatever_it_costs=self._config.statistics == "true", heed=self._heed
+            self.source, weights, bias, whatever_it_costs=self._config.statistics == "true", heed=self._heed
         )
-        return Statistics.of(fit, weights, bias, truth=getattr(self._source, "truth", None), mae=mae)
+        return Statistics.of(fit, weights, bias, truth=getattr(self.source, "truth", None), mae=mae)
 
     def standard_errors(self, fit: LeastSquares, parameters: np.ndarray) -> float | None:
         """The largest distance of `parameters` `[P]`, in training units, to the optimum."""
         return distance(fit, *self._split(self._units.to_raw(parameters))).max_standard_errors
 
     def _split(self, parameters: np.ndarray) -> tuple[np.ndarray, float]:
-        d = self._source.num_features
+        d = self.source.num_features
         return parameters[:d], float(parameters[d]) if self._config.fit_intercept else 0.0
 
     def _rows_are_exact(self) -> bool:
         """Whether training sees the rows' own numbers: neither shifted, nor rounded on the way."""
         # Sources without `rows` have no numbers of their own but those that training takes from them.
-        rounded = hasattr(self._source, "rows") and getattr(self._source, "dtype", None) != np.float32
+        rounded = hasattr(self.source, "rows") and getattr(self.source, "dtype", None) != np.float32
         return isinstance(self._units, RawUnits) and (self._config.dtype == "float64" or not rounded)
 
 
@@ -115,25 +129,70 @@ def stopping_rules(
         InputError: if a rule cannot be applied to this model and these rows.
     """
     rules: list[StopRule] = []
-    count = setup.programs["model"].num_parameters
-    if config.stop_at_se:
+    count, pace = setup.programs["model"].num_parameters, config.early_stop_every_epochs
+    if config.stop_at_se == "auto":
+        rules += _finishing_rules(config, setup, engine, optimum_of_run, heed=heed)
+        if isinstance(engine, MomentsEngine):  # Whose epochs cost less than a look at their outcome.
+            pace *= 10
+    elif config.stop_at_se:
         fit = optimum_of_run.fit(engine)
-        if fit is None or fit.problem or fit.residual_std is None:
-            why = "" if fit is None else f", but {fit.problem or 'no degrees of freedom are left for standard errors'}"
+        if fit is None or not fit.residual_std:
+            why = "" if fit is None else f", but {_no_standard_errors(fit)}"
             raise InputError(
                 f"--stop_at_se={shown(config.stop_at_se)}: needs a linear model with one optimum{why}; "
                 "use --early_stop_gradient_norm"
             )
         known = fit
         rules.append(
-            near_optimum(lambda state: optimum_of_run.standard_errors(known, state[:count]), config.stop_at_se)
+            near_optimum(lambda state: optimum_of_run.standard_errors(known, state[:count]), config.close_enough)
         )
     if config.early_stop_gradient_norm:
-        passes = 1 + config.num_epochs // config.early_stop_every_epochs
+        passes = 1 + config.most_epochs // config.early_stop_every_epochs
         gradient = full_gradient(setup, engine, passes=passes, heed=heed)
         rules.append(small_gradient(gradient, config.early_stop_gradient_norm))
     if config.early_stop_patience:
         if evaluate is None:
             raise InputError(f"--early_stop_patience={config.early_stop_patience}: there is no test row to judge by")
         rules.append(stale_test_loss(evaluate, config.early_stop_patience))
-    return Stopping(config.early_stop_every_epochs if rules else 0, tuple(rules))
+    return Stopping(pace if rules else 0, tuple(rules))
+
+
+def _no_standard_errors(fit: LeastSquares) -> str:
+    if fit.residual_std == 0:
+        return "the fit is exact, so that the standard errors are 0"
+    return "no degrees of freedom are left for standard errors"
+
+
+def _finishing_rules(
+    config: TrainConfig, setup: Setup, engine: Engine, optimum_of_run: RunOptimum, *, heed: Callable[[], bool]
+) -> list[StopRule]:
+    """What `--stop_at_se=auto` stands for: close to the optimum of the run's own objective, or as close as it gets."""
+    metric = optimum_of_run.metric
+    assert metric
+    model = setup.programs["model"]
+    count, l2 = model.num_parameters, config.l2 * model.penalized
+    gradient = full_gradient(setup, engine, passes=_MOST_LOOKS, heed=heed)
+    weights_l2 = l2[: len(metric.fit.names)]
+    squared = config.loss == "squared"
+    inverse = metric.inverse_hessian(weights_l2) if squared else 2 * metric.inverse_hessian(2 * weights_l2)
+    move = functools.cache(lambda state: inverse @ gradient(np.frombuffer(state)))
+
+    def length(state: np.ndarray) -> float:
+        """Of the move to the optimum where the loss is squared; else of a move that is no longer than that."""
+        return metric.length(move(state.tobytes()))
+
+    error, limit = metric.standard_error, config.close_enough
+    rules: list[StopRule] = []
+    if squared and not config.l2 and error:
+        rules.append(near_optimum(lambda state: optimum_of_run.standard_errors(metric.fit, state[:count]), limit))
+    elif squared and error:
+        rules.append(near_optimum(lambda state: length(state) / error, limit))
+    elif not squared:
+        distance = HuberDistance(metric, optimum_of_run.source, delta=config.huber_delta, l2=l2, heed=heed)
+        # A look at all rows is made only where the cheap bound allows.
+        close = limit * (error or np.inf)
+        rules.append(near_optimum(lambda state: distance(state[:count]) if length(state) <= close else None, limit))
+    precise = config.dtype == "float64" or isinstance(engine, MomentsEngine)
+    least = (_STILL if precise else _STILL_FLOAT32) * metric.target_deviation
+    rules.append(settled(lambda state: length(state) <= least))
+    return rules

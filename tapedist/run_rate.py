@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -11,10 +12,14 @@ from tapedist import rates
 from tapedist.config import TrainConfig
 from tapedist.errors import DivergedError, InputError, TapedistError
 from tapedist.objective import Objective
+from tapedist.results.metric import largest_leverage, share_of_small_residuals
 from tapedist.text_values import shown
 from tapedist.training import engines, optimizers
 from tapedist.training.engines import Setup
 from tapedist.training.state import TrainingState
+
+_HUBER_RATE = 1.8
+_FORGETTING = 20.0  # Natural logarithm of what is left of the distance to the start, where the loss is squared.
 
 
 def settle(
@@ -26,7 +31,7 @@ def settle(
     heed: Callable[[], bool],
     say: Callable[[str], None],
 ) -> tuple[float, Setup]:
-    """Turns `--learning_rate=auto` into a number, by a pass over the rows where no pass is stored.
+    """Turns `--learning_rate=auto` into what it stands for, by a pass over the rows where none is stored.
 
     Args:
         config: the run's settings.
@@ -37,15 +42,37 @@ def settle(
         say: takes a line for the log.
 
     Returns:
-        The rate, and the setup whose optimizer has it.
+        The rate (of the first step), and the setup whose optimizer has it.
 
     Raises:
         InputError: if no such rate is known.
     """
     if not isinstance(config.learning_rate, str):
         return config.learning_rate, setup
+    if config.mode == "mini_batch" or not objective.is_squared:
+        first, optimizer = _in_metric(config, objective, heed=heed, say=say)
+    else:
+        first = _fastest(config, objective, setup, progress, heed=heed, say=say)
+        optimizer = optimizers.from_config(config, auto_rate=first)
+    return first, dataclasses.replace(setup, programs={**setup.programs, "optimizer": optimizer})
+
+
+def _fastest(
+    config: TrainConfig,
+    objective: Objective,
+    setup: Setup,
+    progress: dict[str, np.ndarray],
+    *,
+    heed: Callable[[], bool],
+    say: Callable[[str], None],
+) -> float:
+    """The rate at which plain gradient descent on squared error converges fastest; arguments as in `settle`."""
     if obstacle := objective.moments_obstacle(config):
-        raise InputError(f"--learning_rate=auto: is known only where moments are, and {obstacle}; give a number")
+        if not (objective.is_linear and objective.is_squared):
+            raise InputError(f"--learning_rate=auto: is known only where moments are, and {obstacle}; give a number")
+        rate = rates.stable_rate(setup.source, config, l2=_penalty(config, objective))
+        say(f"Learning rate: {rate:.6g} = 1 / lambda_max of these rows, because {obstacle}")
+        return rate
     known = engines.moments(setup)
     is_its_own = config.full_batch_engine != "stream"  # Else the sums are those of another pass.
     if is_its_own:
@@ -57,8 +84,40 @@ def settle(
         progress.update(known.progress())
     rate = rates.auto_rate(moments, config, l2=_penalty(config, objective))
     say(f"Learning rate: {rate:.6g} = 2 / (lambda_min + lambda_max) of these rows")
-    optimizer = optimizers.from_config(config, auto_rate=rate)
-    return rate, dataclasses.replace(setup, programs={**setup.programs, "optimizer": optimizer})
+    return rate
+
+
+def _in_metric(
+    config: TrainConfig, objective: Objective, *, heed: Callable[[], bool], say: Callable[[str], None]
+) -> tuple[float, optimizers.Optimizer]:
+    """Gradient descent in the metric of the rows' curvature, in which it is the same in all directions.
+
+    The huber loss curves at most as much as half of squared error, so that a full-batch rate below 2 is stable in the
+    metric of that (Huber, "Robust statistics", 1981, 7.8: modified residuals). A batch of `B` rows may curve more than
+    all rows do: `B / (B - 1 + largest leverage)` is the fastest rate that is stable for all batches (Ma, Bassily and
+    Belkin, "The power of interpolation", 2018, theorem 3).
+    """
+    metric = objective.metric
+    if metric is None:
+        raise InputError(
+            f"--learning_rate=auto: is known for the {config.loss} loss and {config.mode} on a table or arrays only; "
+            "give a number"
+        )
+    penalty, source, loss = _penalty(config, objective), objective.source, f"{config.loss} loss"
+    matrix = metric.inverse_hessian(penalty) if objective.is_squared else 2 * metric.inverse_hessian(2 * penalty)
+    if config.mode == "full_batch":
+        say(f"Learning rate: {_HUBER_RATE} in the metric of the features' covariance, for the {loss}")
+        return _HUBER_RATE, optimizers.metric_sgd(optimizers.Rate(_HUBER_RATE), matrix)
+    batch = min(config.batch_size, source.num_rows("train"))
+    first = batch / (batch - 1 + max(1.0, largest_leverage(source, metric.fit, heed)))
+    curvature = 1.0
+    if not objective.is_squared:
+        curvature = share_of_small_residuals(source, metric, config.huber_delta, heed)
+    first, curvature = (float(f"{value:.8e}") for value in (first, curvature))
+    hold = math.ceil(_FORGETTING / first)
+    falling = f"from step {hold} on falling like 1 / step"
+    say(f"Learning rate: {first:.6g} in the metric of the features' covariance, {falling}")
+    return first, optimizers.metric_sgd(optimizers.Rate(first, hold, curvature), matrix)
 
 
 def explained(

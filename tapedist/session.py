@@ -16,6 +16,7 @@ from tapedist.cluster.team import Solo, Team
 from tapedist.config import TrainConfig
 from tapedist.data.blocks import Source
 from tapedist.data.sources import open_source
+from tapedist.data.synthetic import SyntheticSource
 from tapedist.engine_choice import choose_call_length, choose_engine, test_evaluator
 from tapedist.errors import DivergedError, StateError
 from tapedist.kept_run import KeptRun
@@ -34,6 +35,11 @@ from tapedist.training.replicas import local_devices
 from tapedist.training.schedule import Schedule
 from tapedist.training.state import TrainingState
 from tapedist.training.trainer import Trainer
+
+
+def is_users(config: TrainConfig, source: Source | None) -> bool:
+    """Whether the rows are the user's: a table, arrays or a source of their own."""
+    return config.from_table or not (source is None or isinstance(source, SyntheticSource))
 
 
 class Session:
@@ -72,7 +78,11 @@ class Session:
         for notice in (*config.without_effect(), *getattr(self._source, "notices", ())):
             monitor.say(f"Notice: {notice}")
         team.compare({**config.shared_fields(), "rows": self._source.fingerprint(), **numerics_class()})
-        self._objective = Objective.of(config, self._source, strategy=strategy, model=model, loss=loss, heed=self._heed)
+        self._objective = Objective.of(
+            config, self._source, strategy=strategy, model=model, loss=loss, surveyed=is_users(config, self._source),
+            heed=self._heed,
+        )  # fmt: skip
+        self._config = config = self._with_an_end(config)
         self._setup = _setup(config, self._objective, strategy, budget=team.smallest(engines.memory_budget()))
         self._optimum = RunOptimum(config, self._objective, say=monitor.say, heed=self._heed)
         self._kept = KeptRun(
@@ -80,6 +90,16 @@ class Session:
             environment=environment(strategy, choice=choice.name, devices=local_devices(strategy)),
             own_source=source is not None,
         )  # fmt: skip
+
+    def _with_an_end(self, config: TrainConfig) -> TrainConfig:
+        """`config`, with a rate and a number of epochs where the rows are too wide to say what auto stands for."""
+        if self._objective.survey or not self._objective.is_linear or not is_users(config, self._source):
+            return config
+        self._monitor.say(
+            f"Notice: {self._source.num_features} features are too many to look for linear combinations among them, "
+            "and for standard errors; training ends by --num_epochs"
+        )
+        return config.without_survey()
 
     def _heed(self) -> bool:
         """False; asked between the blocks of a pass over the rows.
@@ -123,12 +143,12 @@ class Session:
         engine.restore(progress)
         self._check_epochs(state, engine)
         trainer = self._trainer(engine)
-        losses = self._kept.finished(state, num_steps=config.num_epochs * engine.steps_per_epoch)
+        losses = self._kept.finished(state, num_steps=config.most_epochs * engine.steps_per_epoch)
         if losses is None:
             self._kept.take_over()
         self._kept.take_up_rows(finished=losses is not None)
         if losses is not None:
-            done = f"has done its {config.num_epochs} epochs; more --num_epochs continue it"
+            done = f"has done its {config.most_epochs} epochs; more --num_epochs continue it"
             self._monitor.say(f"Finished: this run {f'stopped early: {state.stopped}' if state.stopped else done}")
             return self._result(state, engine, *losses)
         try:
@@ -148,9 +168,9 @@ class Session:
 
     def _check_epochs(self, state: TrainingState, engine: Engine) -> None:
         done = state.step // engine.steps_per_epoch
-        if state.step > self._config.num_epochs * engine.steps_per_epoch:
+        if state.step > self._config.most_epochs * engine.steps_per_epoch:
             raise StateError(
-                f"--num_epochs={self._config.num_epochs}: the run in {self._config.run_dir} has done {done} already; "
+                f"--num_epochs={self._config.most_epochs}: the run in {self._config.run_dir} has done {done} already; "
                 "ask for more, or give another --run_dir"
             )
 
@@ -161,12 +181,13 @@ class Session:
         return Trainer(
             engine=engine,
             schedule=Schedule(
-                num_epochs=config.num_epochs,
+                num_epochs=config.most_epochs,
                 steps_per_epoch=engine.steps_per_epoch,
                 log_every_epochs=config.log_every_epochs,
                 eval_every_epochs=config.eval_every_epochs,
                 checkpoint_every_steps=config.checkpoint_every_steps,
                 check_every_epochs=stopping.every_epochs,
+                slowing=config.num_epochs == "auto" and config.mode == "full_batch",
             ),
             observer=self._monitor,
             evaluate=evaluate,
@@ -184,7 +205,7 @@ class Session:
     def _fit(self, trainer: Trainer, state: TrainingState, engine: Engine) -> tuple[float | None, float | None]:
         """Trains from `state` to the end, and measures there: `(train loss, test loss)`."""
         self._monitor.begin(
-            epochs=self._config.num_epochs,
+            epochs=self._config.most_epochs,
             first_epoch=state.step // engine.steps_per_epoch,
             train_rows=self._source.num_rows("train"),
             test_rows=self._source.num_rows("test"),

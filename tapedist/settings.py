@@ -19,6 +19,7 @@ from tapedist.options import (
     POSITIVE,
     RANK,
     SWITCHES,
+    Default,
     Options,
     Rule,
     between,
@@ -33,7 +34,7 @@ LOSSES = ("squared", "absolute", "huber")
 DTYPES = ("float32", "float64")
 SHUFFLES = ("auto", "rows", "batches", "none")
 SPLITS = ("auto", "index", "hash")
-INITS = ("normal", "zeros")
+INITS = ("auto", "normal", "zeros")
 CACHES = ("auto", "device", "none")
 RESUMES = ("auto", "must", "never")
 BAD_ROWS = ("error", "drop", "mean")
@@ -50,9 +51,12 @@ GROUPS = {
 }
 
 _NUMBERS = Rule(lambda v: len(v) > 0 and all(map(math.isfinite, v)), "must be finite numbers")
-_RATE = Rule(
-    lambda v: v == "auto" or (not isinstance(v, str) and POSITIVE.allows(v)), f"{POSITIVE.text}, or auto; try 0.001"
-)
+_EPOCHS = between(0, 2**53, means="evaluate the initial parameters")
+
+
+def _or_auto(rule: Rule, text: str) -> Rule:
+    """`rule`, or the word auto."""
+    return Rule(lambda v: v == "auto" or (not isinstance(v, str) and rule.allows(v)), text)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,7 +92,7 @@ class Settings(Options):
         "tables, off for synthetic.",
         choices=SWITCHES,
     )
-    init: str = option("normal", "Initial parameters.", choices=INITS)
+    init: str = option("auto", "Initial parameters; auto: zeros for tables, normal for synthetic.", choices=INITS)
     init_from: str = option("", "Folder of a run whose parameters to start from, in place of --init.", path=True)
     loss: str = option("squared", "Per-example loss.", choices=LOSSES)
     huber_delta: float = option(1.0, "Where the huber loss turns from squared to linear.", rule=POSITIVE)
@@ -100,15 +104,20 @@ class Settings(Options):
     # How it is fitted.
     mode: str = option("full_batch", "One update per epoch, or one per batch.", choices=MODES)
     full_batch_engine: str = option("auto", "How a full-batch epoch is computed.", choices=ENGINES)
-    num_epochs: int = option(
-        3000,
-        "Visits to every training row; may grow on resume.",
-        rule=between(0, 2**53, means="evaluate the initial parameters"),
+    num_epochs: int | str = option(
+        "auto",
+        "Visits to every training row, at most; may grow on resume. auto: as many as --stop_at_se=auto needs, up to "
+        "1000000; 100 in mini-batch mode; 3000 for synthetic rows and where --learning_rate is a number.",
+        rule=_or_auto(_EPOCHS, f"{_EPOCHS.text}, or auto"),
         changes_answer=False,
     )
     batch_size: int = option(1024, "Rows per update over ALL replicas, in mini-batch mode.", rule=between(1, 2**40))
     learning_rate: float | str = option(
-        0.001, "Step size; auto takes the fastest rate for squared error with sgd in full batch.", rule=_RATE
+        Default("auto"),
+        "Step size. auto: for squared error with sgd in full batch the fastest stable rate; for huber and for "
+        "mini-batches with sgd a safe rate in the metric of the columns' covariance. Where it is not given, auto for a "
+        "linear model on tables if it is known, else 0.001.",
+        rule=_or_auto(POSITIVE, f"{POSITIVE.text}, or auto; try 0.001"),
     )
     optimizer: str = option("sgd", "Update rule.", choices=OPTIMIZERS)
     momentum: float = option(0.9, "Momentum of the momentum and nesterov optimizers, in [0, 1).", rule=FRACTION)
@@ -118,10 +127,11 @@ class Settings(Options):
     shuffle: str = option(
         "auto", "Order of the rows in mini-batch mode; auto: batches if synthetic, else rows.", choices=SHUFFLES
     )
-    stop_at_se: float = option(
-        0.0,
-        "Stop when every parameter is within so many standard errors of the optimum; 0 does not.",
-        rule=Rule(NOT_NEGATIVE.allows, f"{NOT_NEGATIVE.text}; try 0.01"),
+    stop_at_se: float | str = option(
+        "auto",
+        "Stop when every parameter is within so many standard errors of the optimum; 0 does not. auto: 0.01 for tables "
+        "in full batch with --learning_rate=auto, else 0.",
+        rule=_or_auto(NOT_NEGATIVE, f"{NOT_NEGATIVE.text}, or auto; try 0.01"),
     )
     early_stop_patience: int = option(
         0, "Stop after so many checks in a row without a better test loss; 0 does not.", rule=COUNT

@@ -78,6 +78,10 @@ def _real_or_word(text: str) -> float | str:
     return text if text.isalpha() and text.lower() not in ("nan", "inf", "infinity") else _real(text)
 
 
+def _whole_or_word(text: str) -> int | str:
+    return text if text.isalpha() else _whole(text)
+
+
 def _reals(text: str) -> tuple[float, ...]:
     try:
         return tuple(_real(item) for item in text.split(","))
@@ -99,6 +103,7 @@ READERS: dict[str, Callable[[str], Any]] = {
     "int": _whole,
     "float": _real,
     "float | str": _real_or_word,
+    "int | str": _whole_or_word,
     "str": str,
     "tuple[float, ...]": _reals,
     "tuple[str, ...]": _names,

@@ -19,7 +19,7 @@ def _records(steps: int) -> np.ndarray:
 
 def test_full_batch_rows_fall_on_epochs_and_hold_the_loss_before_the_update():
     records = _records(25)
-    rows = list(full_batch_losses(records, step=8, every=10))
+    rows = list(full_batch_losses(records, step=8, logged=[10, 20, 30]))
     assert [(row.step, row.epoch) for row in rows] == [(10, 10), (20, 20), (30, 30)]
     assert rows[0].loss == records[2, 0] / records[2, 1]
     assert rows[0].penalty == records[2, 2]

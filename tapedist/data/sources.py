@@ -8,12 +8,15 @@ import numpy as np
 
 from tapedist.config import TrainConfig
 from tapedist.data.blocks import Source
+from tapedist.data.standardize import ColumnMoments
 from tapedist.data.tables import check_table, open_table
 from tapedist.errors import InputError
 from tapedist.text_values import shown
 
 # Squares, their sums over rows, and the first step away from the start must fit.
 _LARGEST_SQUARED = {"float32": 1e18, "float64": 1e149}
+# Squares of residuals, which are smaller than the target's deviation, must not vanish.
+_LEAST_SQUARED = {"float32": 1e-16, "float64": 1e-147}
 
 
 def check_source(config: TrainConfig) -> None:
@@ -41,6 +44,30 @@ def check_squares(config: TrainConfig, source: Source) -> None:
     raise InputError(
         f"--data={shown(config.data)}: column {shown(name)} holds numbers up to {largest[position]:.3g}, whose squares "
         f"overflow {config.dtype}; use --standardize or smaller units (below {limit:g})"
+    )
+
+
+def check_target(config: TrainConfig, source: Source, columns: ColumnMoments) -> None:
+    """Whether squares of a standardized target, which keeps its units, fit the compute type.
+
+    Args:
+        config: the run's settings.
+        source: the rows.
+        columns: of the training rows.
+
+    Raises:
+        InputError: if not.
+    """
+    mean, deviation = abs(float(columns.means[-1])), float(columns.deviations[-1])
+    spread = deviation if config.fit_intercept else float(np.hypot(mean, deviation))
+    least, most = _LEAST_SQUARED[config.dtype], _LARGEST_SQUARED[config.dtype]
+    if spread == 0 or least <= spread < most:
+        return
+    what, units = ("vanish in", "larger") if spread < least else ("overflow", "smaller")
+    fits = config.dtype == "float32" and _LEAST_SQUARED["float64"] <= spread < _LARGEST_SQUARED["float64"]
+    raise InputError(
+        f"target {shown(source.target_name or 'y')}: varies by {spread:.3g}, whose squares {what} {config.dtype}; use "
+        f"{'--dtype=float64, or ' if fits else ''}{units} units for it, so that it varies by {least:g} to {most:g}"
     )
 
 

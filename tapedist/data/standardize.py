@@ -6,7 +6,7 @@ Legend: `n` rows, `d` features, `P` parameters (the weights, then the bias if th
     y_s = y - target_center           b = b_s + target_center - sum_j center_j * w_j
 
 The target is shifted but not scaled, so that every loss that depends on the difference alone keeps its value and its
-units.
+units. A feature that is left out is 0 in every row that training sees, and so is its weight.
 Without an intercept nothing can be shifted: centers are 0, and a column's scale is its root mean square.
 """
 
@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -29,10 +29,14 @@ from tapedist.errors import InputError
 from tapedist.text_values import shown
 
 _LEAST_SCALE = 2.0**-1021  # Of which the reciprocal and some multiples of it are finite.
+_LEAST_WEIGHT = 2.0**-30
+_ROUNDINGS = 4.0  # A column that varies by no more than so many roundings is constant, as in `results.factor`.
 
 
 class RawUnits:
     """Parameters that are in raw units already."""
+
+    left_out: tuple[int, ...] = ()
 
     def rows(self, source: Source) -> Source:
         """The source's rows as training sees them."""
@@ -57,43 +61,63 @@ class StandardUnits:
         scale: float64 `[d]`, positive.
         target_center: subtracted from the target.
         fit_intercept: whether the last parameter is a bias.
+        left_out: numbers of the features that training sees as 0.
+        weight_unit: a power of two that weights are divided by, because only their proportions count and the largest
+            must fit the compute type.
     """
 
     center: np.ndarray
     scale: np.ndarray
     target_center: float
     fit_intercept: bool
+    left_out: tuple[int, ...] = ()
+    weight_unit: float = 1.0
 
     @classmethod
     def of(
-        cls,
-        source: Source,
-        *,
-        fit_intercept: bool,
-        center_target: bool = True,
-        heed: Callable[[], object] = lambda: None,
-    ) -> StandardUnits:
-        """Weighted means and deviations of the training rows: one pass, summed in blocks of fixed size and order.
+        cls, source: Source, *, fit_intercept: bool, center_target: bool = True, left_out: Sequence[int] = (),
+        columns: ColumnMoments | None = None,
+    ) -> StandardUnits:  # fmt: skip
+        """Units of mean 0 and deviation 1.
 
         Args:
             source: the rows.
             fit_intercept: whether there is a bias to take up the shift.
             center_target: whether the target may be shifted.
-            heed: called before every block; may raise to break the pass off.
+            left_out: numbers of the features that training sees as 0.
+            columns: of the training rows; None takes them by a pass.
 
         Raises:
-            InputError: if a column's squares overflow even in units of its first values, or the reciprocal of its
-                deviation does.
+            InputError: if a column's squares overflow, or the reciprocal of its deviation does.
         """
-        with np.errstate(over="ignore", invalid="ignore"):  # What overflows is refused by name.
-            means, deviations = _column_moments(source, heed)
-        if not fit_intercept:
-            scale = np.hypot(means, deviations)[:-1]
-            _check_reciprocals(source, scale)
-            return cls(np.zeros(len(scale)), np.where(scale > 0, scale, 1.0), 0.0, False)
-        scale = np.where(deviations > 0, deviations, 1.0)[:-1]
+        columns = columns or ColumnMoments.of(source)
+        means, deviations = columns.means, columns.deviations
+        scale = deviations[:-1] if fit_intercept else np.hypot(means, deviations)[:-1]
+        scale = np.where(scale > 0, scale, 1.0)
+        scale[list(left_out)] = 1.0
         _check_reciprocals(source, scale)
-        return cls(means[:-1], scale, float(means[-1]) if center_target else 0.0, True)
+        left = tuple(sorted(left_out))
+        if not fit_intercept:
+            return cls(np.zeros(len(scale)), scale, 0.0, False, left, columns.weight_unit)
+        target_center = float(means[-1]) if center_target else 0.0
+        return cls(means[:-1], scale, target_center, True, left, columns.weight_unit)
+
+    @classmethod
+    def raw(
+        cls, num_features: int, *, fit_intercept: bool, left_out: Sequence[int] = (), weight_unit: float = 1.0
+    ) -> RawUnits | StandardUnits:
+        """The columns' own units; some features may be left out all the same."""
+        if not left_out and weight_unit == 1.0:
+            return RawUnits()
+        zeros, ones = np.zeros(num_features), np.ones(num_features)
+        return cls(zeros, ones, 0.0, fit_intercept, tuple(sorted(left_out)), weight_unit)
+
+    @functools.cached_property
+    def factor(self) -> np.ndarray:
+        """What centred columns are multiplied by, float64 `[d]`."""
+        factor = 1 / self.scale
+        factor[list(self.left_out)] = 0.0
+        return factor
 
     def rows(self, source: Source) -> Source:
         """The source's rows as training sees them."""
@@ -103,6 +127,7 @@ class StandardUnits:
         """`[P]` in raw units; the bias is the exact value for these weights, rounded once."""
         d = len(self.scale)
         weights = parameters[:d] / self.scale
+        weights[list(self.left_out)] = 0.0
         if not self.fit_intercept:
             return weights
         return np.append(weights, self._shifted(parameters[d], weights, sign=1))
@@ -110,10 +135,12 @@ class StandardUnits:
     def from_raw(self, parameters: np.ndarray) -> np.ndarray:
         """`[P]` in the units of training."""
         d = len(self.scale)
-        weights = parameters[:d] * self.scale
+        raw = np.array(parameters[:d], np.float64)
+        raw[list(self.left_out)] = 0.0
+        weights = raw * self.scale
         if not self.fit_intercept:
             return weights
-        return np.append(weights, self._shifted(parameters[d], parameters[:d], sign=-1))
+        return np.append(weights, self._shifted(parameters[d], raw, sign=-1))
 
     def penalized(self, penalized: np.ndarray) -> np.ndarray:
         """Factors of the L2 penalty `[P]` that make it the penalty of the raw weights: the objective stays the same."""
@@ -122,6 +149,7 @@ class StandardUnits:
             squares = (1 / self.scale) ** 2
         # No infinity: times 0 it would be no number.
         factors[: len(self.scale)] *= np.minimum(squares, np.finfo(np.float64).max)
+        factors[list(self.left_out)] = 0.0
         return factors
 
     def _shifted(self, bias: float, raw_weights: np.ndarray, *, sign: int) -> float:
@@ -153,7 +181,7 @@ class StandardizedSource:
 
     def fingerprint(self) -> str:
         units = self._units
-        numbers = np.concatenate([units.center, units.scale, [units.target_center]]).astype("<f8")
+        numbers = np.concatenate([units.center, units.factor, [units.target_center]]).astype("<f8")
         return hashlib.sha256(self._source.fingerprint().encode() + numbers.tobytes()).hexdigest()
 
     def take(self, split: str, indices: Any) -> tuple[Any, ...]:
@@ -168,8 +196,10 @@ class StandardizedSource:
         import tapedist.numerics  # noqa: F401  (before TensorFlow)
         import tensorflow as tf
 
-        x = (tf.cast(x, tf.float64) - self._units.center) * (1 / self._units.scale)
-        return x, tf.cast(y, tf.float64) - self._units.target_center, *rest
+        units = self._units
+        x = (tf.cast(x, tf.float64) - units.center) * units.factor
+        weights = [tf.cast(w, tf.float64) * (1 / units.weight_unit) for w in rest]
+        return x, tf.cast(y, tf.float64) - units.target_center, *weights
 
 
 class StandardizedTable(StandardizedSource):
@@ -182,21 +212,63 @@ class StandardizedTable(StandardizedSource):
 
     def __init__(self, source: TableSource, units: StandardUnits):
         super().__init__(source, units)
-        factored = Units(units.center, 1 / units.scale, units.target_center)
+        factored = Units(units.center, units.factor, units.target_center, 1 / units.weight_unit)
         self.read_into = functools.partial(source.read_into, units=factored)
 
 
-def _column_moments(source: Source, heed: Callable[[], object]) -> tuple[np.ndarray, np.ndarray]:
-    """Weighted means and deviations of the features and, last, the target over the training rows, both `[d + 1]`.
+@dataclasses.dataclass(frozen=True, eq=False)
+class ColumnMoments:
+    """Weighted means and deviations of the features and, last, the target over the training rows.
 
-    Each block is centred on its own mean and merged by the formula of Chan, Golub and LeVeque (1979). Columns are
+    Attributes:
+        means: float64 `[d + 1]`.
+        deviations: float64 `[d + 1]`.
+        weight_unit: 1, or where weights are extreme, the power of two next to the largest.
+    """
+
+    means: np.ndarray
+    deviations: np.ndarray
+    weight_unit: float = 1.0
+
+    @classmethod
+    def of(cls, source: Source, heed: Callable[[], object] = lambda: None) -> ColumnMoments:
+        """One pass over the training rows, summed in blocks of fixed size and order.
+
+        Args:
+            source: the rows; those of weight 0 do not count, whatever they hold.
+            heed: called before every block; may raise to break the pass off.
+
+        Raises:
+            InputError: if a column's squares overflow even in units of its first values.
+        """
+        with np.errstate(over="ignore", invalid="ignore"):  # What overflows is refused by name.
+            return _column_moments(source, heed)
+
+    def constant(self) -> tuple[int, ...]:
+        """Numbers of the features that do not vary but by rounding."""
+        rounding = _ROUNDINGS * 2.0**-53 * np.abs(self.means[:-1])
+        return tuple(np.flatnonzero(self.deviations[:-1] <= rounding).tolist())
+
+
+def _column_moments(source: Source, heed: Callable[[], object]) -> ColumnMoments:
+    """Each block is centred on its own mean and merged by the formula of Chan, Golub and LeVeque (1979). Columns are
     measured from their first value, so that a constant one is exactly constant, and in powers of two, so that squares
-    fit.
+    fit; weights likewise.
     """
     count = source.num_features + 1
     total, means, squares = 0.0, np.zeros(count), np.zeros(count)
-    first, unit = np.zeros(0), np.ones(count)
+    first, unit, weight_unit, largest = np.zeros(0), np.ones(count), 1.0, 0.0
     for columns, w in _column_blocks(source, heed):
+        if w is not None:
+            # What a row of weight 0 holds may be anything, a fill value for one.
+            if not (w > 0).all():
+                columns, w = columns[:, w > 0], w[w > 0]
+            if not len(w):
+                continue
+            if not largest:
+                weight_unit = _power_of_two(w.max())
+            largest = max(largest, float(w.max()))
+            w = w / weight_unit
         if not len(first):
             first = columns[:, 0].copy()
             unit = _units(columns, first)
@@ -213,10 +285,52 @@ def _column_moments(source: Source, heed: Callable[[], object]) -> tuple[np.ndar
         means += gap * (block_total / both)
         total = both
     if total == 0:
-        return np.zeros(count), np.zeros(count)
-    result = first + means * unit, np.sqrt(squares / total) * unit
-    _check_finite(source, *result)
-    return result
+        return ColumnMoments(np.zeros(count), np.zeros(count))
+    found = ColumnMoments(first + means * unit, np.sqrt(squares / total) * unit, _weight_unit(largest))
+    _check_finite(source, found.means, found.deviations)
+    return found
+
+
+def _weight_unit(largest: float) -> float:
+    """Other weights need no unit: their products with rows and losses fit any compute type."""
+    fits = largest == 0 or _LEAST_WEIGHT <= largest <= 1 / _LEAST_WEIGHT
+    return 1.0 if fits else _power_of_two(largest)
+
+
+def _power_of_two(value: float) -> float:
+    """The largest one that is at most `value`; of a subnormal value the least normal one."""
+    return float(np.ldexp(1.0, max(int(np.frexp(value)[1]) - 1, -1022)))
+
+
+def centred_products(
+    source: Source, columns: ColumnMoments, heed: Callable[[], object] = lambda: None
+) -> tuple[int, float, np.ndarray]:
+    """Second moments of the training rows in float64, by products of matrices: one pass.
+
+    Args:
+        source: the rows.
+        columns: of the same rows.
+        heed: called before every block; may raise to break the pass off.
+
+    Returns:
+        The rows of positive weight, the sum of weights, and the weighted products of the centred features and, last,
+        the target, float64 `[d + 1, d + 1]`.
+    """
+    scale = np.where(columns.deviations > 0, columns.deviations, 1.0)
+    count, total = 0, 0.0
+    sums, products = np.zeros(len(scale)), np.zeros((len(scale), len(scale)))
+    for values, w in _column_blocks(source, heed):
+        if w is not None and not (w > 0).all():
+            values, w = values[:, w > 0], w[w > 0]
+        values = (values - columns.means[:, np.newaxis]) / scale[:, np.newaxis]
+        weighted = values if w is None else values * w
+        count += values.shape[1]
+        total += float(values.shape[1] if w is None else w.sum())
+        sums += weighted.sum(axis=1)
+        products += weighted @ values.T
+    # The means are rounded, and what is left of them would count.
+    products -= np.multiply.outer(sums, sums) / total
+    return count, total, products * np.multiply.outer(scale, scale)
 
 
 def _column_blocks(source: Source, heed: Callable[[], object]) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:

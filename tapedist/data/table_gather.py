@@ -23,17 +23,19 @@ _ALIGNMENT = 64  # TensorFlow takes over arrays that begin there and copies othe
 
 
 class Units(NamedTuple):
-    """`(x - center) * factor` and `y - target_center`, in float64.
+    """`(x - center) * factor`, `y - target_center` and `w * weight_factor`, in float64.
 
     Attributes:
         center: float64 `[d]`.
         factor: float64 `[d]`.
         target_center: a float.
+        weight_factor: a power of two.
     """
 
     center: np.ndarray
     factor: np.ndarray
     target_center: float
+    weight_factor: float = 1.0
 
 
 class RowGather:
@@ -134,7 +136,7 @@ class RowGather:
             column *= factor
         np.subtract(held[d][places], np.float64(units.target_center), out=columns[d])
         for column, values in zip(columns[d + 1 :], held[d + 1 :], strict=True):
-            column[:] = values[places]
+            np.multiply(values[places], units.weight_factor, out=column)
 
     def _scattered(self, file_rows: np.ndarray, found: np.ndarray, units: Units | None) -> None:
         """Rows from anywhere."""
@@ -163,6 +165,7 @@ class RowGather:
             found[: self._d] -= units.center[:, np.newaxis]
             found[: self._d] *= units.factor[:, np.newaxis]
             found[self._d] -= units.target_center
+            found[self._d + 1 :] *= units.weight_factor
 
 
 def empty_rows(k: int, d: int, *, weighted: bool, dtype: Any) -> tuple[np.ndarray, ...]:

@@ -16,6 +16,7 @@ import numpy as np
 
 from tapedist.data.blocks import Source
 from tapedist.data.row_arrays import row_blocks
+from tapedist.data.standardize import ColumnMoments, centred_products
 from tapedist.results.least_squares import FLOAT32_ROUNDING, FLOAT64_ROUNDING, LeastSquares, from_moments, least_squares
 from tapedist.results.prediction import IntervalShape
 from tapedist.results.regression import Distance, as_dict, distance, residual_metrics, truth_errors
@@ -28,6 +29,7 @@ _FEW_COLUMNS = 16
 # What one look at a number for the absolute errors costs, in the same arithmetic.
 _LOOK = 8
 _MOST_INTERVAL_NUMBERS = 1_000_000
+_MOST_SURVEYED = 512  # Features.
 
 
 class SecondMoments(Protocol):
@@ -79,6 +81,47 @@ class Statistics:
             "truth_errors": None if self.truth is None else list(self.truth),
             "interval": shape.as_json() if shape is not None and small else None,
         }
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Survey:
+    """What the training rows of a linear model say before training.
+
+    Attributes:
+        fit: the least-squares optimum; it says which features are linear combinations of others.
+        exact: whether its coefficients and standard errors have nine digits and more.
+    """
+
+    fit: LeastSquares
+    exact: bool
+
+
+def survey(
+    source: Source, columns: ColumnMoments, *, fit_intercept: bool, heed: Callable[[], object] = lambda: None
+) -> Survey | None:
+    """One pass over the training rows, in extended precision where that does not take long; None for too many features.
+
+    Args:
+        source: the rows, raw.
+        columns: of the same rows.
+        fit_intercept: whether the model has a bias.
+        heed: called now and then while rows are read; may raise to break it off.
+
+    Raises:
+        InputError: if the rows have no optimum in float64 range.
+    """
+    fit = optimum(source, fit_intercept=fit_intercept, heed=heed)
+    if fit is not None:
+        return Survey(fit, exact=True)
+    if source.num_features > _MOST_SURVEYED:
+        return None
+    count, total, centred = centred_products(source, columns, heed)
+    known: dict[str, Any] = {"num_rows": count, "sum_weights": total, "means": columns.means, "centred": centred}
+    known |= {"fit_intercept": fit_intercept, "names": source.feature_names}
+    for digits in (9, 0):
+        if (fit := from_moments(digits=digits, **known)) is not None:
+            return Survey(fit, exact=digits > 0)
+    return None
 
 
 def optimum(

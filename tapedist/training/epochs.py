@@ -5,7 +5,7 @@ Rows depend on step numbers only, never on how many steps a call ran.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -27,16 +27,17 @@ class EpochLoss(NamedTuple):
     penalty: float
 
 
-def full_batch_losses(records: np.ndarray, *, step: int, every: int) -> Iterator[EpochLoss]:
+def full_batch_losses(records: np.ndarray, *, step: int, logged: Iterable[int]) -> Iterator[EpochLoss]:
     """Each step is an epoch, and its record is the loss over the whole split at the parameters before its update.
 
     Args:
         records: float64 `[steps, columns]`, see `steps.py`.
         step: updates done before the first record.
-        every: epochs from one row to the next.
+        logged: epochs that have a row.
     """
-    for i in range(-step % every, len(records), every):
-        yield EpochLoss(step + i, step + i, float(records[i, 0] / records[i, 1]), float(records[i, 2]))
+    for epoch in logged:
+        loss, weight, penalty = records[epoch - step, :3]
+        yield EpochLoss(epoch, epoch, float(loss / weight), float(penalty))
 
 
 def mini_batch_losses(

@@ -7,7 +7,10 @@ update runs on every topology. The rules follow Keras' definitions, so results c
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
+
+import numpy as np
 
 import tapedist.numerics  # noqa: F401  (before TensorFlow)
 import tensorflow as tf
@@ -34,6 +37,48 @@ class Optimizer:
 def sgd(learning_rate: float) -> Optimizer:
     """`theta <- theta - learning_rate * g`."""
     return Optimizer(0, lambda theta, slots, g, step: (theta - learning_rate * g, slots))
+
+
+@dataclasses.dataclass(frozen=True)
+class Rate:
+    """A learning rate over the steps: constant, then `1 / (1 / first + curvature * (step - hold))`.
+
+    Such a decay, with the inverse Hessian as the metric, is as efficient as any method that sees each row once (Bottou
+    and LeCun, "Large scale online learning", 2003); the constant beginning forgets where training started (Bottou,
+    Curtis and Nocedal, "Optimization methods for large-scale machine learning", 2018, 4.1).
+
+    Attributes:
+        first: the rate of the first steps.
+        hold: steps that it is kept for; infinite for a constant rate.
+        curvature: the least one of the loss in the metric.
+    """
+
+    first: float
+    hold: float = math.inf
+    curvature: float = 1.0
+
+    def at(self, step: tf.Tensor) -> tf.Tensor | float:
+        """The rate of a step, which counts from 1, float64."""
+        if math.isinf(self.hold):
+            return self.first
+        behind = tf.maximum(step - self.hold, tf.zeros_like(step))
+        return tf.ones_like(step) / (1 / self.first + self.curvature * behind)
+
+
+def metric_sgd(rate: Rate, metric: np.ndarray) -> Optimizer:
+    """`theta <- theta - rate * metric g`: gradient descent in the metric of a matrix, such as an inverse Hessian.
+
+    Args:
+        rate: over the steps.
+        metric: float64 `[P, P]`, symmetric.
+    """
+
+    def update(theta: tf.Tensor, slots: tf.Tensor, g: tf.Tensor, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        # A sum of products, whose bits do not follow the number of threads as those of a product of matrices do.
+        direction = tf.reduce_sum(tf.constant(metric) * g, 1)
+        return theta - rate.at(step) * direction, slots
+
+    return Optimizer(0, update)
 
 
 def momentum(learning_rate: float, mu: float, *, nesterov: bool) -> Optimizer:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 
 from tapedist.training.steps import MAX_STEPS_PER_CALL
 
 _CALL_SECONDS = 0.5
 _GROWTH = 8
+_AT_ONE_PACE = 100
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,6 +23,9 @@ class Schedule:
         eval_every_epochs: a test row every so many epochs; 0 for none before the end.
         checkpoint_every_steps: a save every so many updates; 0 for none by count.
         check_every_epochs: a look at the rules that stop early every so many epochs; 0 for none.
+        slowing: whether rows and looks become rarer, because nobody knows how long the run will be: after a hundred of
+            them every tenth is left, after a thousand epochs' worth every hundredth, and so on. So there are about
+            ninety for each power of ten.
     """
 
     num_epochs: int
@@ -29,6 +34,7 @@ class Schedule:
     eval_every_epochs: int
     checkpoint_every_steps: int
     check_every_epochs: int = 0
+    slowing: bool = False
 
     @property
     def num_steps(self) -> int:
@@ -36,7 +42,26 @@ class Schedule:
 
     def logs(self, epoch: int) -> bool:
         """Whether `epoch` has a training row."""
-        return epoch % self.log_every_epochs == 0
+        return epoch % self._pace(epoch, self.log_every_epochs) == 0
+
+    def logged(self, epochs: range) -> Iterator[int]:
+        """Those of `epochs` that have a training row."""
+        epoch = epochs.start if self.logs(epochs.start) else self._next(epochs.start, self.log_every_epochs)
+        while epoch < epochs.stop:
+            yield epoch
+            epoch = self._next(epoch, self.log_every_epochs)
+
+    def _pace(self, epoch: int, every: int) -> int:
+        """Epochs from one milestone to the next, at `epoch`."""
+        pace = every
+        while self.slowing and epoch >= _AT_ONE_PACE * pace:
+            pace *= 10
+        return pace
+
+    def _next(self, epoch: int, every: int) -> int:
+        """The first milestone behind `epoch`."""
+        pace = self._pace(epoch, every)
+        return (epoch // pace + 1) * pace
 
     def evaluates(self, step: int) -> bool:
         """Whether a test row belongs at `step`."""
@@ -45,8 +70,10 @@ class Schedule:
 
     def checks(self, step: int) -> bool:
         """Whether the rules that stop early are asked at `step`."""
-        every = self.check_every_epochs * self.steps_per_epoch
-        return bool(every) and step % every == 0
+        if not self.check_every_epochs or step % self.steps_per_epoch:
+            return False
+        epoch = step // self.steps_per_epoch
+        return epoch % self._pace(epoch, self.check_every_epochs) == 0
 
     def saves(self, step: int) -> bool:
         """Whether a save belongs at `step`."""
@@ -55,10 +82,11 @@ class Schedule:
     def steps_to_milestone(self, step: int) -> int:
         """Updates from `step` to the next point where the outer loop has something to do."""
         stops = [self.num_steps]
-        by_epochs = (every * self.steps_per_epoch for every in (self.eval_every_epochs, self.check_every_epochs))
-        for every in (*by_epochs, self.checkpoint_every_steps):
+        for every in (self.eval_every_epochs * self.steps_per_epoch, self.checkpoint_every_steps):
             if every:
                 stops.append((step // every + 1) * every)
+        if self.check_every_epochs:
+            stops.append(self._next(step // self.steps_per_epoch, self.check_every_epochs) * self.steps_per_epoch)
         return min(stops) - step
 
 

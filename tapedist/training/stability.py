@@ -116,6 +116,36 @@ def _root(
     return np.concatenate([weights, bias], axis=1)
 
 
+def inverse_hessian(
+    inverse: np.ndarray, *, means: np.ndarray, fit_intercept: bool = True, l2: float | np.ndarray = 0.0
+) -> np.ndarray:
+    """The inverse `[P, P]` of `hessian` on the features that have one; zeros for the others.
+
+    Its last bits are cut off, because they depend on the library that multiplies matrices.
+
+    Args:
+        inverse: float64 `[d, d]`, of the covariance of the features (about 0 without an intercept); zeros in the rows
+            and columns of features without curvature.
+        means: float64 `[d]`, of the features; not looked at without an intercept.
+        fit_intercept: whether there is a bias.
+        l2: of the penalty, which leaves the bias alone; one number, or one for each weight `[d]`.
+    """
+    d = len(means)
+    # (C + L)^-1 = (1 + C^-1 L)^-1 C^-1: no inverse of C^-1, which has none where features are left out.
+    inner = np.linalg.solve(np.eye(d) + inverse * np.broadcast_to(l2, [d]), inverse) if np.any(l2) else inverse
+    inner = (inner + inner.T) / 4
+    if not fit_intercept:
+        return _cut(inner)
+    across = -inner @ means
+    corner = 0.5 - across @ means
+    return _cut(np.block([[inner, across[:, np.newaxis]], [across[np.newaxis], np.array([[corner]])]]))
+
+
+def _cut(values: np.ndarray) -> np.ndarray:
+    """`values` without the last 24 of their 53 bits."""
+    return (np.ascontiguousarray(values).view(np.int64) & ~np.int64(2**24 - 1)).view(np.float64)
+
+
 def power_iteration(
     blocks: Callable[[], Iterable[tuple[np.ndarray, ...]]],
     *,

@@ -85,6 +85,19 @@ def near_optimum(distance: Callable[[np.ndarray], float | None], limit: float) -
     return rule
 
 
+def settled(still: Callable[[np.ndarray], bool]) -> StopRule:
+    """Stops when the parameters have come as near to their optimum as the arithmetic takes them.
+
+    Args:
+        still: whether a state's distance to the optimum of its own rows, as they are rounded, is nothing any more.
+    """
+
+    def rule(vector: np.ndarray, memory: StopMemory, *, again: bool) -> str:
+        return "no parameter moves any more" if still(vector) else ""
+
+    return rule
+
+
 def small_gradient(gradient: Callable[[np.ndarray], np.ndarray], limit: float) -> StopRule:
     """Stops when the gradient's 2-norm over all training rows is at most `limit`.
 

@@ -194,11 +194,12 @@ class Trainer:
     def _book(self, state: TrainingState, records: np.ndarray) -> None:
         """Turns the records of applied steps into rows, and remembers where the parameters were."""
         per_epoch, schedule = self._engine.steps_per_epoch, self._schedule
-        every = schedule.log_every_epochs * per_epoch
-        for i in range(-state.step % every, len(records), every):
-            state.add_to_path((state.step + i) // per_epoch, records[i, 3:])
+        begun = range(-(-state.step // per_epoch), -(-(state.step + len(records)) // per_epoch))
+        logged = list(schedule.logged(begun))
+        for epoch in logged:
+            state.add_to_path(epoch, records[epoch * per_epoch - state.step, 3:])
         if self._full_batch:
-            losses = full_batch_losses(records, step=state.step, every=schedule.log_every_epochs)
+            losses = full_batch_losses(records, step=state.step, logged=logged)
         else:
             losses = mini_batch_losses(
                 records, state.epoch_sums, step=state.step, per_epoch=per_epoch, logs=schedule.logs

@@ -1,0 +1,169 @@
+"""The metric in which training steps, and in which its distance to the optimum is measured: the curvature of squared
+error, and what a run's rows and loss make of it.
+
+Legend: `n` rows, `d` features, `P` parameters in the units of training (the weights, then the bias if there is one).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from tapedist.data.blocks import Source
+from tapedist.data.row_arrays import row_blocks
+from tapedist.data.standardize import RawUnits, StandardUnits
+from tapedist.results.least_squares import LeastSquares
+from tapedist.training.stability import inverse_hessian
+
+Heed = Callable[[], object]
+# Rows that the residual's density at 0 is taken from: those within this share of its deviation.
+_WINDOW = 0.25
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Metric:
+    """The squared loss about its optimum, in the units of training.
+
+    Attributes:
+        fit: the optimum of the same rows, raw.
+        units: those of training.
+    """
+
+    fit: LeastSquares
+    units: RawUnits | StandardUnits
+
+    @functools.cached_property
+    def _factor(self) -> np.ndarray:
+        return self.units.factor if isinstance(self.units, StandardUnits) else np.ones(len(self.fit.names))
+
+    @functools.cached_property
+    def _center(self) -> np.ndarray:
+        return self.units.center if isinstance(self.units, StandardUnits) else np.zeros(len(self.fit.names))
+
+    def inverse_hessian(self, l2: float | np.ndarray = 0.0) -> np.ndarray:
+        """Of squared error with a penalty, float64 `[P, P]`; zeros for features that are left out."""
+        form = self.fit.form
+        with np.errstate(divide="ignore", invalid="ignore"):
+            root = form.inverse.hi / np.where(self._factor > 0, self._factor, np.inf)[:, np.newaxis]
+        inverse = float(form.total.hi) * (root @ root.T)
+        means = (form.means.hi - self._center) * self._factor
+        return inverse_hessian(inverse, means=means, fit_intercept=self.fit.fit_intercept, l2=l2)
+
+    @functools.cached_property
+    def _hessian(self) -> np.ndarray:
+        return np.linalg.pinv(self.inverse_hessian(), hermitian=True)
+
+    def length(self, move: np.ndarray) -> float:
+        """Root mean square `sqrt(move' H move / 2)` by which a move `[P]` changes the predictions."""
+        return math.sqrt(max(0.0, float(move @ self._hessian @ move) / 2))
+
+    @functools.cached_property
+    def target_deviation(self) -> float:
+        """Of the target, about its mean; without an intercept about 0."""
+        at = self.optimum()
+        if self.fit.fit_intercept:
+            at[-1] = 0.0
+        return math.sqrt(self.length(at) ** 2 + self.fit.loss)
+
+    @property
+    def standard_error(self) -> float | None:
+        """The length of a move that is a standard error of least squares in its direction; None or 0 if there is none.
+
+        No parameter moves by more of its own standard errors than the whole does (Scheffe's bound).
+        """
+        std = self.fit.residual_std
+        return None if std is None else std / math.sqrt(self.fit.sum_weights)
+
+    def rows(self, source: Source, heed: Heed) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """The training rows in the units of training: `(z [k, P], y [k], w [k])`, those of weight 0 left out."""
+        target_center = self.units.target_center if isinstance(self.units, StandardUnits) else 0.0
+        for x, y, w in row_blocks(source, "train", heed=heed):
+            w = np.ones(len(y)) if w is None else w
+            x, y, w = x[w > 0], y[w > 0], w[w > 0]
+            z = (x - self._center) * self._factor
+            z = np.column_stack([z, np.ones(len(y))]) if self.fit.fit_intercept else z
+            yield z, y - target_center, w
+
+    def optimum(self) -> np.ndarray:
+        """The least-squares optimum, float64 `[P]`."""
+        form = self.fit.form
+        with np.errstate(divide="ignore", invalid="ignore"):
+            weights = np.where(self._factor > 0, form.weights.hi / self._factor, 0.0)
+        if not self.fit.fit_intercept:
+            return weights
+        target_center = self.units.target_center if isinstance(self.units, StandardUnits) else 0.0
+        at_center = (form.weights * self._center).sum() + form.bias - target_center
+        return np.append(weights, float(at_center.hi))
+
+
+def largest_leverage(source: Source, fit: LeastSquares, heed: Heed) -> float:
+    """The largest of `w / mean(w) * z' C**-1 z` over the training rows, with `C` the mean of `w z z' / mean(w)`."""
+    largest = 0.0
+    for x, _, w in row_blocks(source, "train", heed=heed):
+        used = slice(None) if w is None else w > 0
+        leverage = fit.form.leverage(x[used]) * (1.0 if w is None else w[used])
+        largest = max(largest, float(leverage.max(initial=0.0)))
+    return largest * fit.num_rows
+
+
+def share_of_small_residuals(source: Source, metric: Metric, delta: float, heed: Heed) -> float:
+    """About the share of rows whose residual at the least-squares optimum is within `delta`, above 0.
+
+    Where `delta` is small against the residuals, few rows or none would tell; then it is `delta` times the density
+    around 0.
+    """
+    window = max(delta, _WINDOW * (metric.fit.residual_std or 0.0))
+    at, inside, total = metric.optimum(), 0.0, 0.0
+    for z, y, w in metric.rows(source, heed):
+        inside += float(w[np.abs(z @ at - y) <= window].sum())
+        total += float(w.sum())
+    return max(inside / total, 1 / metric.fit.num_rows) * delta / window
+
+
+class HuberDistance:
+    """How far a state is from the optimum of the huber loss, in standard errors: the length of Newton's step.
+
+    The loss is quadratic where no residual passes `delta`; so near the optimum the step leads to it.
+
+    Args:
+        metric: of the rows.
+        source: the rows, raw.
+        delta: where the loss turns linear.
+        l2: of the penalty on each parameter, `[P]`.
+        heed: called now and then while rows are read; may raise to break it off.
+    """
+
+    def __init__(self, metric: Metric, source: Source, *, delta: float, l2: np.ndarray, heed: Heed):
+        self._metric, self._source, self._delta, self._l2, self._heed = metric, source, delta, l2, heed
+
+    def __call__(self, parameters: np.ndarray) -> float | None:
+        """The distance of `parameters` `[P]`, in units of training; None where the rows do not tell."""
+        count = len(parameters)
+        hessian, gradient = 2 * np.diag(self._l2), 2 * self._l2 * parameters
+        inside, squares, total = 0.0, 0.0, 0.0
+        for z, y, w in self._metric.rows(self._source, self._heed):
+            residuals = z @ parameters - y
+            near = np.abs(residuals) <= self._delta
+            bounded = np.clip(residuals, -self._delta, self._delta)
+            weighted = z[near] * w[near, np.newaxis]
+            hessian = hessian + weighted.T @ z[near] / self._metric.fit.sum_weights
+            gradient = gradient + (w * bounded) @ z / self._metric.fit.sum_weights
+            inside += float(w[near].sum())
+            squares += float(w @ bounded**2)
+            total += float(w.sum())
+        free = np.diag(self._metric.inverse_hessian()) > 0
+        if not inside or np.linalg.matrix_rank(hessian[np.ix_(free, free)], hermitian=True) < free.sum():
+            return None
+        move = np.zeros(count)
+        move[free] = np.linalg.solve(hessian[np.ix_(free, free)], gradient[free])
+        # Standard errors of the estimate itself (Huber, 1981, 7.6), or those of least squares where they are smaller.
+        own = math.sqrt(squares / total) / (inside / total) / math.sqrt(self._metric.fit.num_rows)
+        errors = [e for e in (own, self._least_squares_error()) if e]
+        return self._metric.length(move) / min(errors) if errors else None
+
+    def _least_squares_error(self) -> float:
+        return self._metric.standard_error or 0.0

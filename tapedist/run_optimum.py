@@ -21,7 +21,7 @@ from tapedist.training.measures import full_gradient
 from tapedist.training.stopping import Stopping, StopRule, near_optimum, settled, small_gradient, stale_test_loss
 
 _MOST_LOOKS = 1000
-# What is left of the way to the optimum, against the target's deviation, where rounding is all that moves.
+# What is left of the way to the optimum, against the largest residuals that count, where rounding is all that moves.
 _STILL, _STILL_FLOAT32 = 1e-11, 1e-7
 
 
@@ -193,6 +193,7 @@ def _finishing_rules(
         close = limit * (error or np.inf)
         rules.append(near_optimum(lambda state: distance(state[:count]) if length(state) <= close else None, limit))
     precise = config.dtype == "float64" or isinstance(engine, MomentsEngine)
-    least = (_STILL if precise else _STILL_FLOAT32) * metric.target_deviation
+    spread = metric.target_deviation if squared else min(metric.target_deviation, config.huber_delta)
+    least = (_STILL if precise else _STILL_FLOAT32) * spread
     rules.append(settled(lambda state: length(state) <= least))
     return rules

@@ -118,8 +118,8 @@ def stopping_rules(
     count = setup.programs["model"].num_parameters
     if config.stop_at_se:
         fit = optimum_of_run.fit(engine)
-        if fit is None or fit.problem or fit.residual_std is None:
-            why = "" if fit is None else f", but {fit.problem or 'no degrees of freedom are left for standard errors'}"
+        if fit is None or fit.residual_std is None:
+            why = "" if fit is None else ", but no degrees of freedom are left for standard errors"
             raise InputError(
                 f"--stop_at_se={shown(config.stop_at_se)}: needs a linear model with one optimum{why}; "
                 "use --early_stop_gradient_norm"

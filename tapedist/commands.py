@@ -57,7 +57,7 @@ def evaluate(options: EvaluateOptions) -> None:
     for split, name in names.items():
         metrics = evaluate_rows(row_blocks(own, split), model.weights, model.bias)
         if metrics:
-            print(metrics.line(name))
+            print(metrics.line(name, fit_intercept=model.fit_intercept))
 
 
 def predict(options: PredictOptions) -> None:
@@ -192,8 +192,10 @@ def _wants_interval(options: PredictOptions, model: FittedModel) -> bool:
     if model.interval is None:
         if options.interval == "auto":
             return False
-        problem = (model.statistics or {}).get("problem")
-        why = f": {problem}; train without those columns" if problem else "; train with --statistics=true"
+        fit = model.statistics or {}
+        why = "; train with --statistics=true"
+        if fit and not fit["degrees_of_freedom"]:
+            why = f": {fit['num_rows']} rows leave none for {fit['rank']} parameters; train on more rows"
         raise InputError(
             f"--interval=true: the run in {shown(options.run_dir)} has no standard errors{why}, or drop --interval"
         )

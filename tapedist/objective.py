@@ -149,8 +149,7 @@ def _linear_units(
     found = survey(source, columns, fit_intercept=config.fit_intercept, heed=heed) if surveyed else None
     left_out: Sequence[int] = ()
     if surveyed:
-        factor = found.fit.form.factor if found else None  # TEMP
-        left_out = factor.order[factor.rank :] if factor else columns.constant()
+        left_out = found.fit.aliased if found else columns.constant()
     if not config.standardizes:
         units = StandardUnits.raw(
             source.num_features, fit_intercept=config.fit_intercept, left_out=left_out, weight_unit=columns.weight_unit

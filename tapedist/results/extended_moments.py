@@ -32,6 +32,11 @@ _CHUNK_NUMBERS = 2**21
 # Sums of a few features must not overflow, nor may squares of the target. Columns are multiplied in scaled units.
 _MOST = 1e300
 _MOST_TARGET = 1e150
+# Later rows may be so many powers of two larger than the first ones before sums are brought to new units.
+_ROOM = 64
+# Numbers that all are multiples of one power of two and leave so many of their last bits unused are no results of
+# rounding: of two rounded numbers in a row, one is odd in its last bit.
+_UNUSED_BITS = 8
 
 
 class ExtendedMoments:
@@ -42,6 +47,8 @@ class ExtendedMoments:
         shift: float64 `[d + 1]`, subtracted from every row: near the first rows' means, or zero if not `centred`.
         scale: float64 `[m]`, powers of two that the shifted columns are divided by.
         weight_scale: the power of two that weights are divided by.
+        largest: float64 `[d + 1]`, the largest magnitude of each raw column.
+        quantum: float64 `[d + 1]`, a power of two of which all numbers of the column are multiples; 0 if none is known.
         sums: `[m, m]`, `sum w * z * z'` of the columns (1, x, y), shifted and scaled.
     """
 
@@ -53,6 +60,8 @@ class ExtendedMoments:
         self.shift = np.zeros(num_features + 1)
         self.scale = np.ones(num_features + 2)
         self.weight_scale = 1.0
+        self.largest = np.zeros(num_features + 1)
+        self.quantum = np.full(num_features + 1, np.inf)
         self.sums = Extended.zeros(num_features + 2, num_features + 2)
 
     def add(self, x: np.ndarray, y: np.ndarray, w: np.ndarray | None = None) -> None:
@@ -81,8 +90,10 @@ class ExtendedMoments:
         if not self.num_rows:
             self._choose_shift_and_scale(raw, w)
         self.num_rows += len(y)
-        ones, scale = np.ones((1, len(y))), self.scale[1:, None]
+        self._note_quantum(raw)
         high, low = two_sum(raw, -self.shift[:, None])
+        self._make_room(high, w)
+        ones, scale = np.ones((1, len(y))), self.scale[1:, None]
         columns = Extended(np.concatenate([ones, high / scale]), np.concatenate([0 * ones, low / scale]))
         right = list(_slices(columns))
         left = right
@@ -114,6 +125,42 @@ class ExtendedMoments:
         self.scale[1:] = np.ldexp(1.0, np.where(largest > 0, np.frexp(largest)[1], 0))
         if w is not None:
             self.weight_scale = float(np.ldexp(1.0, np.frexp(w.max())[1] - 1))
+
+    def exact(self, precision: float) -> np.ndarray:
+        """Whether the numbers of each column, bool `[d + 1]`, are such as no rounding relative by `precision` made.
+
+        Integers are, as far as all of them have a representation: counts, microseconds since 1970.
+        """
+        bits = np.where(self.quantum >= 1, 1.0, 2.0**-_UNUSED_BITS) / precision
+        return self.largest <= bits * self.quantum
+
+    def _note_quantum(self, raw: np.ndarray) -> None:
+        """Lowers the quanta to those of a chunk. Columns of ordinary decimals are not looked at a second time."""
+        self.largest = np.maximum(self.largest, np.abs(raw).max(axis=1))
+        open_columns = np.flatnonzero(self.exact(2.0**-53))
+        values = raw[open_columns]
+        quantum = np.where((np.rint(values) == values).all(axis=1), 1.0, 0.0)
+        for place in np.flatnonzero(quantum == 0):
+            mantissas, exponents = np.frexp(values[place][values[place] != 0])
+            bits = np.ldexp(mantissas, 53).astype(np.int64)
+            quantum[place] = np.ldexp((bits & -bits).astype(np.float64), exponents - 53).min()
+        self.quantum[open_columns] = np.minimum(self.quantum[open_columns], quantum)
+        self.quantum[~self.exact(2.0**-53)] = 0.0
+
+    def _make_room(self, shifted: np.ndarray, w: np.ndarray | None) -> None:
+        """Brings the sums to larger units where the first rows were no measure of these ones."""
+        needed = np.ldexp(1.0, np.frexp(np.abs(shifted).max(axis=1))[1])
+        grown = needed > np.ldexp(self.scale[1:], _ROOM)
+        if grown.any():
+            shrink = np.ones(len(self.scale))
+            shrink[1:][grown] = self.scale[1:][grown] / needed[grown]
+            self.scale[1:][grown] = needed[grown]
+            self.sums = self.sums * (shrink[:, None] * shrink[None, :])
+        heaviest = 1.0 if w is None else float(w.max())
+        if heaviest > np.ldexp(self.weight_scale, _ROOM):
+            larger = float(np.ldexp(1.0, np.frexp(heaviest)[1] - 1))
+            self.sums = self.sums * (self.weight_scale / larger)
+            self.weight_scale = larger
 
     def merge(self, blocks: Iterable[Rows]) -> ExtendedMoments:
         """Adds every block; returns itself."""

@@ -20,16 +20,16 @@ class Coefficient:
 
     Attributes:
         name: the feature's name, or "intercept".
-        estimate: its value at the optimum, raw units.
-        standard_error: of the estimate, same units; None without residual degrees of freedom.
-        t: `estimate / standard_error`; None where that is undefined.
+        optimum: its value there, raw units; 0 for an aliased feature, of which the rest is None.
+        standard_error: of the optimum, same units; None without residual degrees of freedom.
+        t: `optimum / standard_error`; None where that is undefined.
         p: two-sided p-value of `t` under Student's distribution with the residual degrees of freedom.
         low: lower end of the confidence interval.
         high: its upper end.
     """
 
     name: str
-    estimate: float
+    optimum: float
     standard_error: float | None
     t: float | None
     p: float | None
@@ -37,15 +37,15 @@ class Coefficient:
     high: float | None
 
 
-def coefficient(name: str, estimate: float, standard_error: float | None, df: int, level: float = 0.95) -> Coefficient:
-    """The inference for one estimate from its standard error and the residual degrees of freedom."""
+def coefficient(name: str, optimum: float, standard_error: float | None, df: int, level: float = 0.95) -> Coefficient:
+    """The inference for one parameter from its standard error and the residual degrees of freedom."""
     if standard_error is None or df < 1:
-        return Coefficient(name, estimate, None, None, None, None, None)
+        return Coefficient(name, optimum, None, None, None, None, None)
     margin = student_t_quantile(df, level) * standard_error
-    t = estimate / standard_error if standard_error > 0 else math.inf
+    t = optimum / standard_error if standard_error > 0 else math.inf
     if not math.isfinite(t):
-        return Coefficient(name, estimate, standard_error, None, None, estimate - margin, estimate + margin)
-    return Coefficient(name, estimate, standard_error, t, student_t_p(t, df), estimate - margin, estimate + margin)
+        return Coefficient(name, optimum, standard_error, None, None, optimum - margin, optimum + margin)
+    return Coefficient(name, optimum, standard_error, t, student_t_p(t, df), optimum - margin, optimum + margin)
 
 
 def student_t_p(t: float, df: float) -> float:

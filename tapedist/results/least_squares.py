@@ -4,7 +4,9 @@
 `from_moments` starts from float64 moments that somebody already has, and declines where they are not good enough.
 Both end in the same factorisation and the same result.
 
-Legend: `n` rows of positive weight, `d` features, `r` the rank, `p = d + 1` parameters (`d` without an intercept).
+Features that add nothing to those before them are aliased: left out, with weight 0, as by R's `lm` (`factor.py`).
+
+Legend: `n` rows of positive weight, `d` features, `r` of them kept, `p = d + 1` parameters (`d` without an intercept).
 """
 
 from __future__ import annotations
@@ -18,12 +20,13 @@ import numpy as np
 from tapedist.errors import InputError
 from tapedist.results.extended import Extended, two_product
 from tapedist.results.extended_moments import ExtendedMoments, Rows
-from tapedist.results.factor import Factor, factorise
+from tapedist.results.factor import ALIASED_BELOW, Factor, factorise
 from tapedist.results.inference import Coefficient, coefficient
 from tapedist.results.quadratic_form import CentredMoments, QuadraticForm, quadratic_form
 
 FLOAT64_ROUNDING = 2.0**-53
 FLOAT32_ROUNDING = 2.0**-24
+_MOST_NAMES = 8  # Of the features that make up an aliased one.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,21 +40,24 @@ class LeastSquares:
         names: the features' names.
         fit_intercept: whether there is an intercept.
         num_rows: `n`.
-        sum_weights: sum of the weights.
+        sum_weights: sum of the weights; infinite beyond float64.
         rank: parameters that the rows determine, the intercept included.
         degrees_of_freedom: `n - rank`, of the residuals.
-        problem: why the optimum is not unique, one sentence that names the columns; None if it is.
-        weights: float64 `[d]`, raw units; None if the optimum is not unique.
-        bias: the intercept (0.0 if there is none); None if the optimum is not unique.
-        coefficients: one entry per parameter, the weights in order and then the intercept; empty if not unique.
-        loss: the smallest possible loss, `sum w (y_hat - y)**2 / sum w`. Defined even where the optimum is not unique.
+        aliased: numbers of the features that are left out, ascending: the optimum without them is unique.
+        combinations: for each of them the numbers of the features that make it up; empty if it does not vary.
+        weights: float64 `[d]`, raw units; 0 for aliased features.
+        bias: the intercept (0.0 if there is none).
+        coefficients: one entry per parameter, the weights in order and then the intercept.
+        loss: the smallest possible loss, `sum w (y_hat - y)**2 / sum w`.
         rmse: its square root.
         residual_std: `sqrt(sum w r**2 / degrees_of_freedom)`.
-        r2: `1 - sum w r**2 / sum w (y - mean)**2`; without an intercept, about 0 in place of the mean.
-        adjusted_r2: the same, of variances.
-        condition_number: 2-norm condition of the centred columns (uncentred without an intercept) at unit length.
+        r2: `1 - sum w r**2 / sum w (y - mean)**2`; without an intercept, about 0 in place of the mean, as by `lm`.
+        r2_about_mean: `1 - sum w r**2 / sum w (y - mean)**2` always; below 0 where the mean alone would do better.
+        adjusted_r2: as `r2`, of variances.
+        condition_number: 2-norm condition of the centred columns (uncentred without an intercept) at unit length,
+            aliased ones left out.
         level: of the intervals.
-        form: the loss about the optimum; about one of them where it is not unique.
+        form: the loss about the optimum.
     """
 
     names: tuple[str, ...]
@@ -60,18 +66,35 @@ class LeastSquares:
     sum_weights: float
     rank: int
     degrees_of_freedom: int
-    problem: str | None
-    weights: np.ndarray | None
-    bias: float | None
+    aliased: tuple[int, ...]
+    combinations: tuple[tuple[int, ...], ...]
+    weights: np.ndarray
+    bias: float
     coefficients: tuple[Coefficient, ...]
     loss: float
     rmse: float
     residual_std: float | None
     r2: float | None
+    r2_about_mean: float | None
     adjusted_r2: float | None
     condition_number: float | None
     level: float
     form: QuadraticForm = dataclasses.field(repr=False)
+
+    def aliased_because(self) -> tuple[str, ...]:
+        """Why each aliased feature is left out: "year does not vary", "c is a linear combination of a, b"."""
+        return tuple(map(self._reason, self.aliased, self.combinations))
+
+    def _reason(self, feature: int, parts: tuple[int, ...]) -> str:
+        name = shown(self.names[feature])
+        if not parts:
+            return f"{name} {'does not vary' if self.fit_intercept else 'is zero in every row'}"
+        if self.rank == self.num_rows and feature > self.form.factor.kept[-1]:
+            rows = "1 row determines" if self.num_rows == 1 else f"{self.num_rows} rows determine"
+            return f"{name} is one too many: {rows} no more parameters"
+        listed = ", ".join(shown(self.names[part]) for part in parts[:_MOST_NAMES])
+        more = f" and {len(parts) - _MOST_NAMES} more" if len(parts) > _MOST_NAMES else ""
+        return f"{name} is a linear combination of {listed}{more}"
 
     def excess_loss(self, weights: np.ndarray, bias: float = 0.0) -> float:
         """`L(weights, bias) - L(optimum)`, by the quadratic form, so that nothing cancels near the optimum.
@@ -87,9 +110,11 @@ class LeastSquares:
 
         A prediction interval for one new row of weight 1 adds `residual_std**2` to the square.
         """
-        if self.residual_std is None or self.weights is None:
+        if self.residual_std is None:
             return None
-        return self.residual_std * np.sqrt(self.form.leverage(np.asarray(x, np.float64)))
+        # A row of the weight that the form counts in has this standard deviation.
+        std = self.residual_std / math.sqrt(self.form.weight_scale)
+        return std * np.sqrt(self.form.leverage(np.asarray(x, np.float64)))
 
 
 def least_squares(
@@ -100,6 +125,8 @@ def least_squares(
     names: Sequence[str] | None = None,
     level: float = 0.95,
     precision: float = FLOAT64_ROUNDING,
+    tolerance: float = ALIASED_BELOW,
+    aliased: Sequence[int] | None = None,
 ) -> LeastSquares:
     """The optimum over rows that are streamed once, block by block, in constant memory.
 
@@ -109,8 +136,10 @@ def least_squares(
         fit_intercept: whether to fit an intercept.
         names: the features' names.
         level: of the confidence intervals, inside (0, 1).
-        precision: relative rounding of the numbers in `x`; features that are linear combinations of each other up to
-            it count as dependent. `FLOAT32_ROUNDING` for rows that were float32.
+        precision: relative rounding of the numbers in `x` and `y`, unless they are integers or other multiples of a
+            power of two. `FLOAT32_ROUNDING` for rows that were float32.
+        tolerance: a feature is aliased where at most this share of its length is left beside those before it.
+        aliased: numbers of the features to leave out, if that was decided before, by another fit's `aliased`.
 
     Raises:
         InputError: No row has a positive weight, a value is not finite, or a weight is negative.
@@ -121,8 +150,9 @@ def least_squares(
     if not moments.num_rows:
         raise InputError("weights: no row has a positive weight; at least one is needed")
     products, means = sums[1:, 1:], Extended.zeros(num_features + 1)
+    offsets = sums[0, 1:] / sums[0, 0]
+    about_mean = products[-1, -1] - offsets[-1] * sums[0, -1]
     if fit_intercept:
-        offsets = sums[0, 1:] / sums[0, 0]
         products = products - offsets[:, None] * sums[0, 1:][None, :]
         means = offsets * scale + moments.shift
     centred = CentredMoments(
@@ -131,10 +161,13 @@ def least_squares(
         weight_scale=moments.weight_scale,
         means=means,
         products=products,
+        target_about_mean=float(about_mean.hi),
         scale=scale,
+        exact=moments.exact(precision),
         fit_intercept=fit_intercept,
     )
-    return _solve(centred, factorise(products, centred.rounding(precision)), labels, level)
+    factor = _factor(centred, precision=precision, tolerance=tolerance, aliased=aliased)
+    return _solve(centred, factor, labels, level)
 
 
 def from_moments(
@@ -148,6 +181,7 @@ def from_moments(
     level: float = 0.95,
     digits: int = 9,
     relative_error: float = 2.0**-48,
+    aliased: Sequence[int] | None = None,
 ) -> LeastSquares | None:
     """The optimum from float64 second moments, without another look at the rows, or None where that costs digits.
 
@@ -161,36 +195,66 @@ def from_moments(
         level: of the confidence intervals.
         digits: correct decimal digits wanted in coefficients and standard errors; 0 takes what there is.
         relative_error: of the entries of `centred`, relative to the columns' lengths.
+        aliased: as for `least_squares`.
 
     Returns:
         The optimum; None if the condition number, nearly dependent features or a nearly exact fit make `digits`
         doubtful, so that the rows should be streamed through `least_squares`.
     """
     labels = _labels(names, len(means) - 1)
-    if not (np.isfinite(centred).all() and np.isfinite(means).all()):
+    if not (np.isfinite(centred).all() and np.isfinite(means).all() and 0 < sum_weights < math.inf):
         return None
-    products = Extended.of(centred)
-    if not fit_intercept:
-        products = products + Extended(*two_product(means[:, None], means[None, :])) * sum_weights
-    diagonal = np.diag(products.hi)
-    scale = np.ldexp(1.0, np.frexp(np.sqrt(np.where(diagonal > 0, diagonal / sum_weights, 1.0)))[1])
-    moments = CentredMoments(
-        num_rows=num_rows,
-        total=Extended.of(sum_weights),
-        weight_scale=1.0,
-        means=Extended.of(means if fit_intercept else np.zeros(len(means))),
-        products=products / (scale[:, None] * scale[None, :]),
-        scale=scale,
-        fit_intercept=fit_intercept,
-    )
-    factor = factorise(moments.products, moments.rounding(FLOAT64_ROUNDING))
+    moments = _scaled(num_rows, sum_weights, means, centred, fit_intercept=fit_intercept)
+    # Sums in float64 cannot tell a column at the tolerance from one that is all rounding.
+    tolerance = max(ALIASED_BELOW, 4 * math.sqrt(relative_error))
+    factor = _factor(moments, precision=FLOAT64_ROUNDING, tolerance=tolerance, aliased=aliased)
     condition = factor.condition_number() or 1.0
-    left = factor.residual / moments.products.hi[-1, -1] if diagonal[-1] > 0 else 1.0
-    if digits and (any(others for _, others in factor.dependencies) or num_rows <= len(means)):
+    target = float(moments.products.hi[-1, -1])
+    left = factor.residual / target if target > 0 else 1.0
+    undecided = aliased is None and any(factor.combinations)
+    if digits and (undecided or num_rows <= len(means)):
         return None
     if digits and max(condition**2, 1 / left if left > 0 else math.inf) * relative_error > 10.0**-digits:
         return None
     return _solve(moments, factor, labels, level)
+
+
+def _scaled(
+    num_rows: int, sum_weights: float, means: np.ndarray, centred: np.ndarray, *, fit_intercept: bool
+) -> CentredMoments:
+    """Moments of `from_moments` in units that neither overflow nor underflow."""
+    weight_scale = float(np.ldexp(1.0, np.frexp(sum_weights / num_rows)[1]))
+    total, variances = sum_weights / weight_scale, np.maximum(np.diag(centred), 0.0) / sum_weights
+    sizes = np.sqrt(variances) if fit_intercept else np.hypot(np.sqrt(variances), means)
+    scale = np.ldexp(1.0, np.where(sizes > 0, np.frexp(sizes)[1], 0))
+    products = Extended.of(centred / weight_scale / scale[:, None] / scale[None, :])
+    about_mean = float(products.hi[-1, -1])
+    if not fit_intercept:
+        offsets = means / scale
+        products = products + Extended(*two_product(offsets[:, None], offsets[None, :])) * total
+    return CentredMoments(
+        num_rows=num_rows,
+        total=Extended.of(total),
+        weight_scale=weight_scale,
+        means=Extended.of(means if fit_intercept else np.zeros(len(means))),
+        products=products,
+        target_about_mean=about_mean,
+        scale=scale,
+        exact=np.zeros(len(means), bool),
+        fit_intercept=fit_intercept,
+    )
+
+
+def _factor(
+    moments: CentredMoments, *, precision: float, tolerance: float, aliased: Sequence[int] | None
+) -> Factor:
+    return factorise(
+        moments.products,
+        rounding=moments.rounding(precision),
+        most=moments.num_rows - moments.fit_intercept,
+        tolerance=tolerance,
+        aliased=aliased,
+    )
 
 
 def _labels(names: Sequence[str] | None, num_features: int) -> tuple[str, ...]:
@@ -201,67 +265,55 @@ def _labels(names: Sequence[str] | None, num_features: int) -> tuple[str, ...]:
 
 
 def _solve(moments: CentredMoments, factor: Factor, labels: tuple[str, ...], level: float) -> LeastSquares:
-    form = quadratic_form(moments, factor)
-    unique = factor.rank == len(labels)
-    df = moments.num_rows - factor.rank - moments.fit_intercept
+    form, rank = quadratic_form(moments, factor), len(factor.kept) + moments.fit_intercept
+    df = moments.num_rows - rank
     target_scale, total = float(moments.scale[-1]), float(moments.total.hi)
-    loss = factor.residual / total * target_scale**2
-    std = math.sqrt(factor.residual * moments.weight_scale / df) * target_scale if df > 0 else None
-    r2 = _r2(moments, factor)
+    rmse = math.sqrt(factor.residual / total) * target_scale
+    # Of a row of the weight that sums are counted in.
+    std = math.sqrt(factor.residual / df) * target_scale if df > 0 else None
+    r2 = _r2(moments, factor, float(moments.products.hi[-1, -1]))
     adjusted = None if r2 is None or df < 1 else 1 - (1 - r2) * (moments.num_rows - moments.fit_intercept) / df
     return LeastSquares(
         names=labels,
         fit_intercept=moments.fit_intercept,
         num_rows=moments.num_rows,
         sum_weights=total * moments.weight_scale,
-        rank=factor.rank + moments.fit_intercept,
+        rank=rank,
         degrees_of_freedom=df,
-        problem=None if unique else _problem(moments, factor, labels),
-        weights=form.weights.hi.copy() if unique else None,
-        bias=float(form.bias.hi) if unique else None,
-        coefficients=_coefficients(form, labels, std, df, level) if unique else (),
-        loss=loss,
-        rmse=math.sqrt(loss),
-        residual_std=std,
+        aliased=tuple(factor.aliased),
+        combinations=tuple(factor.combinations),
+        weights=form.weights.hi.copy(),
+        bias=float(form.bias.hi),
+        coefficients=_coefficients(form, labels, std, df, level),
+        loss=factor.residual / total * target_scale**2,
+        rmse=rmse,
+        residual_std=None if std is None else std * math.sqrt(moments.weight_scale),
         r2=r2,
+        r2_about_mean=_r2(moments, factor, moments.target_about_mean),
         adjusted_r2=adjusted,
-        condition_number=factor.condition_number() if unique else None,
+        condition_number=factor.condition_number(),
         level=level,
         form=form,
     )
 
 
-def _r2(moments: CentredMoments, factor: Factor) -> float | None:
-    varies = moments.products.hi[-1, -1] > 16 * moments.rounding(FLOAT64_ROUNDING)[-1]
-    return 1 - factor.residual / float(moments.products.hi[-1, -1]) if varies else None
+def _r2(moments: CentredMoments, factor: Factor, squares: float) -> float | None:
+    """R2 against the target's sum of squares; None where rounding alone could have made that."""
+    varies = squares > 16 * moments.rounding(FLOAT64_ROUNDING)[-1] ** 2
+    return 1 - factor.residual / squares if varies else None
 
 
 def _coefficients(
     form: QuadraticForm, labels: tuple[str, ...], std: float | None, df: int, level: float
 ) -> tuple[Coefficient, ...]:
     names = (*labels, "intercept") if form.fit_intercept else labels
-    estimates = np.append(form.weights.hi, form.bias.hi)
-    errors = [None] * len(estimates) if std is None else (std * form.unit_errors()).tolist()
+    optima = np.append(form.weights.hi, form.bias.hi)
+    errors = [None] * len(optima) if std is None else (std * form.unit_errors()).tolist()
+    aliased = set(form.factor.aliased)
     return tuple(
-        coefficient(name, float(estimate), error, df, level)
-        for name, estimate, error in zip(names, estimates, errors, strict=False)
+        coefficient(name, float(optimum), None if j in aliased else error, df, level)
+        for j, (name, optimum, error) in enumerate(zip(names, optima, errors, strict=False))
     )
-
-
-def _problem(moments: CentredMoments, factor: Factor, labels: tuple[str, ...]) -> str:
-    """Why there is more than one optimum."""
-    parameters = len(labels) + moments.fit_intercept
-    if moments.num_rows < parameters:
-        rows = "1 row" if moments.num_rows == 1 else f"{moments.num_rows} rows"
-        return f"{rows} cannot determine {parameters} parameters, so the optimum is not unique"
-    groups = []
-    for column, others in factor.dependencies:
-        name = shown(labels[column])
-        if others:
-            groups.append(f"{name} is a linear combination of {', '.join(shown(labels[o]) for o in sorted(others))}")
-        else:
-            groups.append(f"{name} {'does not vary' if moments.fit_intercept else 'is zero in every row'}")
-    return f"{'; '.join(groups)}, so the optimum is not unique"
 
 
 def shown(name: str) -> str:

@@ -44,11 +44,12 @@ class IntervalShape:
     """What an interval needs of a least-squares fit.
 
     For a row `x`, the variance of the mean response is `residual_std**2 * (|inverse' (x - means)|**2 + at_means)`; a
-    new row of weight 1 adds `residual_std**2` (Draper and Smith, "Applied Regression Analysis", 3rd ed., 3.1).
+    new row of weight 1 adds `residual_std**2` (Draper and Smith, "Applied Regression Analysis", 3rd ed., 3.1). Aliased
+    features play no part.
 
     Attributes:
         means: float64 `[d]`.
-        inverse: float64 `[d, r]`.
+        inverse: float64 `[d, r]`; rows of aliased features are 0.
         at_means: leverage at the means.
         residual_std: of one row of weight 1.
         degrees_of_freedom: of the residuals, at least 1.
@@ -63,7 +64,7 @@ class IntervalShape:
     @classmethod
     def of(cls, fit: LeastSquares) -> IntervalShape | None:
         """The shape of a fit; None where its intervals are undefined."""
-        if fit.residual_std is None or fit.weights is None:
+        if fit.residual_std is None:
             return None
         form = fit.form
         return cls(

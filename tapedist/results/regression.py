@@ -17,6 +17,7 @@ from tapedist.results.extended_moments import Rows
 from tapedist.results.least_squares import LeastSquares, from_moments, least_squares
 
 __all__ = [
+    "AGREES_WITHIN",
     "Distance",
     "LeastSquares",
     "ResidualMetrics",
@@ -29,6 +30,10 @@ __all__ = [
 ]
 
 
+# Learned parameters so near the optimum, in standard errors, are it for every purpose: one column shows both.
+AGREES_WITHIN = 0.01
+
+
 @dataclasses.dataclass(frozen=True)
 class Distance:
     """How far given parameters are from the optimum.
@@ -37,14 +42,20 @@ class Distance:
         loss: data loss at the parameters, without penalty; None if it is not finite.
         excess_loss: how much of it is above the optimum's; None likewise.
         standard_errors: per parameter (weights, then the intercept if there is one) `|given - optimum|` in standard
-            errors; None where that is undefined.
-        max_standard_errors: the largest of them; None if one is undefined or the optimum is not unique.
+            errors; None where that is undefined, as for aliased features.
+        max_standard_errors: the largest of them; None if one is undefined. An aliased feature of weight 0 does not
+            count; one of any other weight is as far from the optimum as nobody can tell.
     """
 
     loss: float | None
     excess_loss: float | None
     standard_errors: tuple[float | None, ...]
     max_standard_errors: float | None
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the parameters are the optimum to within `AGREES_WITHIN`."""
+        return self.max_standard_errors is not None and self.max_standard_errors <= AGREES_WITHIN
 
 
 def distance(fit: LeastSquares, weights: np.ndarray, bias: float = 0.0) -> Distance:
@@ -57,10 +68,11 @@ def distance(fit: LeastSquares, weights: np.ndarray, bias: float = 0.0) -> Dista
         gaps = (Extended.of(weights) - fit.form.weights).hi.tolist()
         if fit.fit_intercept:
             gaps.append(float((Extended.of(bias) - fit.form.bias).hi))
-    # Without coefficients there is nothing to count in, whatever the parameters.
-    ratios = tuple(_ratio(abs(gap), c.standard_error) for gap, c in zip(gaps, fit.coefficients, strict=False))
-    defined = [r for r in ratios if r is not None]
-    largest = max(defined) if defined and len(defined) == len(ratios) else None
+    ratios = tuple(_ratio(abs(gap), c.standard_error) for gap, c in zip(gaps, fit.coefficients, strict=True))
+    left_out = {j for j in fit.aliased if gaps[j] == 0}
+    counted = [ratio for j, ratio in enumerate(ratios) if j not in left_out]
+    defined = [ratio for ratio in counted if ratio is not None]
+    largest = max(defined) if defined and len(defined) == len(counted) else None
     if not math.isfinite(fit.loss + excess):
         return Distance(None, None, ratios, largest)
     return Distance(fit.loss + excess, excess, ratios, largest)
@@ -69,10 +81,10 @@ def distance(fit: LeastSquares, weights: np.ndarray, bias: float = 0.0) -> Dista
 def truth_errors(fit: LeastSquares, weights: np.ndarray, bias: float = 0.0) -> tuple[float | None, ...]:
     """`(optimum - truth) / standard error` per parameter, for data whose true `weights [d]` and `bias` are known.
 
-    About 95 % of them lie within 2 of zero. None where undefined; empty if the optimum is not unique.
+    About 95 % of them lie within 2 of zero. None where undefined.
     """
     truth = [*np.asarray(weights, np.float64).tolist(), float(bias)]
-    return tuple(_ratio(c.estimate - t, c.standard_error) for c, t in zip(fit.coefficients, truth, strict=False))
+    return tuple(_ratio(c.optimum - t, c.standard_error) for c, t in zip(fit.coefficients, truth, strict=False))
 
 
 def _ratio(gap: float, standard_error: float | None) -> float | None:
@@ -105,27 +117,39 @@ class ResidualMetrics:
 
 def residual_metrics(blocks: Iterable[Rows], weights: np.ndarray, bias: float = 0.0) -> ResidualMetrics | None:
     """One pass over `blocks` of rows (as `least_squares` takes them) at `weights [d]` and `bias`; None without rows."""
-    sums, count = Extended.zeros(3), 0
+    sums, count, unit = Extended.zeros(3), 0, 0.0
     for x, y, w in blocks:
         used = np.ones(len(y)) if w is None else np.asarray(w, np.float64)
         x, y, used = x[used > 0], y[used > 0], used[used > 0]
+        if not len(y):
+            continue
+        # Weights count in units of the largest power of two among them: neither their sum nor a product overflows.
+        heaviest = float(np.ldexp(1.0, np.frexp(used.max())[1] - 1))
+        if heaviest > unit:
+            sums, unit = sums * (unit / heaviest), heaviest
+        used = used / unit
         residuals = np.abs(np.asarray(y, np.float64) - (np.asarray(x, np.float64) @ weights + bias))
         sums = sums + np.array([used.sum(), used @ residuals**2, used @ residuals])
         count += len(y)
-    total, squares, absolute = sums.hi.tolist()
     if not count:
         return None
-    return ResidualMetrics(count, total, squares / total, math.sqrt(squares / total), absolute / total)
+    total, squares, absolute = sums.hi.tolist()
+    return ResidualMetrics(count, total * unit, squares / total, math.sqrt(squares / total), absolute / total)
 
 
 def as_dict(fit: LeastSquares) -> dict[str, Any]:
     """The result as plain JSON values: undefined ones are None, nothing is NaN or infinite."""
-    skipped = ("form", "weights", "coefficients", "names")
+    skipped = ("form", "weights", "coefficients", "names", "aliased", "combinations")
     fields = {f.name: getattr(fit, f.name) for f in dataclasses.fields(fit) if f.name not in skipped}
+    aliased = zip(fit.aliased, fit.combinations, fit.aliased_because(), strict=True)
     values = {
         **fields,
         "names": list(fit.names),
-        "weights": None if fit.weights is None else fit.weights.tolist(),
+        "weights": fit.weights.tolist(),
+        "aliased": [
+            {"feature": feature, "name": fit.names[feature], "combination_of": list(parts), "because": reason}
+            for feature, parts, reason in aliased
+        ],
         "coefficients": [dataclasses.asdict(c) for c in fit.coefficients],
     }
     return _finite(values)

@@ -8,9 +8,10 @@ from collections.abc import Iterator, Sequence
 
 from tapedist.results.inference import Coefficient
 from tapedist.results.least_squares import LeastSquares, shown
-from tapedist.results.regression import Distance
+from tapedist.results.regression import AGREES_WITHIN, Distance
 
 _SHOWN_COEFFICIENTS = 20
+_SHOWN_REASONS = 8
 _SHORTEST_NAME = 12
 _FACTS_WIDTH = 100  # Of the lines of short facts where nothing else limits them.
 
@@ -20,6 +21,7 @@ def format_table(
     learned: Distance | None = None,
     truth: Sequence[float | None] | None = None,
     *,
+    parameters: Sequence[float] | None = None,
     mae: float | None = None,
     width: int | None = None,
 ) -> str:
@@ -29,17 +31,17 @@ def format_table(
         fit: the optimum.
         learned: the trained parameters' distance to it, for a column of its own and a closing sentence.
         truth: what `truth_errors` gave, for a column of its own.
+        parameters: the trained parameters `[P]`; where they are the optimum, one column stands for both.
         mae: the trained parameters' mean absolute error.
         width: columns of the terminal (at least 80 are needed); None in a file, where nothing is wrapped or left out.
     """
     rows = "1 row" if fit.num_rows == 1 else f"{fit.num_rows} rows"
-    counts = f"{rows}, {fit.degrees_of_freedom} residual degrees of freedom"
-    lines = [f"Least squares: {counts}"]
-    if fit.problem is not None:
-        problem = f"No coefficient table: {fit.problem}."
-        lines += [problem] if width is None else textwrap.wrap(problem, width)
-    else:
-        lines += _coefficient_lines(fit, learned, truth, width)
+    heading = [f"Least squares: {rows}", f"{fit.degrees_of_freedom} residual degrees of freedom"]
+    if parameters is not None and learned is not None and learned.agrees:
+        heading.append(f"learned is the least-squares optimum to within {AGREES_WITHIN:g} standard errors")
+    lines = [*_wrapped(heading, width or math.inf, separator=", ")]
+    lines += _coefficient_lines(fit, learned, truth, parameters, width)
+    lines += _aliased_lines(fit, width)
     lines += _wrapped(_quality(fit), width or _FACTS_WIDTH, indent="  ", separator=" | ")
     if learned is not None:
         lines += _wrapped(_closing(learned, mae), width or math.inf, separator=", ")
@@ -59,14 +61,22 @@ def _closing(learned: Distance, mae: float | None) -> list[str]:
 
 
 def _coefficient_lines(
-    fit: LeastSquares, learned: Distance | None, truth: Sequence[float | None] | None, width: int | None
+    fit: LeastSquares,
+    learned: Distance | None,
+    truth: Sequence[float | None] | None,
+    parameters: Sequence[float] | None,
+    width: int | None,
 ) -> Iterator[str]:
-    columns = [("", [shown(c.name) for c in fit.coefficients[:_SHOWN_COEFFICIENTS]])]
-    cells = [_cells(c) for c in fit.coefficients[:_SHOWN_COEFFICIENTS]]
-    heads = ("estimate", "std error", "t", "p", f"{100 * fit.level:g} % interval")
-    columns += [(head, list(column)) for head, column in zip(heads, zip(*cells, strict=True), strict=True)]
+    shown_ones = fit.coefficients[:_SHOWN_COEFFICIENTS]
+    columns = [("", [shown(c.name) for c in shown_ones])]
+    heads = ("optimum", "std error", "t", "p", f"{100 * fit.level:g} % interval")
+    columns += [(head, list(cells)) for head, cells in zip(heads, zip(*map(_cells, shown_ones)), strict=True)]
+    agrees = learned is not None and learned.agrees
+    if parameters is not None:
+        values = [_number(value, c) for value, c in zip(parameters, shown_ones, strict=False)]
+        columns[1 : 2 if agrees else 1] = [("learned", values)]
     for head, gaps in (
-        ("learned off by", None if learned is None else learned.standard_errors),
+        ("off by", None if learned is None or (agrees and parameters is not None) else learned.standard_errors),
         ("truth off by", truth),
     ):
         if gaps is not None:
@@ -75,6 +85,17 @@ def _coefficient_lines(
     hidden = len(fit.coefficients) - _SHOWN_COEFFICIENTS
     if hidden > 0:
         yield f"  ... and {hidden} more"
+
+
+def _aliased_lines(fit: LeastSquares, width: int | None) -> list[str]:
+    """Which features are left out, and why."""
+    if not fit.aliased:
+        return []
+    reasons = fit.aliased_because()
+    text = f"Left out, with weight 0: {'; '.join(reasons[:_SHOWN_REASONS])}"
+    if len(reasons) > _SHOWN_REASONS:
+        text += f"; and {len(reasons) - _SHOWN_REASONS} more"
+    return textwrap.wrap(text, width or 10**9, initial_indent="  ", subsequent_indent="  ")
 
 
 def _aligned(columns: list[tuple[str, list[str]]], width: float, spare: list[str]) -> Iterator[str]:
@@ -93,22 +114,23 @@ def _aligned(columns: list[tuple[str, list[str]]], width: float, spare: list[str
 
 
 def _cells(entry: Coefficient) -> tuple[str, str, str, str, str]:
-    form = _number_format(entry)
-    interval = "" if entry.low is None else f"[{entry.low:{form}}, {entry.high:{form}}]"
+    interval = ""
+    if entry.low is not None and entry.high is not None:
+        interval = f"[{_number(entry.low, entry)}, {_number(entry.high, entry)}]"
     t = "" if entry.t is None else f"{entry.t:.4g}"
     p = "" if entry.p is None else "<1e-300" if entry.p < 1e-300 else f"{entry.p:.3g}"
-    error = "" if entry.standard_error is None else f"{entry.standard_error:{form}}"
-    return f"{entry.estimate:{form}}", error, t, p, interval
+    error = "" if entry.standard_error is None else _number(entry.standard_error, entry)
+    return _number(entry.optimum, entry), error, t, p, interval
 
 
-def _number_format(entry: Coefficient) -> str:
+def _number(value: float, entry: Coefficient) -> str:
     """Digits down to the third of the standard error; exponents only for very small or large numbers."""
     if not entry.standard_error:
-        return ".8g"
+        return f"{value:.8g}"
     decimals = max(0, 2 - math.floor(math.log10(entry.standard_error)))
-    if decimals <= 9 and max(abs(entry.estimate), entry.standard_error) < 1e9:
-        return f".{decimals}f"
-    return f".{min(16, max(3, _order(entry.estimate) - _order(entry.standard_error) + 3))}g"
+    if decimals <= 9 and max(abs(entry.optimum), abs(value), entry.standard_error) < 1e9:
+        return f"{value:.{decimals}f}"
+    return f"{value:.{min(16, max(3, _order(entry.optimum) - _order(entry.standard_error) + 3))}g}"
 
 
 def _order(value: float) -> int:
@@ -117,7 +139,7 @@ def _order(value: float) -> int:
 
 def _quality(fit: LeastSquares) -> list[str]:
     parts = [
-        ("R2" if fit.fit_intercept else "R2 about 0", fit.r2),
+        *_r2(fit),
         ("adjusted R2", fit.adjusted_r2),
         ("residual std", fit.residual_std),
         ("RMSE", fit.rmse),
@@ -125,6 +147,13 @@ def _quality(fit: LeastSquares) -> list[str]:
         ("condition number", fit.condition_number),
     ]
     return [f"{name} {'undefined' if value is None else format(value, '.6g')}" for name, value in parts]
+
+
+def _r2(fit: LeastSquares) -> list[tuple[str, float | None]]:
+    if fit.fit_intercept:
+        return [("R2", fit.r2)]
+    # Without an intercept there are two of them, and either is called R2 somewhere.
+    return [("R2 about 0", fit.r2), ("R2 about the mean", fit.r2_about_mean)]
 
 
 def _wrapped(parts: list[str], width: float, *, separator: str, indent: str = "") -> Iterator[str]:

@@ -14,11 +14,13 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from tapedist.results import report_charts as charts
 from tapedist.results.inference import Coefficient
+from tapedist.results.regression import AGREES_WITHIN
 from tapedist.results.report_charts import Predictions, text
 from tapedist.text_values import written
 from tapedist.training.observer import Row
 
 MOST_COEFFICIENTS = 200
+_MOST_REASONS = 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,22 +29,19 @@ class Parameter:
 
     Attributes:
         name: the feature's name, or "intercept".
-        estimate: what training found.
+        learned: what training found.
         optimum: the least-squares optimum with its standard error, t, p and interval.
-        distance: how far the estimate is from the optimum, in standard errors.
+        off_by: how far `learned` is from it, in standard errors.
         truth: what made the rows, if known.
+        truth_off_by: the optimum minus the truth, in standard errors.
     """
 
     name: str
-    estimate: float
+    learned: float
     optimum: Coefficient | None = None
-    distance: float | None = None
+    off_by: float | None = None
     truth: float | None = None
-
-    @property
-    def error(self) -> float | None:
-        """Estimate minus truth."""
-        return None if self.truth is None else self.estimate - self.truth
+    truth_off_by: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,8 +52,10 @@ class ReportData:
         title: the page's title.
         subtitle: one line under it, such as when and on what the run was made.
         highlights: the few facts shown large; at most six look good.
-        notes: what the reader must know, such as that the optimum is not unique.
+        notes: what the reader must know, such as that training stopped early.
         parameters: what was learned; empty if the model is not linear.
+        learned_is_optimum: whether it is the optimum for every purpose: then one column stands for both.
+        left_out: why features have no coefficient of their own.
         quality: goodness of fit by name, such as R2 and RMSE; None where undefined.
         history: rows of metrics.
         predictions: held-out rows with their predictions.
@@ -71,6 +72,8 @@ class ReportData:
     highlights: Mapping[str, object] = dataclasses.field(default_factory=dict)
     notes: Sequence[str] = ()
     parameters: Sequence[Parameter] = ()
+    learned_is_optimum: bool = False
+    left_out: Sequence[str] = ()
     quality: Mapping[str, object] = dataclasses.field(default_factory=dict)
     history: Sequence[Row] = ()
     predictions: Predictions | None = None
@@ -100,7 +103,7 @@ def _body(report: ReportData) -> Iterable[str]:
         )
         yield f'<dl class="tiles">{"".join(tiles)}</dl>'
     yield from (f'<p class="note">{text(note)}</p>' for note in report.notes)
-    yield _section("coefficients", "Coefficients", _coefficient_table(report.parameters), long=True)
+    yield _section("coefficients", "Coefficients", _coefficient_table(report), long=True)
     yield '<div class="pair">'
     yield charts.loss(report.history)
     for chart in (charts.fit, charts.residuals, charts.quantiles):
@@ -165,26 +168,30 @@ def _facts(facts: Mapping[str, object], changed: Collection[str] = (), caption: 
     return f'<table class="facts">{below}<tbody>{"".join(rows)}</tbody></table>'
 
 
-def _coefficient_table(parameters: Sequence[Parameter]) -> str:
+def _coefficient_table(report: ReportData) -> str:
+    parameters = report.parameters
     if not parameters:
         return _nothing("The model is not linear, so it has no table of coefficients.")
-    columns = _columns(parameters[:MOST_COEFFICIENTS])
+    columns = _columns(parameters[:MOST_COEFFICIENTS], learned_is_optimum=report.learned_is_optimum)
     head = "".join(f'<th scope="col">{name}</th>' for name in columns)
     rows = []
     for place, parameter in enumerate(parameters[:MOST_COEFFICIENTS]):
         cells = (f'<td data-label="{name}">{column[place] or _value(None)}</td>' for name, column in columns.items())
         rows.append(f'<tr><th scope="row">{text(parameter.name)}</th>{"".join(cells)}</tr>')
     return (
-        f'<table class="numbers"><caption>{_coefficient_caption(columns, len(parameters))}</caption>'
+        f'<table class="numbers"><caption>{_coefficient_caption(report, columns)}</caption>'
         f'<thead><tr><th scope="col">parameter</th>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
     )
 
 
-def _columns(parameters: Sequence[Parameter]) -> dict[str, list[str | None]]:
+def _columns(parameters: Sequence[Parameter], *, learned_is_optimum: bool) -> dict[str, list[str | None]]:
     """The table's columns by name, without those in which nothing is known."""
 
     def number(value: float | None, digits: int = 6) -> str | None:
         return None if value is None or math.isnan(value) else _float(value, digits)
+
+    def gap(value: float | None) -> str | None:
+        return None if value is None else f"{_float(value, 2)} SE"
 
     def interval(of: Coefficient) -> str | None:
         if of.low is None or of.high is None:
@@ -195,25 +202,37 @@ def _columns(parameters: Sequence[Parameter]) -> dict[str, list[str | None]]:
     unknown = Coefficient("", math.nan, None, None, None, None, None)
     optima = [parameter.optimum or unknown for parameter in parameters]
     columns = {
-        "estimate": [number(parameter.estimate) for parameter in parameters],
-        "optimum": [number(optimum.estimate) for optimum in optima],
-        "distance (SE)": [number(parameter.distance, 2) for parameter in parameters],
-        "std. error": [number(optimum.standard_error, 4) for optimum in optima],
+        "learned": [number(parameter.learned) for parameter in parameters],
+        "optimum": [number(optimum.optimum) for optimum in optima],
+        "std error": [number(optimum.standard_error, 4) for optimum in optima],
         "t": [number(optimum.t, 4) for optimum in optima],
         "p": [tiny if p is not None and p < 1e-300 else number(p, 3) for p in (optimum.p for optimum in optima)],
         "95 % interval": [interval(optimum) for optimum in optima],
+        "off by": [gap(parameter.off_by) for parameter in parameters],
         "truth": [number(parameter.truth) for parameter in parameters],
-        "error": [number(parameter.error, 3) for parameter in parameters],
+        "truth off by": [gap(parameter.truth_off_by) for parameter in parameters],
     }
+    if learned_is_optimum:
+        del columns["optimum"], columns["off by"]
     return {name: cells for name, cells in columns.items() if any(cells)}
 
 
-def _coefficient_caption(known: Collection[str], count: int) -> str:
+def _coefficient_caption(report: ReportData, known: Collection[str]) -> str:
+    count = len(report.parameters)
     parts = ['In raw units<span class="pointer">; point at a number for all its digits</span>.']
     if count > MOST_COEFFICIENTS:
         parts.append(f"The first {MOST_COEFFICIENTS} of {count:,}; model.json holds all.")
-    if "optimum" in known:
-        parts.append("The optimum is the least-squares solution; standard errors, t, p and intervals belong to it.")
-    if "distance (SE)" in known:
-        parts.append("Distance: how far the estimate still is from it, in standard errors.")
+    if report.learned_is_optimum:
+        parts.append(
+            f"What was learned is the least-squares optimum to within {AGREES_WITHIN:g} standard errors (SE); "
+            "t, p and intervals belong to the optimum."
+        )
+    elif "optimum" in known:
+        parts.append("The optimum is the least-squares solution; standard errors (SE), t, p and intervals belong to it.")
+    if "off by" in known:
+        parts.append("Off by: how far what was learned still is from it.")
+    if report.left_out:
+        more = len(report.left_out) - _MOST_REASONS
+        reasons = "; ".join(text(reason) for reason in report.left_out[:_MOST_REASONS])
+        parts.append(f"Left out, with weight 0: {reasons}{f'; and {more:,} more' if more > 0 else ''}.")
     return " ".join(parts)

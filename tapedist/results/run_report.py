@@ -17,6 +17,7 @@ from tapedist.results.console import format_rate
 from tapedist.results.evaluation import Metrics, evaluate_rows
 from tapedist.results.inference import Coefficient
 from tapedist.results.prediction import predict_rows
+from tapedist.results.regression import AGREES_WITHIN
 from tapedist.results.report import Parameter, ReportData, render
 from tapedist.results.report_charts import Predictions
 from tapedist.results.sampling import thinned
@@ -48,8 +49,7 @@ def report_page(
     """
     fit = model.get("statistics") or {}
     sample, own_source = _sample(source, model), bool(model.get("own_source"))
-    notes = [f"Least squares: {fit['problem']}."] if fit.get("problem") else []
-    notes += [f"Training stopped before its last epoch: {model['stopped']}."] if model.get("stopped") else []
+    notes = [f"Training stopped before its last epoch: {model['stopped']}."] if model.get("stopped") else []
     notes += [f"{_UNREADABLE[:-1]}, so no predictions are drawn."] if source is None else []
     return render(
         ReportData(
@@ -58,6 +58,8 @@ def report_page(
             highlights=_highlights(model, fit),
             notes=notes,
             parameters=_parameters(model, fit, source),
+            learned_is_optimum=_agrees(fit),
+            left_out=[entry["because"] for entry in fit.get("aliased") or []],
             quality=_quality(fit, sample, model),
             history=history,
             predictions=sample,
@@ -100,7 +102,7 @@ def _highlights(model: Mapping[str, Any], fit: Mapping[str, Any]) -> dict[str, o
     facts = {
         "test loss": model.get("test_loss"),
         "training loss": model.get("train_loss"),
-        "R2 at the optimum": fit.get("r2"),
+        f"R2{'' if fit.get('fit_intercept', True) else ' about 0'} at the optimum": fit.get("r2"),
         "from the optimum (SE)": learned.get("max_standard_errors"),
         "rows": fit.get("num_rows"),
         "epochs": model.get("epochs"),
@@ -118,13 +120,33 @@ def _parameters(model: Mapping[str, Any], fit: Mapping[str, Any], source: Source
     if not weights:
         return []
     names = [*model["feature_names"], *(["intercept"] if len(model["parameters"]) > len(weights) else [])]
-    optima: list[Coefficient | None] = [Coefficient(**c) for c in fit.get("coefficients") or []]
-    gaps = (fit.get("learned") or {}).get("standard_errors") or []
+    rows = [*(fit.get("coefficients") or []), *({} for _ in names)]
     truth = getattr(source, "truth", None)
-    true = [*truth[0], truth[1]] if truth else []
-    none = [None] * len(names)
-    columns = zip(names, model["parameters"], [*optima, *none], [*gaps, *none], [*true, *none], strict=False)
-    return [Parameter(name=n, estimate=e, optimum=o, distance=g, truth=t) for n, e, o, g, t in columns]
+    true = [*truth[0], truth[1]] if truth else [None] * len(names)
+    return [
+        Parameter(
+            name=name,
+            learned=learned,
+            optimum=_coefficient(row),
+            off_by=row.get("off_by"),
+            truth=true_value,
+            truth_off_by=row.get("truth_off_by"),
+        )
+        for name, learned, row, true_value in zip(names, model["parameters"], rows, true, strict=False)
+    ]
+
+
+def _coefficient(row: Mapping[str, Any]) -> Coefficient | None:
+    """The optimum in a row of `model.json`; runs of version 0.1 call it otherwise."""
+    if not row:
+        return None
+    known = {field.name: row.get(field.name) for field in dataclasses.fields(Coefficient)}
+    return Coefficient(**{**known, "optimum": row.get("optimum", row.get("estimate"))})
+
+
+def _agrees(fit: Mapping[str, Any]) -> bool:
+    far = (fit.get("learned") or {}).get("max_standard_errors")
+    return far is not None and far <= AGREES_WITHIN
 
 
 def _quality(fit: Mapping[str, Any], sample: Predictions | None, model: Mapping[str, Any]) -> dict[str, object]:
@@ -133,10 +155,9 @@ def _quality(fit: Mapping[str, Any], sample: Predictions | None, model: Mapping[
         "loss": "smallest loss", "condition_number": "condition number", "degrees_of_freedom": "degrees of freedom",
     }  # fmt: skip
     facts: dict[str, object] = {f"{words} (optimum)": fit[name] for name, words in names.items() if name in fit}
-    if not fit.get("fit_intercept", True):
-        facts = {
-            name.replace("(optimum)", "about 0 (optimum)") if "R2" in name else name: facts[name] for name in facts
-        }
+    if fit and not fit.get("fit_intercept", True):
+        about = {"R2 about 0 (optimum)": fit["r2"], "R2 about the mean (optimum)": fit.get("r2_about_mean")}
+        facts = about | {name: value for name, value in facts.items() if name != "R2 (optimum)"}
     mae = (fit.get("learned") or {}).get("mae")
     if mae is not None:
         facts["MAE, training rows"] = mae
@@ -154,7 +175,8 @@ def _errors(sample: Predictions | None, model: Mapping[str, Any]) -> dict[str, o
         rows = f"{sample.split} split"
         if total > _MOST_ROWS:
             rows = f"sample of {drawn:,} of {total:,} {sample.split} rows"
-        known = {"RMSE": errors.rmse, "MAE": errors.mae, "R2": errors.r2}
+        all_r2 = errors.all_r2(fit_intercept=model.get("fit_intercept", True))
+        known = {"RMSE": errors.rmse, "MAE": errors.mae, **all_r2}
         if sample.split == "test" and facts:
             del known["RMSE"]  # Of all of them it is known already, and a sample's would only differ.
         facts |= {f"{name}, {rows}": value for name, value in known.items()}

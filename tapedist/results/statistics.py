@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
@@ -50,12 +50,14 @@ class Statistics:
     Attributes:
         fit: the least-squares optimum of the training rows.
         learned: how far the learned parameters are from it.
+        parameters: float64 `[P]`, the learned ones: the weights, then the bias if there is one.
         truth: `(optimum - truth) / standard error` per parameter; None where no truth is known.
         mae: the learned parameters' weighted mean absolute error over the training rows; None if it was not computed.
     """
 
     fit: LeastSquares
     learned: Distance
+    parameters: np.ndarray
     truth: tuple[float | None, ...] | None
     mae: float | None = None
 
@@ -65,22 +67,40 @@ class Statistics:
     ) -> Statistics:
         """The statistics of parameters in raw units; `truth` is `(weights, bias)` or None."""
         errors = truth_errors(fit, np.asarray(truth[0]), truth[1]) if truth else None
-        return cls(fit=fit, learned=distance(fit, weights, bias), truth=errors, mae=mae)
+        parameters = np.append(weights, bias) if fit.fit_intercept else np.array(weights, np.float64)
+        learned = distance(fit, weights, bias)
+        # Predictions are rounded, which the quadratic form knows nothing of, and no mean square is below a mean's.
+        if learned.loss is not None and mae is not None:
+            learned = dataclasses.replace(learned, loss=max(learned.loss, mae * mae))
+        return cls(fit=fit, learned=learned, parameters=parameters, truth=errors, mae=mae)
 
     def lines(self, width: int | None = None) -> list[str]:
         """The table for a terminal of `width` columns, or for a file."""
-        return format_table(self.fit, self.learned, self.truth, mae=self.mae, width=width).split("\n")
+        table = format_table(
+            self.fit, self.learned, self.truth, parameters=self.parameters.tolist(), mae=self.mae, width=width
+        )
+        return table.split("\n")
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for `model.json`; what is undefined is None."""
         shape = IntervalShape.of(self.fit)
         small = shape is not None and shape.inverse.size <= _MOST_INTERVAL_NUMBERS
+        content = as_dict(self.fit)
         return {
-            **as_dict(self.fit),
+            **content,
+            "coefficients": list(self._rows(content["coefficients"])),
             "learned": {**dataclasses.asdict(self.learned), "mae": self.mae},
             "truth_errors": None if self.truth is None else list(self.truth),
             "interval": shape.as_json() if shape is not None and small else None,
         }
+
+    def _rows(self, coefficients: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Rows of the table, by the names of its columns."""
+        truth = self.truth or [None] * len(coefficients)
+        columns = zip(coefficients, self.parameters.tolist(), self.learned.standard_errors, truth, strict=True)
+        for entry, learned, gap, from_truth in columns:
+            row = {"name": entry.pop("name"), "learned": learned, **entry, "off_by": gap}
+            yield row if self.truth is None else {**row, "truth_off_by": from_truth}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -132,6 +132,8 @@ class QuadraticSteps(StepPrograms):
     ) -> tf.Tensor:
         """`(loss, 1, gradient)` `[P + 2]`: a total as `apply` takes it, with the weight already divided out."""
         loss, gradient = value_and_gradient(lambda at: quadratic_loss(at - optimum, spread, means) + least, theta)
+        # Rounding may leave S a negative eigenvalue, but a mean of squares is none. Not by `maximum`: NaN must stay.
+        loss = tf.where(loss < 0, tf.zeros_like(loss), loss)
         return tf.concat([tf.stack([loss, tf.ones([], tf.float64)]), gradient], 0)
 
     def run(self, state: np.ndarray, form: QuadraticForm, *, step: int, num_steps: int, limit: float) -> CallResult:

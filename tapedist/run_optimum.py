@@ -62,8 +62,21 @@ class RunOptimum:
         self._known = True
         return self._fit
 
-    def statistics(self, parameters: np.ndarray, engine: Engine) -> Statistics | None:
-        """The optimum beside `parameters` `[P]` in raw units; None if there is none."""
+    def statistics(
+        self,
+        parameters: np.ndarray,
+        engine: Engine,
+        center: np.ndarray | None = None,
+        bias_at_center: float | None = None,
+    ) -> Statistics | None:
+        """The optimum beside `parameters` `[P]` in raw units; None if there is none.
+
+        Args:
+            parameters: the weights, then the bias.
+            engine: see `fit`.
+            center: where the bias is better known by `bias_at_center`, the prediction there; None for zeros.
+            bias_at_center: None for the bias.
+        """
         try:
             fit = self.fit(engine)
         except InputError as error:  # What was trained is still good.
@@ -72,10 +85,12 @@ class RunOptimum:
         if fit is None:
             return None
         weights, bias = self._split(parameters)
+        bias = bias if bias_at_center is None else bias_at_center
         mae = mean_absolute_error(
-            self._source, weights, bias, whatever_it_costs=self._config.statistics == "true", heed=self._heed
-        )
-        return Statistics.of(fit, weights, bias, truth=getattr(self._source, "truth", None), mae=mae)
+            self._source, weights, bias,
+            center=center, whatever_it_costs=self._config.statistics == "true", heed=self._heed,
+        )  # fmt: skip
+        return Statistics.of(fit, weights, bias, truth=getattr(self._source, "truth", None), mae=mae, center=center)
 
     def standard_errors(self, fit: LeastSquares, parameters: np.ndarray) -> float | None:
         """The largest distance of `parameters` `[P]`, in training units, to the optimum."""

@@ -73,7 +73,7 @@ class LeastSquares:
     level: float
     form: QuadraticForm = dataclasses.field(repr=False)
 
-    def excess_loss(self, weights: np.ndarray, bias: float = 0.0) -> float:
+    def excess_loss(self, weights: np.ndarray, bias: float | Extended = 0.0) -> float:
         """`L(weights, bias) - L(optimum)`, by the quadratic form, so that nothing cancels near the optimum.
 
         Args:

@@ -57,7 +57,7 @@ class QuadraticForm:
     weight_scale: float
     fit_intercept: bool
 
-    def excess(self, weights: np.ndarray, bias: float) -> float:
+    def excess(self, weights: np.ndarray, bias: float | Extended) -> float:
         """`L(weights, bias) - L(optimum)`."""
         offset = Extended.of(weights) - self.weights
         scaled = (offset * (self.scale[:-1] / self.scale[-1]))[self.factor.order]

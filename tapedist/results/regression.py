@@ -47,7 +47,7 @@ class Distance:
     max_standard_errors: float | None
 
 
-def distance(fit: LeastSquares, weights: np.ndarray, bias: float = 0.0) -> Distance:
+def distance(fit: LeastSquares, weights: np.ndarray, bias: float | Extended = 0.0) -> Distance:
     """Distance of `weights [d]` and `bias`, float64 in raw units, to the optimum of `fit`.
 
     The differences are taken in extended precision, so that they mean something below one rounding of the parameters.
@@ -103,13 +103,17 @@ class ResidualMetrics:
     mae: float
 
 
-def residual_metrics(blocks: Iterable[Rows], weights: np.ndarray, bias: float = 0.0) -> ResidualMetrics | None:
-    """One pass over `blocks` of rows (as `least_squares` takes them) at `weights [d]` and `bias`; None without rows."""
+def residual_metrics(
+    blocks: Iterable[Rows], weights: np.ndarray, bias: float = 0.0, center: np.ndarray | float = 0.0
+) -> ResidualMetrics | None:
+    """One pass over `blocks` of rows (as `least_squares` takes them), predicted from `weights [d]` and the prediction
+    `bias` at `center [d]`; None without rows.
+    """
     sums, count = Extended.zeros(3), 0
     for x, y, w in blocks:
         used = np.ones(len(y)) if w is None else np.asarray(w, np.float64)
         x, y, used = x[used > 0], y[used > 0], used[used > 0]
-        residuals = np.abs(np.asarray(y, np.float64) - (np.asarray(x, np.float64) @ weights + bias))
+        residuals = np.abs(np.asarray(y, np.float64) - ((np.asarray(x, np.float64) - center) @ weights + bias))
         sums = sums + np.array([used.sum(), used @ residuals**2, used @ residuals])
         count += len(y)
     total, squares, absolute = sums.hi.tolist()

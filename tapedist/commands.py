@@ -55,7 +55,7 @@ def evaluate(options: EvaluateOptions) -> None:
         names = {"train": "train", "test": "test"}
     _say_notices(own)
     for split, name in names.items():
-        metrics = evaluate_rows(row_blocks(own, split), model.weights, model.bias)
+        metrics = evaluate_rows(row_blocks(own, split), model.weights, model.bias_at_center, model.center)
         if metrics:
             print(metrics.line(name, fit_intercept=model.fit_intercept))
 

@@ -14,7 +14,7 @@ from tapedist.objective import Objective
 from tapedist.results.least_squares import LeastSquares
 from tapedist.results.metric import HuberDistance
 from tapedist.results.regression import distance
-from tapedist.results.statistics import Statistics, mean_absolute_error, optimum
+from tapedist.results.statistics import Statistics, intercept_at_zero, mean_absolute_error, optimum
 from tapedist.text_values import shown
 from tapedist.training.engines import Engine, MomentsEngine, Setup
 from tapedist.training.measures import full_gradient
@@ -76,8 +76,21 @@ class RunOptimum:
         self._known = True
         return self._fit
 
-    def statistics(self, parameters: np.ndarray, engine: Engine) -> Statistics | None:
-        """The optimum beside `parameters` `[P]` in raw units; None if there is none."""
+    def statistics(
+        self,
+        parameters: np.ndarray,
+        engine: Engine,
+        center: np.ndarray | None = None,
+        bias_at_center: float | None = None,
+    ) -> Statistics | None:
+        """The optimum beside `parameters` `[P]` in raw units; None if there is none.
+
+        Args:
+            parameters: the weights, then the bias.
+            engine: see `fit`.
+            center: where the bias is better known by `bias_at_center`, the prediction there; None for zeros.
+            bias_at_center: None for the bias.
+        """
         try:
             fit = self.fit(engine)
         except InputError as error:  # What was trained is still good.
@@ -86,14 +99,19 @@ class RunOptimum:
         if fit is None:
             return None
         weights, bias = self._split(parameters)
+        bias = bias if bias_at_center is None else bias_at_center
         mae = mean_absolute_error(
-            self.source, weights, bias, whatever_it_costs=self._config.statistics == "true", heed=self._heed
-        )
-        return Statistics.of(fit, weights, bias, truth=getattr(self.source, "truth", None), mae=mae)
+            self.source, weights, bias,
+            center=center, whatever_it_costs=self._config.statistics == "true", heed=self._heed,
+        )  # fmt: skip
+        return Statistics.of(fit, weights, bias, truth=getattr(self.source, "truth", None), mae=mae, center=center)
 
     def standard_errors(self, fit: LeastSquares, parameters: np.ndarray) -> float | None:
         """The largest distance of `parameters` `[P]`, in training units, to the optimum."""
-        return distance(fit, *self._split(self._units.to_raw(parameters))).max_standard_errors
+        weights, bias = self._split(self._units.to_raw(parameters))
+        center, at_center = self._units.at_center(parameters)
+        at_zero = bias if at_center is None else intercept_at_zero(weights, at_center, center)
+        return distance(fit, weights, at_zero).max_standard_errors
 
     def _split(self, parameters: np.ndarray) -> tuple[np.ndarray, float]:
         d = self.source.num_features

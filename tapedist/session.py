@@ -229,6 +229,7 @@ class Session:
         parameters, linear, d = objective.parameters(state.vector), objective.is_linear, source.num_features
         if not linear:
             objective.model.assign(parameters)
+        center, bias_at_center = objective.units.at_center(state.vector[: len(parameters)]) if linear else (None, None)
         return TrainResult(
             parameters=parameters,
             weights=parameters[:d] if linear else np.zeros(0),
@@ -244,10 +245,12 @@ class Session:
             target_name=source.target_name,
             fit_intercept=self._config.fit_intercept,
             loss=objective.loss_name,
-            statistics=self._optimum.statistics(parameters, engine) if linear else None,
+            statistics=self._optimum.statistics(parameters, engine, center, bias_at_center) if linear else None,
             stopped=state.stopped,
             run_dir=self._folder.root if self._folder else None,
             model=None if linear else objective.model.module,
+            center=center,
+            bias_at_center=bias_at_center,
         )
 
 

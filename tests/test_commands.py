@@ -105,15 +105,42 @@ def test_served_bits_for_many_features(d: int, tmp_path: Path):
     from tapedist.results.prediction import predict_rows
 
     random = np.random.default_rng(d)
-    weights, bias = random.normal(size=d) * 10.0 ** random.integers(-8, 8, d), 0.1
+    weights, center = (random.normal(size=d) * 10.0 ** random.integers(-8, 8, d) for _ in range(2))
     model = FittedModel(
-        weights=weights, bias=bias, parameters=np.append(weights, bias), digest="", feature_names=("x",) * d,
-        target_name="y", content={},
+        weights=weights, bias=0.1, center=center, bias_at_center=0.3, parameters=np.append(weights, 0.1), digest="",
+        feature_names=("x",) * d, target_name="y", content={},
     )  # fmt: skip
     served = tf.saved_model.load(str(export_model(model, tmp_path))).signatures["serving_default"]
     for count in (0, 1, 3, 17, 1000):
         x = random.normal(size=(count, d))
-        assert np.array_equal(served(x=tf.constant(x))["prediction"].numpy(), predict_rows(x, weights, bias))
+        x[1:2] = np.nan
+        found = served(x=tf.constant(x))["prediction"].numpy()
+        assert np.array_equal(found, predict_rows(x, weights, 0.3, center), equal_nan=True)
+
+
+def test_the_exported_graph_takes_rows_of_its_width_only(run: Path):
+    import tensorflow as tf
+
+    assert cli.main(["export", f"--run_dir={run}"]) == 0
+    loaded = tf.saved_model.load(str(run / "export" / "1"))
+    served = loaded.signatures["serving_default"]
+    right = rows()[:5]
+    wrong = [np.c_[np.arange(5.0), right], right[:, :2], right[:, :1], right[0], right[np.newaxis], np.zeros((0, 4))]
+    for x in wrong:
+        with pytest.raises(tf.errors.InvalidArgumentError, match=r"expected shape \[\?,3\]"):
+            served(x=tf.constant(x))
+    for dtype in (np.float32, np.int64):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="expected to be a double tensor"):
+            served(x=tf.constant(right.astype(dtype)))
+
+    expected = served(x=tf.constant(right))["prediction"].numpy()
+    for shape in (None, [None, None], [None, 3], [5, 3]):
+        call = tf.function(lambda x: served(x=x)["prediction"], input_signature=[tf.TensorSpec(shape, tf.float64)])
+        assert np.array_equal(call(tf.constant(right)), expected)
+    for shape in (None, [None, None]):
+        call = tf.function(lambda x: served(x=x)["prediction"], input_signature=[tf.TensorSpec(shape, tf.float64)])
+        with pytest.raises(tf.errors.InvalidArgumentError, match=r"expected shape \[\?,3\]"):
+            call(tf.constant(wrong[0]))
 
 
 def test_export_counts_versions_and_leaves_nothing_half_done(run: Path):

@@ -45,6 +45,9 @@ class RawUnits:
     def to_raw(self, parameters: np.ndarray) -> np.ndarray:
         return np.array(parameters, np.float64)
 
+    def at_center(self, parameters: np.ndarray) -> tuple[np.ndarray | None, float | None]:
+        return None, None
+
     def from_raw(self, parameters: np.ndarray) -> np.ndarray:
         return np.array(parameters, np.float64)
 
@@ -131,6 +134,14 @@ class StandardUnits:
         if not self.fit_intercept:
             return weights
         return np.append(weights, self._shifted(parameters[d], weights, sign=1))
+
+    def at_center(self, parameters: np.ndarray) -> tuple[np.ndarray, float]:
+        """`center [d]` and the prediction there in raw units, for parameters `[P]` in the units of training.
+
+        With the weights of `to_raw` they say what its bias says, with digits for rows that are far from 0.
+        """
+        bias = float(parameters[len(self.scale)]) if self.fit_intercept else 0.0
+        return self.center, bias + self.target_center
 
     def from_raw(self, parameters: np.ndarray) -> np.ndarray:
         """`[P]` in the units of training."""

@@ -48,13 +48,16 @@ class Metrics:
         return f"{name}: {self.num_rows} rows, {errors}, {', '.join(all_r2)}"
 
 
-def evaluate_rows(blocks: Iterable[RowArrays], weights: np.ndarray, bias: float) -> Metrics | None:
+def evaluate_rows(
+    blocks: Iterable[RowArrays], weights: np.ndarray, bias: float, center: np.ndarray | None = None
+) -> Metrics | None:
     """The metrics of a linear model over `blocks` of rows `(x [k, d], y [k], w [k] or None)`; None without rows.
 
     Args:
         blocks: the rows, raw.
         weights: float64 `[d]`, raw units.
-        bias: raw units.
+        bias: see `predict_rows`, as for `center`.
+        center: float64 `[d]`, or None.
     """
     count, total, squares, absolute = 0, 0.0, 0.0, 0.0
     mean, spread, unit = 0.0, 0.0, 0.0
@@ -71,7 +74,7 @@ def evaluate_rows(blocks: Iterable[RowArrays], weights: np.ndarray, bias: float)
             unit = heaviest
         used = used / unit
         weight = float(used.sum())
-        residuals = np.abs(y - predict_rows(x, weights, bias))
+        residuals = np.abs(y - predict_rows(x, weights, bias, center))
         squares += float((used * residuals**2).sum())
         absolute += float((used * residuals).sum())
         # Merged as by Chan, Golub and LeVeque (1979), so that a large common part of the targets cancels nothing.

@@ -29,18 +29,29 @@ class ServedModel(tf.Module):
     def __init__(self, model: FittedModel):
         super().__init__()
         self.weights = tf.Variable(model.weights, trainable=False, name="weights")
-        self.bias = tf.Variable(model.bias, trainable=False, dtype=tf.float64, name="bias")
+        self.bias = tf.Variable(model.bias, trainable=False, dtype=tf.float64, name="bias")  # For who looks inside.
+        self.center = tf.Variable(model.center, trainable=False, name="center")
+        self.bias_at_center = tf.Variable(
+            model.bias_at_center, trainable=False, dtype=tf.float64, name="bias_at_center"
+        )
         self._count = len(model.weights)
 
     def predict(self, x: tf.Tensor) -> dict[str, tf.Tensor]:
-        """`{"prediction": [k]}` for rows `[k, d]`, both float64 in raw units."""
-        columns, weights = tf.transpose(x), tf.convert_to_tensor(self.weights)
+        """`{"prediction": [k]}` for rows `[k, d]`, both float64 in raw units.
+
+        Raises:
+            tf.errors.InvalidArgumentError: when it runs, for rows of another width or rank.
+        """
+        # A saved signature only documents its shape: nothing holds what is fed against it. Where a converter removes
+        # the check, the subtraction of whole rows still needs the width.
+        columns = tf.transpose(tf.ensure_shape(x, [None, self._count]) - self.center)
+        weights = tf.convert_to_tensor(self.weights)
         _, total = tf.while_loop(
             lambda j, _: j < self._count,
             lambda j, total: (j + 1, total + columns[j] * weights[j]),
             (tf.constant(1), columns[0] * weights[0]),
         )
-        return {"prediction": total + self.bias}
+        return {"prediction": total + self.bias_at_center}
 
 
 def export_model(model: FittedModel, directory: Path) -> Path:

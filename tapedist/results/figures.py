@@ -35,12 +35,18 @@ def draw(directory: Path, result: TrainResult, *, source: Source, path: Sequence
         train=_sample(source, "train"),
         test=_sample(source, "test"),
         history=result.history,
-        fitted=plots.Line(weights=result.weights, bias=result.bias) if linear else None,
+        fitted=_fitted(result) if linear else None,
         truth=plots.Line(weights=np.array(result.truth[0]), bias=result.truth[1]) if result.truth else None,
         optimum=_optimum(result),
         path=_path(result, path) if linear and path else None,
         feature_names=source.feature_names,
         target_name=source.target_name,
+    )
+
+
+def _fitted(result: TrainResult) -> plots.Line:
+    return plots.Line(
+        weights=result.weights, bias=result.bias, center=result.center, bias_at_center=result.bias_at_center
     )
 
 

@@ -96,7 +96,7 @@ class LeastSquares:
         more = f" and {len(parts) - _MOST_NAMES} more" if len(parts) > _MOST_NAMES else ""
         return f"{name} is a linear combination of {listed}{more}"
 
-    def excess_loss(self, weights: np.ndarray, bias: float = 0.0) -> float:
+    def excess_loss(self, weights: np.ndarray, bias: float | Extended = 0.0) -> float:
         """`L(weights, bias) - L(optimum)`, by the quadratic form, so that nothing cancels near the optimum.
 
         Args:
@@ -245,9 +245,7 @@ def _scaled(
     )
 
 
-def _factor(
-    moments: CentredMoments, *, precision: float, tolerance: float, aliased: Sequence[int] | None
-) -> Factor:
+def _factor(moments: CentredMoments, *, precision: float, tolerance: float, aliased: Sequence[int] | None) -> Factor:
     return factorise(
         moments.products,
         rounding=moments.rounding(precision),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,9 @@ class FittedModel:
 
     Attributes:
         weights: float64 `[d]`.
-        bias: 0.0 if the model has none.
+        bias: the prediction where all features are 0; 0.0 if the model has none.
+        center: float64 `[d]`, subtracted from the features to predict; zeros in a file of 0.1, which has none.
+        bias_at_center: the prediction there; `bias` in such a file.
         parameters: float64 `[P]`: the weights, then the bias if there is one.
         digest: of the parameters.
         feature_names: `d` columns, in the order of the weights.
@@ -35,6 +39,8 @@ class FittedModel:
 
     weights: np.ndarray
     bias: float
+    center: np.ndarray
+    bias_at_center: float
     parameters: np.ndarray
     digest: str
     feature_names: tuple[str, ...]
@@ -58,7 +64,7 @@ class FittedModel:
 
     def predict(self, x: Any) -> np.ndarray:
         """Predictions float64 `[k]` for rows `[k, d]`, in raw units."""
-        return predict_rows(x, self.weights, self.bias)
+        return predict_rows(x, self.weights, self.bias_at_center, self.center)
 
 
 def read_content(path: Path, *, run_dir: Path) -> dict[str, Any]:
@@ -100,6 +106,8 @@ def read_model(path: Path, *, run_dir: Path) -> FittedModel:
         model = FittedModel(
             weights=np.asarray(content["weights"], np.float64),
             bias=float(content["bias"]),
+            center=np.asarray(content.get("center", np.zeros(len(content["weights"]))), np.float64),
+            bias_at_center=float(content.get("bias_at_center", content["bias"])),
             parameters=np.asarray(content["parameters"], np.float64),
             digest=content["digest"],
             feature_names=tuple(content["feature_names"]),
@@ -113,11 +121,24 @@ def read_model(path: Path, *, run_dir: Path) -> FittedModel:
             f"--run_dir={str(run_dir)!r}: its model is not linear; only the program that built it can use it"
         )
     expected = np.append(model.weights, model.bias) if model.fit_intercept else model.weights
-    if digest(model.parameters) != model.digest or not np.array_equal(expected, model.parameters):
+    bias_agrees = model.fit_intercept or model.bias == 0
+    if digest(model.parameters) != model.digest or not np.array_equal(expected, model.parameters) or not bias_agrees:
         raise StateError(f"{path}: its parameters do not match its digest; restore it, or train again")
     if len(model.feature_names) != len(model.weights):
         raise StateError(f"{path}: names {len(model.feature_names)} features for {len(model.weights)} weights")
+    if not _says_the_same(model):
+        raise StateError(f"{path}: its center and bias_at_center do not lead to its bias; restore it, or train again")
     return model
+
+
+def _says_the_same(model: FittedModel) -> bool:
+    """Whether the prediction at the center leads to the bias, which the digest vouches for, but for two roundings."""
+    center, at_center, bias = model.center, model.bias_at_center, model.bias
+    if center.shape != model.weights.shape or not np.isfinite([*center, *model.weights, at_center, bias]).all():
+        return False
+    products = (Fraction(c) * Fraction(w) for c, w in zip(center.tolist(), model.weights.tolist(), strict=True))
+    gap = abs(Fraction(at_center) - sum(products, Fraction(bias)))
+    return gap <= Fraction(math.ulp(at_center)) + Fraction(math.ulp(bias))
 
 
 def find_start(run_dir: str) -> FittedModel:

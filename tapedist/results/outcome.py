@@ -28,7 +28,7 @@ class TrainResult:
     Attributes:
         parameters: float64 `[P]`, the masters: weights then bias, or the module's variables in order.
         weights: float64 `[d]` of a linear model; empty for a module.
-        bias: of a linear model; 0.0 without one.
+        bias: of a linear model, its prediction where all features are 0; 0.0 without one.
         history: rows of metrics that this call recorded, in order of their steps.
         train_loss: at the final parameters in full batch, the last epoch's mean in mini batch; None if unknown.
         test_loss: at the final parameters; None without test rows.
@@ -44,6 +44,9 @@ class TrainResult:
         stopped: why training stopped before its last epoch; empty if it did not.
         run_dir: the run's folder, or None.
         model: the trained `tf.Module`, if one was given.
+        center: float64 `[d]`, what a linear model's predictions subtract from the features; None for zeros.
+        bias_at_center: the prediction at `center`, from which predictions are made, because `bias` has no digits for
+            them where 0 is far from all rows; None for `bias`.
     """
 
     parameters: np.ndarray
@@ -64,6 +67,8 @@ class TrainResult:
     stopped: str
     run_dir: Path | None
     model: Any = None
+    center: np.ndarray | None = None
+    bias_at_center: float | None = None
 
     def predict(self, x: Any) -> np.ndarray:
         """Predictions `[k]` for rows `[k, d]` in raw units; those of a linear model equal `tapedist predict`'s bits.
@@ -76,13 +81,19 @@ class TrainResult:
             if x.ndim != 2 or x.shape[1] != d:
                 raise InputError(f"x: has shape {list(x.shape)}; must be [k, {d}]")
             return np.asarray(self.model(x.astype(self.model.trainable_variables[0].dtype.as_numpy_dtype)))
-        return predict_rows(x, self.weights, self.bias)
+        return predict_rows(x, self.weights, self._bias_at_center, self.center)
+
+    @property
+    def _bias_at_center(self) -> float:
+        return self.bias if self.bias_at_center is None else self.bias_at_center
 
     def as_model_json(self) -> dict[str, Any]:
         """The content of `model.json`."""
         return {
             "weights": self.weights.tolist(),
             "bias": self.bias,
+            "center": (np.zeros(len(self.weights)) if self.center is None else self.center).tolist(),
+            "bias_at_center": self._bias_at_center,
             "parameters": self.parameters.tolist(),
             "digest": self.digest,
             "feature_names": list(self.feature_names),

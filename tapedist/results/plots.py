@@ -16,6 +16,7 @@ import numpy as np
 
 from tapedist.filesystem import storage_error
 from tapedist.results import plot_style as style
+from tapedist.results.prediction import predict_rows
 from tapedist.results.sampling import caption, sampled, thinned
 from tapedist.training.observer import Row
 
@@ -59,13 +60,18 @@ class Points:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Line:
-    """Parameters of a linear model: `weights` `[d]` and `bias`."""
+    """Parameters of a linear model: `weights` `[d]` and `bias`, or what predicts with more digits than `bias` has: the
+    `center` `[d]` and the prediction there.
+    """
 
     weights: np.ndarray
     bias: float
+    center: np.ndarray | None = None
+    bias_at_center: float | None = None
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        return (x * self.weights).sum(axis=1) + self.bias
+        bias = self.bias if self.bias_at_center is None else self.bias_at_center
+        return predict_rows(x, self.weights, bias, self.center)
 
     def formula(self, x: str, y: str) -> str:
         """`y = 9 x - 2`, for one feature."""

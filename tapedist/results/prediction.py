@@ -2,9 +2,10 @@
 
 Legend: `k` rows, `d` features, `r` the rank.
 
-A prediction is `((x_1 w_1 + x_2 w_2) + ...) + bias`, each operation in float64, in this order. A product of matrices
-would be faster, but its order of sums, and so its bits, depend on how many rows it is given. `export` says the
-same in TensorFlow.
+A prediction is `(((x_1 - c_1) w_1 + (x_2 - c_2) w_2) + ...) + b`, each operation in float64, in this order, where `b`
+is the prediction at the center `c`. The intercept, which is the prediction at zero, has no digits left for rows that
+are far from zero, as times in microseconds are. A product of matrices would be faster, but its order of sums, and so
+its bits, depend on how many rows it is given. `export` says the same in TensorFlow.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ from tapedist.results.inference import student_t_quantile
 from tapedist.results.least_squares import LeastSquares
 
 
-def predict_rows(x: Any, weights: np.ndarray, bias: float) -> np.ndarray:
+def predict_rows(x: Any, weights: np.ndarray, bias: float, center: np.ndarray | None = None) -> np.ndarray:
     """Predictions float64 `[k]`, in raw units.
 
     Args:
         x: `[k, d]`, anything that converts to float64.
         weights: float64 `[d]`.
-        bias: 0.0 if the model has none.
+        bias: the prediction at `center`; 0.0 if the model has no bias.
+        center: float64 `[d]`, subtracted from the features; None subtracts nothing, and so do zeros.
 
     Raises:
         InputError: if `x` is not of shape `[k, d]`.
@@ -33,9 +35,10 @@ def predict_rows(x: Any, weights: np.ndarray, bias: float) -> np.ndarray:
     x = np.asarray(x, np.float64)
     if x.ndim != 2 or x.shape[1] != len(weights):
         raise InputError(f"x: has shape {list(x.shape)}; must be [rows, {len(weights)}], one column per feature")
-    total = x[:, 0] * weights[0]
+    center = np.zeros(len(weights)) if center is None else center
+    total = (x[:, 0] - center[0]) * weights[0]
     for j in range(1, len(weights)):
-        total += x[:, j] * weights[j]
+        total += (x[:, j] - center[j]) * weights[j]
     return total + bias
 
 

@@ -12,7 +12,6 @@ import numpy as np
 from tapedist.results.extended import Extended
 from tapedist.results.factor import Factor
 
-
 # Of sums and factors in double-double arithmetic, relative to a column's length: its square is a few of their roundings.
 _ARITHMETIC = 2.0**-51
 
@@ -81,7 +80,7 @@ class QuadraticForm:
     weight_scale: float
     fit_intercept: bool
 
-    def excess(self, weights: np.ndarray, bias: float) -> float:
+    def excess(self, weights: np.ndarray, bias: float | Extended) -> float:
         """`L(weights, bias) - L(optimum)`; below 0 only where an aliased feature has a weight that is good for it."""
         offset = Extended.of(weights) - self.weights
         scaled = offset * (self.scale[:-1] / self.scale[-1])

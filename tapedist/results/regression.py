@@ -58,7 +58,7 @@ class Distance:
         return self.max_standard_errors is not None and self.max_standard_errors <= AGREES_WITHIN
 
 
-def distance(fit: LeastSquares, weights: np.ndarray, bias: float = 0.0) -> Distance:
+def distance(fit: LeastSquares, weights: np.ndarray, bias: float | Extended = 0.0) -> Distance:
     """Distance of `weights [d]` and `bias`, float64 in raw units, to the optimum of `fit`.
 
     The differences are taken in extended precision, so that they mean something below one rounding of the parameters.
@@ -115,8 +115,12 @@ class ResidualMetrics:
     mae: float
 
 
-def residual_metrics(blocks: Iterable[Rows], weights: np.ndarray, bias: float = 0.0) -> ResidualMetrics | None:
-    """One pass over `blocks` of rows (as `least_squares` takes them) at `weights [d]` and `bias`; None without rows."""
+def residual_metrics(
+    blocks: Iterable[Rows], weights: np.ndarray, bias: float = 0.0, center: np.ndarray | float = 0.0
+) -> ResidualMetrics | None:
+    """One pass over `blocks` of rows (as `least_squares` takes them), predicted from `weights [d]` and the prediction
+    `bias` at `center [d]`; None without rows.
+    """
     sums, count, unit = Extended.zeros(3), 0, 0.0
     for x, y, w in blocks:
         used = np.ones(len(y)) if w is None else np.asarray(w, np.float64)
@@ -128,7 +132,7 @@ def residual_metrics(blocks: Iterable[Rows], weights: np.ndarray, bias: float = 
         if heaviest > unit:
             sums, unit = sums * (unit / heaviest), heaviest
         used = used / unit
-        residuals = np.abs(np.asarray(y, np.float64) - (np.asarray(x, np.float64) @ weights + bias))
+        residuals = np.abs(np.asarray(y, np.float64) - ((np.asarray(x, np.float64) - center) @ weights + bias))
         sums = sums + np.array([used.sum(), used @ residuals**2, used @ residuals])
         count += len(y)
     if not count:

@@ -201,6 +201,12 @@ def _plain(value: Any) -> Any:
     return ", ".join(map(str, value)) if isinstance(value, list) else value
 
 
+def _predicted(x: np.ndarray, model: Mapping[str, Any]) -> np.ndarray:
+    """Predictions of a linear model for rows; a `model.json` of 0.1 has no center."""
+    center = np.asarray(model["center"]) if "center" in model else None
+    return predict_rows(x, np.asarray(model["weights"]), model.get("bias_at_center", model["bias"]), center)
+
+
 def _sample(source: Source | None, model: Mapping[str, Any]) -> Predictions | None:
     """Some thousand held-out rows, or training rows where none are held out, evenly spread; none of weight 0."""
     if source is None or not model["weights"]:
@@ -212,7 +218,7 @@ def _sample(source: Source | None, model: Mapping[str, Any]) -> Predictions | No
         x, y, w = x[w > 0], y[w > 0], w[w > 0]
     return Predictions(
         actual=y,
-        predicted=predict_rows(x, np.asarray(model["weights"]), model["bias"]),
+        predicted=_predicted(x, model),
         x=x[:, 0] if x.shape[1] == 1 else None,
         weights=w,
         split=split,

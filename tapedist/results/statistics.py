@@ -17,6 +17,7 @@ import numpy as np
 from tapedist.data.blocks import Source
 from tapedist.data.row_arrays import row_blocks
 from tapedist.data.standardize import ColumnMoments, centred_products
+from tapedist.results.extended import Extended
 from tapedist.results.least_squares import FLOAT32_ROUNDING, FLOAT64_ROUNDING, LeastSquares, from_moments, least_squares
 from tapedist.results.prediction import IntervalShape
 from tapedist.results.regression import Distance, as_dict, distance, residual_metrics, truth_errors
@@ -63,12 +64,21 @@ class Statistics:
 
     @classmethod
     def of(
-        cls, fit: LeastSquares, weights: np.ndarray, bias: float, truth: Any = None, mae: float | None = None
+        cls,
+        fit: LeastSquares,
+        weights: np.ndarray,
+        bias: float,
+        truth: Any = None,
+        mae: float | None = None,
+        center: np.ndarray | None = None,
     ) -> Statistics:
-        """The statistics of parameters in raw units; `truth` is `(weights, bias)` or None."""
+        """The statistics of parameters in raw units: `bias` is the prediction at `center`, by default at 0; `truth` is
+        `(weights, bias)` or None.
+        """
         errors = truth_errors(fit, np.asarray(truth[0]), truth[1]) if truth else None
-        parameters = np.append(weights, bias) if fit.fit_intercept else np.array(weights, np.float64)
-        learned = distance(fit, weights, bias)
+        at_zero = intercept_at_zero(weights, bias, center)
+        parameters = np.append(weights, Extended.of(at_zero).hi) if fit.fit_intercept else np.array(weights, np.float64)
+        learned = distance(fit, weights, at_zero)
         # Predictions are rounded, which the quadratic form knows nothing of, and no mean square is below a mean's.
         if learned.loss is not None and mae is not None:
             learned = dataclasses.replace(learned, loss=max(learned.loss, mae * mae))
@@ -187,6 +197,7 @@ def mean_absolute_error(
     weights: np.ndarray,
     bias: float,
     *,
+    center: np.ndarray | None = None,
     whatever_it_costs: bool = False,
     heed: Callable[[], object] = lambda: None,
 ) -> float | None:
@@ -195,15 +206,26 @@ def mean_absolute_error(
     Args:
         source: the rows, raw.
         weights: `[d]`.
-        bias: 0 without an intercept.
+        bias: the prediction at `center`; 0 without an intercept.
+        center: `[d]`; None for zeros.
         whatever_it_costs: whether to read the rows however many there are.
         heed: called now and then while they are read; may raise to break it off.
     """
     if not whatever_it_costs and source.num_rows("train") * (source.num_features + 2) * _LOOK > _AFFORDABLE:
         return None
     with np.errstate(over="ignore", invalid="ignore"):  # Whatever was learned, this is only a look at it.
-        errors = residual_metrics(row_blocks(source, "train", heed=heed), weights, bias)
+        blocks = row_blocks(source, "train", heed=heed)
+        errors = residual_metrics(blocks, weights, bias, 0.0 if center is None else center)
     return errors.mae if errors and math.isfinite(errors.mae) else None
+
+
+def intercept_at_zero(weights: np.ndarray, bias: float, center: np.ndarray | None) -> float | Extended:
+    """The intercept with more digits than float64 has, where `bias` is the prediction at `center`."""
+    if center is None or not center.any():
+        return bias
+    with np.errstate(over="ignore", invalid="ignore"):
+        exact = Extended.of(bias) - (Extended.of(center) * weights).sum()
+    return exact if np.isfinite(exact.hi) else float(bias - center @ weights)  # Products beyond 1e300 have no halves.
 
 
 def _from_moments(moments: SecondMoments, n: int, *, digits: int, **known: Any) -> LeastSquares | None:

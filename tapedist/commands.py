@@ -44,7 +44,7 @@ def evaluate(options: EvaluateOptions) -> None:
         _check_columns(options.data, (*model.feature_names, model.target_name))
         own: Source = tables.open_table(
             options.data, target=model.target_name, features=model.feature_names, weight=options.weight,
-            on_bad_rows=options.on_bad_rows, test_fraction=0, dtype="float64",
+            on_bad_rows=options.on_bad_rows, test_fraction=0, dtype="float64", of_run=True,
         )  # fmt: skip
         names = {"train": "data"}
     else:
@@ -74,7 +74,7 @@ def predict(options: PredictOptions) -> None:
     interval = _wants_interval(options, model)
     table = tables.open_table(
         options.data, features=model.feature_names, need_target=False, test_fraction=0, dtype="float64",
-        on_bad_rows=options.on_bad_rows,
+        on_bad_rows=options.on_bad_rows, of_run=True,
     )  # fmt: skip
     _say_notices(table)
     rows = write_columns(options.output, _predictions(table, model, options, interval=interval))

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from tapedist.data.table_columns import Column, check_names
+from tapedist.data.table_columns import Column, merged, without_repeats
 from tapedist.data.table_files import TableFile, shown
-from tapedist.data.table_npy import CompressedArray, StoredArray, open_npy, open_npz, to_floats
+from tapedist.data.table_npy import CompressedArray, StoredArray, UnusableArray, open_npy, open_npz, to_floats
 from tapedist.data.table_rows import INEXACT, Cell, RowBatch
-from tapedist.errors import InputError
 
 _BATCH_ROWS = 65_536
 _SEGMENT_BYTES = 8 * 2**20
@@ -35,13 +35,11 @@ class ArrayReader:
 
     def __init__(self, files: Sequence[TableFile]):
         self._files = files
-        self._tables = [_arrays(file) for file in files]
-        layouts = [[column for array in table for column in _columns(array)] for table in self._tables]
-        for file, layout in zip(files, layouts, strict=True):
-            check_names([column.name for column in layout], file.name)
-            if {c.name for c in layout} != {c.name for c in layouts[0]}:
-                raise InputError(f"{file.name}: its arrays differ from those of {files[0].name}; give all the same")
-        self.columns = tuple(layouts[0])
+        found = [_arrays(file) for file in files]
+        self._tables = [[array for array in table if not isinstance(array, UnusableArray)] for table in found]
+        self.columns = merged(
+            [(file.name, _table_columns(file, table)) for file, table in zip(files, found, strict=True)], what="arrays"
+        )
         members = {array.member for array in self._tables[0]}
         names = {column.name for column in self.columns}
         self.default_target = "y" if {"x", "y"} <= members and "y" in names else ""
@@ -102,16 +100,28 @@ class ArraySegments:
         return [to_floats(column) for column in raw]
 
 
-def _arrays(file: TableFile) -> list[Array]:
-    arrays: list[Array] = [*(open_npz(file) if file.path.lower().endswith(".npz") else open_npy(file))]
-    first = arrays[0]
+def _arrays(file: TableFile) -> list[Array | UnusableArray]:
+    return [*(open_npz(file) if file.path.lower().endswith(".npz") else open_npy(file))]
+
+
+def _table_columns(file: TableFile, arrays: Sequence[Array | UnusableArray]) -> list[Column]:
+    """The columns of a file's arrays; those that differ in length from most cannot play a part."""
+    columns: list[Column] = []
+    lengths = [array.header.shape[0] for array in arrays if not isinstance(array, UnusableArray)]
+    usual = max(lengths, key=lengths.count, default=0)
     for array in arrays:
-        if array.header.shape[0] != first.header.shape[0]:
-            raise InputError(
-                f"{file.name}: {shown(first.member)} has {first.header.shape[0]} rows and {shown(array.member)} has "
-                f"{array.header.shape[0]}; give all arrays the same length"
+        if isinstance(array, UnusableArray):
+            columns.append(Column(array.member, True, "no column", problem=array.problem))
+            continue
+        rows, problem = array.header.shape[0], ""
+        if rows != usual:
+            like = next(a for a in arrays if not isinstance(a, UnusableArray) and a.header.shape[0] == usual)
+            problem = (
+                f"{file.name}: {shown(like.member)} has {usual} rows and {shown(array.member)} has {rows}; give all "
+                "arrays the same length"
             )
-    return arrays
+        columns += [dataclasses.replace(column, problem=problem) for column in _columns(array)]
+    return without_repeats(columns, file.name)
 
 
 def _columns(array: Array) -> list[Column]:

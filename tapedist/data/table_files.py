@@ -1,16 +1,12 @@
-"""Which files a table is: a path, a folder or a glob, resolved to regular files in one fixed order."""
+"""A file of a table, and whether it is still what it was when the table was opened."""
 
 from __future__ import annotations
 
 import dataclasses
-import glob
 import os
 import stat
 
 from tapedist.errors import InputError, StateError
-
-FORMATS = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".pq": "parquet", ".npy": "npy", ".npz": "npz"}
-_KNOWN = "CSV (.csv), TSV (.tsv), Parquet (.parquet, .pq), .npy and .npz"
 
 
 def shown(text: str) -> str:
@@ -73,50 +69,3 @@ class TableFile:
             raise StateError(f"{self.name}: {error.strerror} while in use; restore the file and resume") from None
         if now != self:
             raise StateError(f"{self.name}: changed while in use; restore the file and resume, or start a new run")
-
-
-def find_files(data: str) -> tuple[str, tuple[TableFile, ...]]:
-    """The format and the files that `data` names.
-
-    Args:
-        data: path of a file, of a folder (read with its subfolders; names that start with `.` or `_` and files that
-            are no tables are passed over), or a glob pattern.
-
-    Returns:
-        A value of `FORMATS`, and the files, sorted by path: the order of the table's rows.
-
-    Raises:
-        InputError: if nothing is there, if it is not readable as a table, or if formats are mixed.
-    """
-    if "\0" in data:
-        raise InputError(f"--data={data!r}: a path cannot hold NUL; give the path of a table")
-    if os.path.isdir(data):
-        paths = _folder(data)
-    elif not os.path.lexists(data) and glob.has_magic(data):
-        paths = sorted(path for path in glob.glob(data, recursive=True) if not os.path.isdir(path))
-        if not paths:
-            raise InputError(f"--data={shown(data)}: no file matches this pattern; check the path")
-    else:
-        paths = [data]
-    files = tuple(map(TableFile.of, paths))
-    formats = {FORMATS.get(os.path.splitext(path)[1].lower(), "") for path in paths}
-    if "" in formats:
-        odd = next(path for path in paths if os.path.splitext(path)[1].lower() not in FORMATS)
-        raise InputError(f"--data={shown(odd)}: unknown kind of table; known are {_KNOWN}")
-    if len(formats) > 1:
-        raise InputError(f"--data={shown(data)}: mixes {' and '.join(sorted(formats))} files; keep one format")
-    return formats.pop(), files
-
-
-def _folder(data: str) -> list[str]:
-    paths = []
-    for folder, folders, names in os.walk(data):
-        folders[:] = [name for name in folders if name[0] not in "._"]
-        paths += [
-            os.path.join(folder, name)
-            for name in names
-            if name[0] not in "._" and os.path.splitext(name)[1].lower() in FORMATS
-        ]
-    if not paths:
-        raise InputError(f"--data={shown(data)}: the folder holds no table; known are {_KNOWN}")
-    return sorted(paths)

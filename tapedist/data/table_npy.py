@@ -187,7 +187,20 @@ def open_npy(file: TableFile) -> list[StoredArray]:
         return [StoredArray(file, read_header(stream, file.name, file.size))]
 
 
-def open_npz(file: TableFile) -> list[StoredArray | CompressedArray]:
+@dataclasses.dataclass(frozen=True)
+class UnusableArray:
+    """A member of an `.npz` that cannot be a column; no matter, as long as it plays no part.
+
+    Attributes:
+        member: its name.
+        problem: why, and the fix.
+    """
+
+    member: str
+    problem: str
+
+
+def open_npz(file: TableFile) -> list[StoredArray | CompressedArray | UnusableArray]:
     """The arrays of an `.npz` archive.
 
     Raises:
@@ -197,7 +210,7 @@ def open_npz(file: TableFile) -> list[StoredArray | CompressedArray]:
         with zipfile.ZipFile(file.path) as archive:
             members = archive.infolist()
             _check_members(file, members)
-            return [_member(file, archive, info) for info in members if info.filename.endswith(".npy")]
+            return [_judged_member(file, archive, info) for info in members if info.filename.endswith(".npy")]
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, struct.error) as error:
         raise InputError(f"{file.name}: not a readable .npz archive ({shown(str(error))}); save it again") from None
 
@@ -215,6 +228,15 @@ def _check_members(file: TableFile, members: list[zipfile.ZipInfo]) -> None:
         )
     if not any(name.endswith(".npy") for name in names):
         raise InputError(f"{file.name}: holds no arrays; save it with numpy.savez")
+
+
+def _judged_member(
+    file: TableFile, archive: zipfile.ZipFile, info: zipfile.ZipInfo
+) -> StoredArray | CompressedArray | UnusableArray:
+    try:
+        return _member(file, archive, info)
+    except InputError as error:
+        return UnusableArray(info.filename.removesuffix(".npy"), error.problems[0])
 
 
 def _member(file: TableFile, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> StoredArray | CompressedArray:

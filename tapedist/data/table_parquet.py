@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import decimal
+import json
 import threading
 from collections.abc import Iterator, Sequence
 
@@ -9,12 +12,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tapedist.data.table_columns import Column, check_names
+from tapedist.data.table_cells import is_blank, judged
+from tapedist.data.table_columns import Column, merged, row_labels, without_repeats
+from tapedist.data.table_decimals import decimals_to_floats
 from tapedist.data.table_files import TableFile, shown
 from tapedist.data.table_rows import INEXACT, Cell, RowBatch, inexact_integers
 from tapedist.errors import InputError, StateError
 
 _BATCH_ROWS = 65_536
+_SAMPLE_ROWS = 100
+_TEXTS = ("string", "large_string", "string_view")
 
 
 class ParquetReader:
@@ -33,19 +40,12 @@ class ParquetReader:
     def __init__(self, files: Sequence[TableFile]):
         self._files = files
         self._metadata = []
-        schema = None
+        tables = []
         for file in files:
-            found, metadata = _footer(file)
-            schema = schema or found
-            if set(found.names) != set(schema.names):
-                odd = ", ".join(map(shown, sorted(set(found.names) ^ set(schema.names))))
-                raise InputError(
-                    f"{file.name}: its columns differ from those of {files[0].name} in {odd}; "
-                    "give all files the same columns"
-                )
+            schema, metadata = _footer(file)
             self._metadata.append(metadata)
-        assert schema is not None
-        self.columns = tuple(Column(field.name, _numeric(field.type), str(field.type)) for field in schema)
+            tables.append((file.name, without_repeats(_columns(schema), file.name)))
+        self.columns = tuple(self._doubted(column) for column in merged(tables))
 
     def check_unchanged(self) -> None:
         """Raises StateError if a file changed since it was opened."""
@@ -65,6 +65,21 @@ class ParquetReader:
                 file.check_unchanged()
                 raise InputError(f"{file.name}:row {first + 1}: cannot be decoded: {error}; write it again") from None
             file.check_unchanged()
+
+    def _doubted(self, column: Column) -> Column:
+        """The column, with what its first cells say where it is text that may be meant as numbers."""
+        if column.kind not in _TEXTS or column.problem or not self._metadata[0].num_row_groups:
+            return column
+        try:
+            with _opened(self._files[0], self._metadata[0]) as parquet:
+                batch = next(parquet.iter_batches(_SAMPLE_ROWS, row_groups=[0], columns=[column.name]), None)
+            cells = batch.column(column.name).to_pylist() if batch is not None else []
+        except (pa.ArrowException, OSError):
+            return column  # It plays no part.
+        cells = [cell for cell in cells if cell is not None and not is_blank(cell)]
+        numeric, _, doubt = judged(cells)
+        meant = f"its cells are numbers written as text, like {cells[0]!r}" if numeric and cells else doubt
+        return dataclasses.replace(column, doubt=meant)
 
     def segments(self, names: Sequence[str]) -> RowGroups:
         """The row groups, in place."""
@@ -123,11 +138,38 @@ def _footer(file: TableFile) -> tuple[pa.Schema, pq.FileMetaData]:
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{file.name}: not a readable Parquet file ({shown(reason)}); write it again") from None
-    check_names(schema.names, file.name)
     return schema, metadata
 
 
+def _columns(schema: pa.Schema) -> list[Column]:
+    """What a file's schema says of its columns."""
+    index = _pandas_index(schema)
+    columns = []
+    for position, field in enumerate(schema):
+        name, blank = field.name, pa.types.is_null(field.type)
+        label = row_labels(name, position) or ("an index that pandas wrote" if name in index else "")
+        problem = "" if name else f"column {position + 1} has no name; name it"
+        columns.append(
+            Column(
+                name or f"(column {position + 1})", blank or _numeric(field.type), str(field.type), blank=blank,
+                aside=label, problem=problem,
+            )
+        )  # fmt: skip
+    return columns
+
+
+def _pandas_index(schema: pa.Schema) -> set[str]:
+    """The columns that were the index of a pandas frame, as its metadata says."""
+    try:
+        written = json.loads((schema.metadata or {}).get(b"pandas", b"{}"))
+        return {name for name in written.get("index_columns", []) if isinstance(name, str)}
+    except (ValueError, AttributeError, TypeError):
+        return set()  # Somebody else's metadata.
+
+
 def _numeric(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
     return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
 
 
@@ -135,8 +177,12 @@ def _numbers(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
     """A column as a NumPy float array; NaN where a cell is null or an integer that float64 cannot hold."""
     if isinstance(column, pa.ChunkedArray):
         column = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if pa.types.is_null(column.type):
+        return np.full(len(column), np.nan)
     if pa.types.is_decimal(column.type):
-        column = column.cast(pa.float64(), safe=False)
+        return decimals_to_floats(column)
     if pa.types.is_floating(column.type):
         return column.to_numpy(zero_copy_only=False)
     nulls = column.null_count
@@ -154,6 +200,10 @@ def _batch(file: TableFile, first: int, arrow: pa.RecordBatch, names: Sequence[s
     def explain(row: int, column: int) -> Cell:
         value = arrow.column(names[column])[row].as_py()
         where = f"{file.name}:row {first + row + 1}:{shown(names[column])}"
-        return Cell(where, str(value), INEXACT if isinstance(value, int) and abs(value) > 2**53 else "")
+        if value is None:
+            return Cell(where, "", "is blank")
+        whole = isinstance(value, int) or (isinstance(value, decimal.Decimal) and np.isnan(numbers[column][row]))
+        return Cell(where, str(value), INEXACT if whole and abs(value) > 2**53 else "")
 
-    return RowBatch([_numbers(arrow.column(name)) for name in names], explain)
+    numbers = [_numbers(arrow.column(name)) for name in names]
+    return RowBatch(numbers, explain)

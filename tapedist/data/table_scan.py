@@ -14,6 +14,7 @@ from tapedist.data.table_split import CHUNK_ROWS
 from tapedist.data.table_store import MemoryStore, ScratchStore
 from tapedist.errors import InputError
 
+_LOOKED_AT = 20  # Cells that tell a blank column from one of bad numbers.
 # The smallest magnitude that float32 rounds to infinity: half a unit above its largest number.
 _FLOAT32_LIMIT = (2 - 2.0**-24) * 2.0**127
 
@@ -30,6 +31,8 @@ class Scanned:
         digest: SHA-256 of the column names and of each column's little-endian float64 bytes in row order, bad cells
             as NaN: the same for the same table in any format.
         largest: the largest magnitude of each column's good cells.
+        bad: the number of bad cells of each column.
+        suspects: columns without any good cell among the first rows; where there are any, nothing else was looked at.
         store: the rows, if they were kept.
     """
 
@@ -39,6 +42,8 @@ class Scanned:
     num_imputed: int = 0
     digest: str = ""
     largest: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0))
+    bad: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
+    suspects: tuple[str, ...] = ()
     store: MemoryStore | ScratchStore | None = None
 
 
@@ -91,6 +96,7 @@ def scan(
     on_bad_rows: str,
     in_memory: int,
     keep: bool,
+    suspect: bool = False,
     heed: Callable[[], object] = lambda: None,
 ) -> Scanned:
     """Reads the whole table once.
@@ -102,6 +108,7 @@ def scan(
         on_bad_rows: "error", "drop" or "mean".
         in_memory: bytes up to which rows are kept in memory.
         keep: whether to copy a larger table to a scratch file.
+        suspect: whether to stop at the first rows if they leave it open whether a feature holds any number.
         heed: called for every chunk; may raise to break the scan off.
 
     Raises:
@@ -112,9 +119,14 @@ def scan(
     names, found = roles.names, Scanned()
     rule = CellRule(roles, dtype)
     found.store, found.largest = MemoryStore(len(names)), np.zeros(len(names))
+    found.bad = np.zeros(len(names), np.int64)
     digests = ColumnDigests(names)
     for number, chunk in enumerate(_chunks(reader.batches(names), len(names))):
         heed()
+        if suspect and not number:
+            found.suspects = tuple(_blank_so_far(chunk, roles))
+            if found.suspects:
+                return found
         columns = _checked(chunk, number, rule, roles, on_bad_rows, found)
         digests.update(columns)
         found.num_rows += len(columns[0])
@@ -124,6 +136,31 @@ def scan(
             found.store.append(columns)
     found.digest = digests.hexdigest()
     return found
+
+
+def holds_numbers(reader: TableReader, names: Sequence[str], heed: Callable[[], object]) -> set[str]:
+    """Which of the columns `names` hold a finite number anywhere; reads no further than it must."""
+    found: set[str] = set()
+    for batch in reader.batches(names):
+        heed()
+        found.update(name for name, column in zip(names, batch.columns, strict=True) if np.isfinite(column).any())
+        if len(found) == len(names):
+            break
+    return found
+
+
+def _blank_so_far(chunk: RowBatch, roles: Roles) -> Iterator[str]:
+    """Features of which the first rows hold nothing, or NaN."""
+    for position, name in enumerate(roles.features):
+        if np.isfinite(chunk.columns[position]).any():
+            continue
+        first = range(min(_LOOKED_AT, len(chunk.columns[position])))
+        if all(map(_is_nothing, (chunk.explain(row, position) for row in first))):
+            yield name
+
+
+def _is_nothing(cell: Cell) -> bool:
+    return cell.rule == "is blank" or cell.value.strip("'").lower() == "nan"
 
 
 def _moved(memory: MemoryStore) -> ScratchStore:
@@ -144,7 +181,9 @@ def _checked(
         found.largest = np.maximum(found.largest, np.abs(ends).max(axis=1))
         return chunk.columns
     if on_bad_rows == "error":
-        _refuse(chunk, bad, rule)
+        _refuse(chunk, bad, rule, roles)
+    for position, mask in bad.items():
+        found.bad[position] += int(mask.sum())
     columns = [np.where(bad[p], np.nan, column) if p in bad else column for p, column in enumerate(chunk.columns)]
     # `fmax` passes over NaN.
     good = [(np.fmax.reduce(column, initial=0.0), -np.fmin.reduce(column, initial=0.0)) for column in columns]
@@ -161,11 +200,24 @@ def _checked(
     return columns
 
 
-def _refuse(chunk: RowBatch, bad: dict[int, np.ndarray], rule: CellRule) -> None:
+def _refuse(chunk: RowBatch, bad: dict[int, np.ndarray], rule: CellRule, roles: Roles) -> None:
     row, position = min((int(mask.argmax()), position) for position, mask in bad.items())
     cell = chunk.explain(row, position)
     reason = cell.rule or rule.broken(position, float(chunk.columns[position][row]))
-    raise InputError(f"{cell.where}: {cell.value} {reason}; correct it, or use --on_bad_rows=drop")
+    raise InputError(f"{cell.where}: {cell.value} {reason}; {_fix(row, position, bad, roles)}")
+
+
+def _fix(row: int, position: int, bad: dict[int, np.ndarray], roles: Roles) -> str:
+    """What helps against a bad cell, as far as the rows around it tell."""
+    fixes = ["correct it"]
+    if not np.logical_or.reduce(list(bad.values())).all():
+        fixes.append("use --on_bad_rows=drop")
+    ragged = len(bad) == len(roles.names) and all(mask[row] for mask in bad.values())
+    hopeless = {p for p, mask in bad.items() if mask.all()} | {position}
+    without = roles.fix_without(roles.features[p] for p in hopeless if p < len(roles.features))
+    if without and position < len(roles.features) and not ragged:
+        fixes.append(f"leave the column out by {without}")
+    return f"{', '.join(fixes[:-1])}, or {fixes[-1]}" if len(fixes) > 1 else fixes[0]
 
 
 def _chunks(batches: Iterator[RowBatch], num_columns: int) -> Iterator[RowBatch]:

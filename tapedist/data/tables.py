@@ -19,11 +19,12 @@ from typing import Any
 import numpy as np
 
 from tapedist.data.epoch_order import WINDOW_ROWS
-from tapedist.data.table_columns import Roles, choose
-from tapedist.data.table_files import find_files, shown
+from tapedist.data.table_columns import Column, Roles, choose, listed
+from tapedist.data.table_files import shown
 from tapedist.data.table_gather import RowGather, Units, empty_rows
+from tapedist.data.table_listing import FoundFiles, find_files
 from tapedist.data.table_rows import SegmentStore, TableReader
-from tapedist.data.table_scan import CellRule, Scanned, scan
+from tapedist.data.table_scan import CellRule, Scanned, holds_numbers, scan
 from tapedist.data.table_spans import RowNumbers
 from tapedist.data.table_split import CHUNK_ROWS, RowSplit
 from tapedist.data.table_store import MemoryStore, ScratchStore, SegmentCache
@@ -43,15 +44,23 @@ class TableHeader:
         data: what the user called it.
         reader: its files.
         roles: its columns.
+        files: where it lies; None for TFDS.
     """
 
     data: str
     reader: TableReader
     roles: Roles
+    files: FoundFiles | None = None
 
 
 def check_table(
-    data: str, *, target: str = "", features: Sequence[str] = (), weight: str = "", need_target: bool = True
+    data: str,
+    *,
+    target: str = "",
+    features: Sequence[str] = (),
+    weight: str = "",
+    need_target: bool = True,
+    of_run: bool = False,
 ) -> TableHeader:
     """Checks paths, headers and the columns asked for, without TensorFlow and without reading the rows.
 
@@ -61,19 +70,21 @@ def check_table(
         features: the columns to predict from; empty takes all other numeric ones.
         weight: the column of row weights; empty weighs all rows alike (but takes `w` beside `x` and `y`).
         need_target: False for predicting, where a table needs no target.
+        of_run: whether `features` and `target` are a trained run's, so that messages name no flags for them.
 
     Raises:
         InputError: with every problem of the columns, or the first of the files.
     """
-    reader = _reader(data)
+    reader, files = _reader(data)
     if not target and reader.default_target:
         target = reader.default_target
         features = features or reader.default_features
         weight = weight or (reader.default_weight if reader.default_weight not in features else "")
     roles = choose(
-        reader.columns, where=shown(data), target=target, features=features, weight=weight, need_target=need_target
-    )
-    return TableHeader(data, reader, roles)
+        reader.columns, where=shown(data), target=target, features=features, weight=weight, need_target=need_target,
+        partitions=files.partitions if files else (), of_run=of_run,
+    )  # fmt: skip
+    return TableHeader(data, reader, roles, files)
 
 
 def column_names(data: str) -> tuple[str, ...]:
@@ -82,7 +93,7 @@ def column_names(data: str) -> tuple[str, ...]:
     Raises:
         InputError: if there is no such table, or its header is not good.
     """
-    return tuple(column.name for column in _reader(data).columns)
+    return tuple(column.name for column in _reader(data)[0].columns)
 
 
 def open_table(
@@ -98,12 +109,13 @@ def open_table(
     dtype: str = "float32",
     memory_budget: int = MEMORY_BUDGET,
     need_target: bool = True,
+    of_run: bool = False,
     heed: Callable[[], object] = lambda: None,
 ) -> TableSource:
     """Opens a table and reads it once: checks every cell, hashes, splits, and keeps what cannot be read again cheaply.
 
     Args:
-        data: see `check_table`, as for `target`, `features`, `weight` and `need_target`.
+        data: see `check_table`, as for `target`, `features`, `weight`, `need_target` and `of_run`.
         on_bad_rows: "error" stops at the first bad cell; "drop" drops its row; "mean" puts the column's mean over the
             training rows there, and drops the row where the target or the weight is bad.
         split: "hash" of the row number and seed, or "index": the last `floor(n * test_fraction)` rows test.
@@ -118,16 +130,19 @@ def open_table(
         StateError: if a file changes while it is read.
         StorageError: if a scratch file is needed and cannot be written.
     """
-    header = check_table(data, target=target, features=features, weight=weight, need_target=need_target)
-    segments = header.reader.segments(header.roles.names)
-    in_place = segments is not None and _window_bytes(segments, test_fraction) <= memory_budget
-    scanned = scan(
-        header.reader, header.roles, dtype=dtype, on_bad_rows=on_bad_rows, in_memory=memory_budget // 2,
-        keep=not in_place, heed=heed,
+    header = check_table(
+        data, target=target, features=features, weight=weight, need_target=need_target, of_run=of_run
+    )
+    read = functools.partial(
+        _scanned, dtype=dtype, on_bad_rows=on_bad_rows, test_fraction=test_fraction, memory_budget=memory_budget,
+        heed=heed,
     )  # fmt: skip
+    segments, scanned = read(header, suspect=not header.roles.chosen)
+    if scanned.suspects:
+        header = _without_blank(header, scanned.suspects, heed)
+        segments, scanned = read(header, suspect=False)
     if scanned.num_rows == scanned.num_dropped:
-        what = "no rows" if not scanned.num_rows else f"no good row among {scanned.num_rows}"
-        raise InputError(f"--data={shown(data)}: holds {what} below its header; give a table with rows")
+        raise InputError(_no_rows(header, scanned))
     rows = RowSplit(scanned.num_rows, scanned.dropped, split, test_fraction, seed)
     if not rows.count("train"):
         raise InputError(f"--test_fraction={test_fraction}: leaves no row of {shown(data)} to train on; lower it")
@@ -283,23 +298,57 @@ class TableSource:
         return sums / counts
 
 
-def _reader(data: str) -> TableReader:
+def _reader(data: str) -> tuple[TableReader, FoundFiles | None]:
     if data.startswith(TFDS_PREFIX):
         from tapedist.data.table_tfds import TfdsReader
 
-        return TfdsReader(data)
-    kind, files = find_files(data)
-    if kind == "csv":
+        return TfdsReader(data), None
+    found = find_files(data)
+    if found.format == "csv":
         from tapedist.data.table_csv import CsvReader
 
-        return CsvReader(files)
-    if kind == "parquet":
+        return CsvReader(found.files), found
+    if found.format == "parquet":
         from tapedist.data.table_parquet import ParquetReader
 
-        return ParquetReader(files)
+        return ParquetReader(found.files), found
     from tapedist.data.table_arrays import ArrayReader
 
-    return ArrayReader(files)
+    return ArrayReader(found.files), found
+
+
+def _scanned(
+    header: TableHeader, *, test_fraction: float, memory_budget: int, **settings: Any
+) -> tuple[SegmentStore | None, Scanned]:
+    """The table in place, if it can be read there, and what its scan found."""
+    segments = header.reader.segments(header.roles.names)
+    in_place = segments is not None and _window_bytes(segments, test_fraction) <= memory_budget
+    scanned = scan(header.reader, header.roles, in_memory=memory_budget // 2, keep=not in_place, **settings)
+    return segments, scanned
+
+
+def _without_blank(header: TableHeader, suspects: Sequence[str], heed: Callable[[], object]) -> TableHeader:
+    """The header without those features among `suspects` that hold no number in any row."""
+    found = holds_numbers(header.reader, suspects, heed)
+    roles = header.roles.without([name for name in suspects if name not in found])
+    if not roles.features:
+        raise InputError(
+            f"--data={shown(header.data)}: no feature is left, because no row holds a number in "
+            f"{listed(roles.blank)}; give a table with numbers to predict from"
+        )
+    return dataclasses.replace(header, roles=roles)
+
+
+def _no_rows(header: TableHeader, scanned: Scanned) -> str:
+    data, roles = f"--data={shown(header.data)}", header.roles
+    if not scanned.num_rows:
+        return f"{data}: holds no rows below its header; give a table with rows"
+    never = [name for name, bad in zip(roles.names, scanned.bad, strict=True) if bad == scanned.num_rows]
+    what = f"{data}: holds no good row among {scanned.num_rows} below its header"
+    if not never:
+        return f"{what}; correct its bad cells"
+    fix = roles.fix_without(never) if set(never) <= set(roles.features) else ""
+    return f"{what}: no cell of {listed(never)} can be used; " + (f"leave it out by {fix}" if fix else "correct it")
 
 
 def _largest(segments: SegmentStore) -> int:
@@ -313,10 +362,35 @@ def _window_bytes(segments: SegmentStore, test_fraction: float) -> int:
 
 
 def _notices(header: TableHeader, scanned: Scanned) -> Iterator[str]:
-    name = shown(header.data)
+    name, roles = shown(header.data), header.roles
     if scanned.num_dropped:
         yield f"{name}: {scanned.num_dropped} of {scanned.num_rows} rows have bad cells and are left out"
     if scanned.num_imputed:
         yield f"{name}: {scanned.num_imputed} bad cells are replaced by the mean of their column"
-    if header.roles.unused:
-        yield f"{name}: columns not used: {', '.join(map(shown, header.roles.unused))}"
+    if roles.blank:
+        yield f"{name}: columns not used, because they hold no number: {listed(roles.blank)}"
+    yield from _unused_notices(name, roles.unused)
+    if header.files:
+        yield from header.files.notices
+        present = {column.name for column in header.reader.columns}
+        partitions = [key for key in header.files.partitions if key not in present]
+        if partitions and not roles.chosen:
+            yield (
+                f"{name}: not used, because the folders' names hold it and not the files: {listed(partitions)}; add it "
+                "to the files as a column to use it"
+            )
+
+
+def _unused_notices(name: str, unused: Sequence[Column]) -> Iterator[str]:
+    """What is said of columns that play no part, by the reason."""
+    plain = [column.name for column in unused if not column.aside and not column.doubt]
+    if plain:
+        yield f"{name}: columns not used: {', '.join(map(shown, plain))}"
+    for reason in dict.fromkeys(column.aside for column in unused if column.aside):
+        group = [column for column in unused if column.aside == reason]
+        named = tuple(column.name for column in group if column.numeric and not column.problem)
+        fix = "; name them in --features to use them" if named else ""
+        yield f"{name}: columns not used, because they are {reason}: {listed(c.name for c in group)}{fix}"
+    for column in unused:
+        if column.doubt and not column.aside:
+            yield f"{name}: column {shown(column.name)} is not used: {column.doubt}"

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tapedist.data.table_files import find_files
+from tapedist.data.table_listing import find_files
 from tapedist.data.tables import TFDS_PREFIX
 from tapedist.errors import InputError
 from tapedist.filesystem import OWN_PREFIX, storage_error
@@ -39,7 +39,7 @@ def check_output(output: str, *, data: str, overwrite: bool) -> None:
     if not os.path.isdir(folder):
         raise InputError(f"{name}: its folder does not exist; make it first")
     if not data.startswith(TFDS_PREFIX):
-        inputs = {os.path.realpath(file.path) for file in find_files(data)[1]}
+        inputs = {os.path.realpath(file.path) for file in find_files(data).files}
         if os.path.realpath(output) in inputs:
             raise InputError(f"{name}: is the table that is read; give another file")
     if os.path.isdir(output) or (os.path.lexists(output) and not os.path.isfile(output)):

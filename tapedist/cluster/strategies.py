@@ -58,6 +58,20 @@ def worker_devices(config: TrainConfig) -> Devices:
     return Devices("GPU", num_gpus) if num_gpus else Devices("CPU", 1)
 
 
+def shared_facts(config: TrainConfig) -> dict[str, Any]:
+    """What must be equal on all workers for their collectives to work, by name.
+
+    Raises:
+        InputError: if `--collective` does not fit this worker's devices.
+    """
+    devices = worker_devices(config)
+    return {
+        "device_kind": devices.kind,
+        "devices": devices.count,
+        "collective": _communication(config.collective, devices).value.lower(),
+    }
+
+
 def choose(config: TrainConfig, *, num_workers: int, num_gpus: int, environ: Mapping[str, str] = os.environ) -> Choice:
     """What `--strategy` means here; `auto` goes by what is found, in a fixed order."""
     if config.strategy != "auto":

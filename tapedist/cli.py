@@ -78,6 +78,7 @@ def _train(config: TrainConfig) -> None:
     from tapedist.results import model_file
 
     spec = resolve.of_run(config, os.environ)
+    peers.check_own_name(spec.address, timeout_secs=config.cluster_timeout_secs)
     peers.check_own_port(spec.address)
     if config.strategy == "tpu":
         peers.check_tpu(config.tpu)

@@ -45,6 +45,10 @@ class DivergedError(TapedistError):
     exit_code = 4
 
 
+class MissingRowsError(TapedistError):
+    """A pass over rows did not sum each of them once; nothing of it was applied."""
+
+
 class StorageError(TapedistError, OSError):
     """The run directory cannot be written: disk full, quota, permission."""
 

@@ -35,6 +35,7 @@ DTYPES = ("float32", "float64")
 SHUFFLES = ("auto", "rows", "batches", "none")
 SPLITS = ("auto", "index", "hash")
 INITS = ("auto", "normal", "zeros")
+COLLECTIVES = ("auto", "nccl", "ring")
 CACHES = ("auto", "device", "none")
 RESUMES = ("auto", "must", "never")
 BAD_ROWS = ("error", "drop", "mean")
@@ -169,6 +170,12 @@ class Settings(Options):
         60.0,
         "How long to wait for a silent worker before giving it up, in seconds.",
         rule=Rule(lambda v: 1 <= v < math.inf, "must be finite and at least 1"),
+        changes_answer=False,
+    )
+    collective: str = option(
+        "auto",
+        "How replicas exchange their sums: nccl, which needs GPUs, or ring; auto: nccl where all replicas are GPUs.",
+        choices=COLLECTIVES,
         changes_answer=False,
     )
     cache: str = option(

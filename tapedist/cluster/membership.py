@@ -16,6 +16,7 @@ from tapedist.cluster import strategies
 from tapedist.cluster.deadline import deadline
 from tapedist.cluster.formation import await_peers
 from tapedist.cluster.ports import exposure
+from tapedist.cluster.proxies import without_proxy
 from tapedist.cluster.resolve import ClusterSpec
 from tapedist.cluster.strategies import Choice
 from tapedist.cluster.team import Solo, Team
@@ -47,18 +48,19 @@ def joined(
     if spec.num_workers == 1:
         yield *strategies.create(config, spec=spec), Solo()
         return
-    strategy, choice = _form(config, spec, stop_signal)
-    if not quiet:
-        print(f"tapedist: {exposure(spec.index, spec.address)}", file=sys.stderr, flush=True)
-    with Watchdog(spec, config.peer_timeout_secs) as watchdog:
-        yield strategy, choice, Team(strategy, spec, watchdog)
+    with without_proxy(spec.workers):
+        strategy, choice = _form(config, spec, stop_signal)
+        if not quiet:
+            print(f"tapedist: {exposure(spec.index, spec.address)}", file=sys.stderr, flush=True)
+        with Watchdog(spec, config.peer_timeout_secs) as watchdog:
+            yield strategy, choice, Team(strategy, spec, watchdog)
 
 
 def _form(
     config: TrainConfig, spec: ClusterSpec, stop_signal: Callable[[], int | None]
 ) -> tuple[tf.distribute.Strategy, Choice]:
     limit, begun = config.cluster_timeout_secs, time.monotonic()
-    await_peers(spec, limit, stopped=lambda: stop_signal() is not None)
+    await_peers(spec, limit, facts=strategies.shared_facts(config), stopped=lambda: stop_signal() is not None)
     if signum := stop_signal():
         raise Interrupted(signum, " before the cluster had formed; nothing to save")
     seconds = max(limit - (time.monotonic() - begun), min(_CONNECT_SECS, limit))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from tapedist.cluster.patience import TooLateError, within
@@ -14,6 +16,7 @@ from tapedist.text_values import shown
 
 _MAX_PROBES = 64
 _TPU_SECS = 5.0
+_LOOKUP_EVERY_SECS = 0.5
 
 
 def unreachable(addresses: Iterable[str], timeout_secs: float) -> list[str]:
@@ -100,11 +103,50 @@ def check_own_port(address: str) -> None:
         InputError: if the port of `address` is in use on this machine, or may not be opened.
     """
     if address and port_in_use(address):
-        port = split_address(address)[1]
-        raise InputError(
-            f"own address {address!r}: port {port} of this machine is in use or not permitted; "
-            "stop the process that holds it (an earlier run?) or choose another port from 1024 to 65535"
-        )
+        raise port_taken(address)
+
+
+def port_taken(address: str) -> InputError:
+    """The error for a worker whose own port cannot be opened."""
+    return InputError(
+        f"own address {address!r}: port {split_address(address)[1]} of this machine is in use or not permitted; "
+        "stop the process that holds it (an earlier run, or one of the same --worker_index?), or choose another port "
+        "from 1024 to 65535"
+    )
+
+
+def check_own_name(
+    address: str,
+    *,
+    stopped: Callable[[], bool] = lambda: False,
+    timeout_secs: float = 0.0,
+    environ: Mapping[str, str] = os.environ,
+) -> None:
+    """Refuses to start a worker whose own host cannot be looked up; none of the others could reach it.
+
+    Args:
+        address: its `host:port`; empty for a lone process.
+        stopped: asked now and then.
+        timeout_secs: how long to try again where names take their time: Kubernetes publishes a pod's name after its
+            start.
+        environ: environment variables.
+
+    Raises:
+        InputError: if the host has no address.
+    """
+    end = time.monotonic() + (timeout_secs if "KUBERNETES_SERVICE_HOST" in environ else 0.0)
+    while address and not stopped():
+        try:
+            socket.getaddrinfo(split_address(address)[0], None, type=socket.SOCK_STREAM)
+            return
+        except (socket.gaierror, UnicodeError) as error:  # A part of a name may be too long for any name.
+            if time.monotonic() >= end:
+                reason = getattr(error, "strerror", None) or error
+                raise InputError(
+                    f"own address {address!r}: this machine cannot look the host up ({reason}); give a name or an IP "
+                    "address by which the other workers reach it"
+                ) from None
+        time.sleep(_LOOKUP_EVERY_SECS)
 
 
 class PortReservation:

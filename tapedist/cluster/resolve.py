@@ -7,6 +7,7 @@ with `--worker_index`. If none does, the run is one process.
 from __future__ import annotations
 
 import dataclasses
+import ipaddress
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from tapedist.config import TrainConfig
 from tapedist.errors import InputError
 
 _TASK_TYPES = ("chief", "worker")
+_LOCAL_NAMES = ("localhost", "localhost.localdomain", "localhost4", "localhost6", "ip6-localhost", "ip6-loopback")
 _TF_CONFIG_EXAMPLE = '{"cluster": {"worker": ["host0:2222", "host1:2222"]}, "task": {"type": "worker", "index": 0}}'
 
 
@@ -132,18 +134,44 @@ def _refuse(*problems: str) -> None:
 
 def _wrong_addresses(setting: str, addresses: Sequence[Any]) -> Iterator[str]:
     """One sentence per address that is no `host:port` or names a process a second time."""
-    seen: dict[str, int] = {}
+    seen: dict[tuple[str, int], int] = {}
     for rank, address in enumerate(addresses):
         problem = _wrong_address(address)
         if problem:
             yield f"{setting}: address {address!r} of rank {rank} {problem}"
-        elif (key := address.lower()) in seen:
+        elif (key := _meaning(address)) in seen:
+            first = addresses[seen[key]]
+            other = "" if first == address else f", there as {first!r}"
             yield (
-                f"{setting}: address {address!r} is given to rank {seen[key]} and to rank {rank}; "
+                f"{setting}: address {address!r} is given to rank {rank} and{other} to rank {seen[key]}; "
                 "give every process its own host:port"
             )
         else:
             seen[key] = rank
+
+
+def is_this_machine(host: str) -> bool:
+    """Whether `host` means, on any machine, that machine itself."""
+    if host.lower().removesuffix(".") in _LOCAL_NAMES:
+        return True
+    try:
+        ip = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    ip = getattr(ip, "ipv4_mapped", None) or ip
+    return ip.is_loopback or ip.is_unspecified
+
+
+def _meaning(address: str) -> tuple[str, int]:
+    """One host and port for all spellings of an address that can be known for one without a name server."""
+    host, port = split_address(address)
+    if is_this_machine(host):
+        return "localhost", port  # TensorFlow's server listens on all interfaces.
+    try:
+        ip = ipaddress.ip_address(host)
+    except ValueError:
+        return host.lower().removesuffix("."), port
+    return str(getattr(ip, "ipv4_mapped", None) or ip), port
 
 
 def _wrong_address(address: Any) -> str:

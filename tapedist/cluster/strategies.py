@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import glob
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import tapedist.numerics  # noqa: F401  (before TensorFlow)
@@ -32,6 +32,44 @@ class Choice:
 
     name: str
     reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Devices:
+    """What one process computes on; a replica each.
+
+    Attributes:
+        kind: "GPU" or "CPU".
+        count: how many.
+    """
+
+    kind: str
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.count} {self.kind}{'s' if self.count > 1 else ''}"
+
+
+def worker_devices(config: TrainConfig) -> Devices:
+    """What a worker of a cluster computes on: the logical CPUs that are asked for, else its GPUs, else its CPU."""
+    if config.num_virtual_devices:
+        return Devices("CPU", config.num_virtual_devices)
+    num_gpus = len(tf.config.list_physical_devices("GPU"))
+    return Devices("GPU", num_gpus) if num_gpus else Devices("CPU", 1)
+
+
+def shared_facts(config: TrainConfig) -> dict[str, Any]:
+    """What must be equal on all workers for their collectives to work, by name.
+
+    Raises:
+        InputError: if `--collective` does not fit this worker's devices.
+    """
+    devices = worker_devices(config)
+    return {
+        "device_kind": devices.kind,
+        "devices": devices.count,
+        "collective": _communication(config.collective, devices).value.lower(),
+    }
 
 
 def choose(config: TrainConfig, *, num_workers: int, num_gpus: int, environ: Mapping[str, str] = os.environ) -> Choice:
@@ -75,7 +113,7 @@ def create(config: TrainConfig, *, spec: ClusterSpec = ONE_PROCESS) -> tuple[tf.
     """Sets the devices up and makes the strategy.
 
     Args:
-        config: its `strategy`, `num_virtual_devices`, `tpu` and `virtual_shards`.
+        config: its `strategy`, `num_virtual_devices`, `collective`, `tpu` and `virtual_shards`.
         spec: the cluster; all its workers must be there, because TensorFlow waits for them.
 
     Raises:
@@ -94,7 +132,7 @@ def create(config: TrainConfig, *, spec: ClusterSpec = ONE_PROCESS) -> tuple[tf.
     strategy = {
         "default": tf.distribute.get_strategy,
         "mirrored": lambda: _mirrored(config, len(gpus)),
-        "multiworker": lambda: _multiworker(spec, num_gpus=len(gpus), num_cpus=config.num_virtual_devices),
+        "multiworker": lambda: _multiworker(spec, worker_devices(config), collective=config.collective),
         "tpu": lambda: _tpu(config.tpu, config.cluster_timeout_secs),
     }[choice.name]()
     replicas = strategy.num_replicas_in_sync
@@ -108,43 +146,88 @@ def create(config: TrainConfig, *, spec: ClusterSpec = ONE_PROCESS) -> tuple[tf.
 
 def _mirrored(config: TrainConfig, num_gpus: int) -> tf.distribute.Strategy:
     if config.num_virtual_devices:
+        _communication(config.collective, Devices("CPU", config.num_virtual_devices))
         return _mirrored_on(tuple(f"CPU:{i}" for i in range(config.num_virtual_devices)))
     if not num_gpus:
         raise InputError(
             "--strategy=mirrored: needs a GPU, and TensorFlow sees none; use --num_virtual_devices=N to mirror on "
             "logical CPUs, or install the GPU libraries with pip install 'tapedist[gpu]'"
         )
-    return _mirrored_on(())
+    return _mirrored_on((), without_nccl=config.collective == "ring")
 
 
 @functools.cache
-def _mirrored_on(devices: tuple[str, ...]) -> tf.distribute.Strategy:
+def _mirrored_on(devices: tuple[str, ...], *, without_nccl: bool = False) -> tf.distribute.Strategy:
     """One strategy for all runs of a process: a second one would number its collectives from the start again, and
     TensorFlow takes equal numbers for one collective, which fails where shapes differ."""
-    return tf.distribute.MirroredStrategy(devices or None)
+    # On GPUs TensorFlow takes NCCL, unless it is given another way.
+    other_way = tf.distribute.ReductionToOneDevice() if without_nccl else None
+    return tf.distribute.MirroredStrategy(devices or None, cross_device_ops=other_way)
 
 
-def _multiworker(spec: ClusterSpec, *, num_gpus: int, num_cpus: int) -> tf.distribute.Strategy:
-    jobs = {"worker": list(spec.workers)} if spec.num_workers > 1 else {}
-    resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
-        tf.train.ClusterSpec(jobs), task_type="worker", task_id=spec.index, rpc_layer="grpc"
-    )
-    kinds = tf.distribute.experimental.CommunicationImplementation
-    options = tf.distribute.experimental.CommunicationOptions(implementation=kinds.AUTO if num_gpus else kinds.RING)
-    with _all_cpus(num_cpus) if num_cpus > 1 and not num_gpus else contextlib.nullcontext():
+def _multiworker(spec: ClusterSpec, devices: Devices, *, collective: str) -> tf.distribute.Strategy:
+    options = tf.distribute.experimental.CommunicationOptions(implementation=_communication(collective, devices))
+    with _all_cpus(devices.count) if devices.kind == "CPU" and devices.count > 1 else contextlib.nullcontext():
         try:
-            strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver, options)
+            strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver(spec, devices), options)
         except RuntimeError as error:
             raise InputError(
                 f"--strategy=multiworker: TensorFlow has already started in this process ({error}); train in a new one"
             ) from None
-    wanted = spec.num_workers * max(1, num_gpus or num_cpus)
-    if strategy.num_replicas_in_sync != wanted:
-        raise InputError(
-            f"--num_virtual_devices={num_cpus}: this TensorFlow uses {strategy.num_replicas_in_sync} devices of "
-            f"{spec.num_workers} workers, not {wanted}; use more workers with one device each"
-        )
+    check_replicas(spec, devices, strategy.num_replicas_in_sync, strategy.extended.worker_devices)
+    # All workers take equally many elements of fixed shapes. Else TensorFlow would ask all workers for each element
+    # whether any has one left, and give up the first dimension, which the compiled programs need to know.
+    strategy.extended.experimental_enable_get_next_as_optional = False
     return strategy
+
+
+def _communication(collective: str, devices: Devices) -> tf.distribute.experimental.CommunicationImplementation:
+    """How replicas on such devices exchange sums; TensorFlow's own AUTO never takes NCCL."""
+    kinds = tf.distribute.experimental.CommunicationImplementation
+    if collective == "nccl" and devices.kind != "GPU":
+        raise InputError(
+            "--collective=nccl: needs GPUs, and this process computes on its CPU; use --collective=auto or ring"
+        )
+    return kinds.NCCL if devices.kind == "GPU" and collective != "ring" else kinds.RING
+
+
+def resolver(spec: ClusterSpec, devices: Devices) -> tf.distribute.cluster_resolver.SimpleClusterResolver:
+    """The cluster as TensorFlow takes it. It looks for GPUs by itself only where TF_CONFIG names the cluster."""
+    jobs = {"worker": list(spec.workers)} if spec.num_workers > 1 else {}
+    return tf.distribute.cluster_resolver.SimpleClusterResolver(
+        tf.train.ClusterSpec(jobs),
+        task_type="worker",
+        task_id=spec.index,
+        rpc_layer="grpc",
+        num_accelerators={"GPU": devices.count if devices.kind == "GPU" else 0},
+    )
+
+
+def check_replicas(spec: ClusterSpec, devices: Devices, num_replicas: int, found: Sequence[str]) -> None:
+    """Refuses to train on other devices than were asked for.
+
+    Args:
+        spec: the cluster.
+        devices: of each of its workers.
+        num_replicas: what TensorFlow made, of all workers.
+        found: its devices of this worker.
+
+    Raises:
+        InputError: if it made others.
+    """
+    kinds = {tf.DeviceSpec.from_string(name).device_type for name in found}
+    if num_replicas == spec.num_workers * devices.count and kinds == {devices.kind}:
+        return
+    raise InputError(
+        f"--strategy=multiworker: {spec.num_workers} worker(s) with {devices} each were to make "
+        f"{spec.num_workers * devices.count} {devices.kind} replicas, but this TensorFlow made {num_replicas} on "
+        f"{', '.join(found)}; "
+        + (
+            "set CUDA_VISIBLE_DEVICES=-1 to train on CPUs"
+            if devices.kind == "GPU"
+            else "use more workers with --num_virtual_devices=0"
+        )
+    )
 
 
 @contextlib.contextmanager

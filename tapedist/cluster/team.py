@@ -49,25 +49,46 @@ class Team:
         self._strategy = strategy
         self._watchdog = watchdog
         self._clock = clock
-        self._gather = tf.function(lambda value: strategy.gather(value, axis=0), autograph=False, reduce_retracing=True)
+        self._sum = tf.function(
+            lambda value: strategy.reduce(tf.distribute.ReduceOp.SUM, value, axis=None),
+            autograph=False, reduce_retracing=True,
+        )  # fmt: skip
         self._silent_rounds = 0
         self._rounds_per_ask = 1
         self._last_ask = clock()
 
     def gather(self, mine: np.ndarray) -> np.ndarray:
         """Everybody's `mine` int64 `[k]`, as `[W, k]` in rank order."""
-        row = tf.constant(mine, tf.int64)[tf.newaxis]
-        value = self._strategy.experimental_distribute_values_from_function(lambda _: row)
-        found = self._strategy.experimental_local_results(self._gather(value))[0].numpy()
+        rows = np.zeros([self.spec.num_workers, *np.shape(mine)], np.int64)
+        rows[self.spec.index] = mine
+        return self._total(rows)
+
+    def _total(self, mine: np.ndarray) -> np.ndarray:
+        """The sum of everybody's `mine`, int64 of one shape.
+
+        Where each number is somebody's, and 0 everywhere else, the sum is a gather whose order cannot be wrong:
+        TensorFlow's own puts rank 10 before rank 2.
+        """
+        replicas = self._strategy.num_replicas_in_sync // self.spec.num_workers
+
+        def value(context: tf.distribute.ValueContext) -> tf.Tensor:
+            first = context.replica_id_in_sync_group % replicas == 0  # A worker's other replicas add nothing.
+            return tf.constant(mine if first else np.zeros_like(mine), tf.int64)
+
+        found = self._sum(self._strategy.experimental_distribute_values_from_function(value)).numpy()
         self._watchdog.beat()
-        return found[:: len(found) // self.spec.num_workers]  # A worker's replicas all say the same.
+        return found
 
     def exchange(self, mine: bytes) -> list[bytes]:
         """Everybody's `mine`, in rank order."""
         lengths = self.gather(np.array([len(mine)]))[:, 0]
-        padded = mine.ljust(-(-int(lengths.max()) // 8) * 8, b"\0")
-        everyones = self.gather(np.frombuffer(padded, np.int64))
+        everyones = self.gather(_as_numbers(mine, int(lengths.max())))
         return [row.tobytes()[:length] for row, length in zip(everyones, lengths, strict=True)]
+
+    def _from_chief(self, payload: bytes) -> bytes:
+        """The chief's `payload`; others give an empty one. One copy travels, however many workers there are."""
+        length = int(self._total(np.array([len(payload)], np.int64))[0])
+        return self._total(_as_numbers(payload, length)).tobytes()[:length]
 
     # What `training.consensus.Consensus` asks for.
 
@@ -92,7 +113,7 @@ class Team:
         return bool(everyones[:, 0].any())
 
     def chiefs(self, words: str) -> str:
-        return self.exchange(words.encode() if self.spec.is_chief else b"")[0].decode()
+        return self._from_chief(words.encode() if self.spec.is_chief else b"").decode()
 
     # The start and the end of a run.
 
@@ -102,8 +123,7 @@ class Team:
         Raises:
             TapedistError: what `make` raised.
         """
-        payload = _packed(make) if self.spec.is_chief else b""
-        return _unpacked(self.exchange(payload)[0])
+        return _unpacked(self._from_chief(_packed(make) if self.spec.is_chief else b""))
 
     def compare(self, facts: Mapping[str, Any]) -> None:
         """Refuses to go on with workers that would compute another answer, or another number of steps.
@@ -169,6 +189,11 @@ class Solo(Alone):
 def _shown(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
+
+
+def _as_numbers(words: bytes, length: int) -> np.ndarray:
+    """`words`, filled up by zeros to `length` bytes, as int64."""
+    return np.frombuffer(words.ljust(-(-length // 8) * 8, b"\0"), np.int64)
 
 
 def _packed(make: Callable[[], Mapping[str, np.ndarray]]) -> bytes:

@@ -5,12 +5,17 @@ Legend: `R` replicas, `V` shards, `P` parameters.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
+
+import numpy as np
 
 import tapedist.numerics  # noqa: F401  (before TensorFlow)
 import tensorflow as tf
 
+from tapedist.training import partials as fixed_order
+from tapedist.training.replicas import Replicas
 from tapedist.training.schedule import CallLength
 
 _REPEATS = 20
@@ -18,24 +23,25 @@ _REPEATS = 20
 _WARM_CALLS = 3
 
 
-def gather_seconds(strategy: tf.distribute.Strategy, *, shards: int, width: int) -> float:
+def gather_seconds(strategy: tf.distribute.Strategy, *, num_shards: int, width: int) -> float:
     """Seconds that one gather of a step takes, by a few of them in a row; a collective of all workers.
 
     Args:
         strategy: with at least two replicas.
-        shards: partials of one replica, `ceil(V / R)`.
+        num_shards: `V`.
         width: numbers of a partial, `P + 2`.
     """
-    partials = tf.zeros([shards, width], tf.float64)
-    value = strategy.experimental_distribute_values_from_function(lambda _: partials)
+    replicas = Replicas(strategy=strategy, num_shards=num_shards, partial_width=width)
+    value = replicas.scattered(np.zeros([num_shards, width]))
+    gather = functools.partial(fixed_order.gather, num_shards=num_shards)
 
     def gathers(value: tf.Tensor, repeats: tf.Tensor) -> tf.Tensor:
-        return tf.while_loop(
-            lambda i, _: i < repeats,
-            lambda i, last: (i + 1, last + strategy.gather(value, axis=0)[0, 0]),
-            (tf.constant(0), tf.zeros([], tf.float64)),
-            parallel_iterations=1,
-        )[1]
+        def one(i: tf.Tensor, last: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            found = strategy.experimental_local_results(replicas.on_replicas(gather, value))[0]
+            return i + 1, last + found[0, 0]
+
+        start = (tf.constant(0), tf.zeros([], tf.float64))
+        return tf.while_loop(lambda i, _: i < repeats, one, start, parallel_iterations=1)[1]
 
     compiled = tf.function(gathers, autograph=False, reduce_retracing=True)
     compiled(value, tf.constant(1)).numpy()

@@ -205,6 +205,10 @@ class BatchPlan:
     def steps_per_epoch(self) -> int:
         return -(-self.num_rows // self.batch_rows)
 
+    def rows_of(self, batches: Any) -> Any:
+        """Rows of each of `batches`, int64 of any shape: a full batch, or what is left for the last one."""
+        return (self.num_rows - batches * self.batch_rows).clip(0, self.batch_rows)
+
     def batch_range(self, batch: int) -> range:
         """Positions in the epoch's order that batch `batch` of the order holds."""
         first = batch * self.batch_rows

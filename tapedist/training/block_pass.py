@@ -83,8 +83,8 @@ class BlockPass:
         return {"blocks": done, "sums": self._replicas.gathered(self._sums)} if done.any() else {}
 
     def restore(self, progress: Mapping[str, np.ndarray]) -> None:
-        """Takes up what `progress` gave, on any topology."""
-        if progress:
+        """Takes up what `progress` gave, on any topology; sums of another version's width are made anew."""
+        if progress and progress["sums"].shape[1] == self._replicas.partial_width:
             whole = self._whole
             self._order, self._turn = BlockOrder(whole.plan, whole.layout, progress["blocks"]), 0
             self._sums = self._replicas.scattered(progress["sums"])

@@ -20,7 +20,7 @@ import tensorflow as tf
 from tapedist.training import partials as fixed_order
 from tapedist.training.block_list import BlockList, Rows
 from tapedist.training.block_turns import BlockTurns
-from tapedist.training.steps import CallResult, StepPrograms, slice_rows, to_result
+from tapedist.training.steps import CallResult, StepPrograms, slice_rows
 
 Specs = tuple[tf.TensorSpec, ...]
 
@@ -57,7 +57,7 @@ class BlockSteps(StepPrograms):
         return tf.function(block_sum, jit_compile=True, autograph=False)
 
     def _block_partials(self, state: tf.Tensor, blocks: BlockList, counts: tf.Tensor) -> tf.Tensor:
-        """Partials `[blocks, P + 2]` of a replica's blocks; `counts` is int32 `[blocks]`."""
+        """Partials `[blocks, width]` of a replica's blocks; `counts` is int32 `[blocks]`."""
         masters = state[: self.num_parameters]
         block_sum = self._block_sum
         return fixed_order.block_partials(
@@ -123,7 +123,7 @@ class BlockSteps(StepPrograms):
 
     def run(self, state: np.ndarray, held: HeldBlocks, *, step: int, num_steps: int, limit: float) -> CallResult:
         """`num_steps` updates over blocks in device memory; arguments as in `SlotSteps.run`."""
-        return to_result(
+        return self.result(
             *self._held_loop(held.specs)(
                 tf.constant(state), held.handles, held.counts, tf.constant(step, tf.int64),
                 tf.constant(num_steps), tf.constant(limit, tf.float64),
@@ -152,8 +152,8 @@ class BlockSteps(StepPrograms):
         return self._turns(sums, blocks, places, tf.constant(state[: self.num_parameters]))
 
     def finish(self, state: np.ndarray, sums: Any, *, step: int, limit: float) -> CallResult:
-        """The update that an epoch's `sums` make, per-replica `[ceil(V / R), P + 2]`."""
-        return to_result(
+        """The update that an epoch's `sums` make, per-replica `[ceil(V / R), width]`."""
+        return self.result(
             *self._finish(tf.constant(state), sums, tf.constant(step, tf.int64), tf.constant(limit, tf.float64))
         )
 

@@ -74,6 +74,8 @@ class BlockTurns:
                 sums = self._replicas.on_replicas(replica_turn, sums, rows, counts, places[i], *inputs)
                 return i + 1, taken, sums
 
+            # As `run` returns them, which the loop must meet with: of a worker's lone replica, a plain tensor.
+            sums = self._replicas.on_replicas(tf.identity, sums)
             # One more than are computed, whose block is being waited for.
             start, under_way = (tf.constant(0), tf.constant(0), sums), self._parallel + 1
             return tf.while_loop(lambda i, *_: i < turns, turn, start, parallel_iterations=under_way)[2]

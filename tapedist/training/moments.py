@@ -1,7 +1,7 @@
 """Centred second moments of the rows: one pass in float64, merged in fixed order.
 
 Legend: `d` features, `D = d + 1` columns (the features, then the target), `u` shards of one replica, `V` shards,
-`M = 1 + D + D*D`.
+`M = 1 + D + D*D`, `N` is `M`, or with weights one more, in which the rows are counted.
 
 A set of rows is summed up by its weight, its means and its centred products, as one flat float64 vector `[M]`:
 
@@ -32,7 +32,7 @@ from tapedist.training import partials as fixed_order
 from tapedist.training.block_turns import BlockTurns
 from tapedist.training.replicas import Replicas
 from tapedist.training.row_moments import block_moments
-from tapedist.training.steps import Rows, slice_rows
+from tapedist.training.steps import Rows, check_rows, slice_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +65,8 @@ def moments_width(num_features: int) -> int:
 
 
 def merged(a: tf.Tensor, b: tf.Tensor, *, columns: int) -> tf.Tensor:
-    """The moments `[M]` of two sets of rows together; either may be empty."""
+    """The moments `[N]` of two sets of rows together; either may be empty."""
+    end = 1 + columns + columns * columns
     weight = a[0] + b[0]
     # Two empty sets make an empty one; a tensor, because XLA rewrites division by a constant.
     safe = tf.where(weight > 0, weight, tf.ones_like(weight))
@@ -73,8 +74,9 @@ def merged(a: tf.Tensor, b: tf.Tensor, *, columns: int) -> tf.Tensor:
     gap = b[1 : 1 + columns] - a[1 : 1 + columns]
     means = a[1 : 1 + columns] + gap * share
     cross = (gap[:, tf.newaxis] * gap[tf.newaxis, :]) * (a[0] * share)
-    products = a[1 + columns :] + b[1 + columns :] + tf.reshape(cross, [-1])
-    return tf.concat([weight[tf.newaxis], means, products], 0)
+    products = a[1 + columns : end] + b[1 + columns : end] + tf.reshape(cross, [-1])
+    # Behind these, the rows that have joined.
+    return tf.concat([weight[tf.newaxis], means, products, a[end:] + b[end:]], 0)
 
 
 class MomentSteps(Replicas):
@@ -83,24 +85,43 @@ class MomentSteps(Replicas):
     Args:
         strategy: where replicas live.
         num_features: `d`.
+        num_rows: rows of the split.
+        weighted: whether they have weights.
+        split: "train" or "test".
         num_shards: `V`.
         tile_rows: rows whose sums a core's cache should hold; divides the block.
         parallel: blocks under way side by side on a replica.
     """
 
     def __init__(
-        self, *, strategy: tf.distribute.Strategy, num_features: int, num_shards: int, tile_rows: int, parallel: int
+        self,
+        *,
+        strategy: tf.distribute.Strategy,
+        num_features: int,
+        num_rows: int,
+        weighted: bool,
+        split: str,
+        num_shards: int,
+        tile_rows: int,
+        parallel: int,
     ):
-        super().__init__(strategy=strategy, num_shards=num_shards, partial_width=moments_width(num_features))
+        width = moments_width(num_features) + weighted
+        super().__init__(strategy=strategy, num_shards=num_shards, partial_width=width)
         self._columns = num_features + 1
+        self._num_rows, self._weighted, self._split = num_rows, weighted, split
         self._of_shards: Any = None
-        self._block = functools.partial(block_moments, tile_rows=tile_rows)
+        self._tile_rows = tile_rows
         self._turns = BlockTurns(
             self,
             block_sum=tf.function(self._block, jit_compile=True, autograph=False),
             merge=tf.function(self._merged, jit_compile=True, autograph=False),
             parallel=parallel,
         )
+
+    def _block(self, rows: Rows, count: tf.Tensor) -> tf.Tensor:
+        """Moments `[N]` of a block's first `count` rows."""
+        found = block_moments(rows, count, tile_rows=self._tile_rows)
+        return tf.concat([found, [tf.cast(count, tf.float64)]], 0) if self._weighted else found
 
     def _merged(self, a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
         return merged(a, b, columns=self._columns)
@@ -117,7 +138,7 @@ class MomentSteps(Replicas):
         return tf.function(self._folded, jit_compile=True, autograph=False)
 
     def _shard_moments(self, rows: Rows, counts: tf.Tensor) -> tf.Tensor:
-        """Moments `[u, M]` of a replica's shards, of which each is one block."""
+        """Moments `[u, N]` of a replica's shards, of which each is one block."""
         shards, counts = counts.shape[1], tf.reshape(counts, [-1])
         shard_rows = rows[1].shape[0] // shards
 
@@ -128,7 +149,7 @@ class MomentSteps(Replicas):
         return fixed_order.shard_partials(one, first=tf.constant(0), num_shards=shards, width=self.partial_width)
 
     def _split_program(self, rows: Any, counts: Any) -> Any:
-        """`(rows, counts) -> moments [M]`; of one replica a single compiled call."""
+        """`(rows, counts) -> moments [N]`; of one replica a single compiled call."""
         if self.strategy.num_replicas_in_sync == 1:
             fused = tf.function(
                 lambda rows, counts: self._folded(self._shard_moments(rows, counts)), jit_compile=True, autograph=False
@@ -148,16 +169,28 @@ class MomentSteps(Replicas):
         Args:
             rows: per-replica rows of the split, of the same shapes in every call.
             counts: per-replica int32 `[1, u]`.
+
+        Raises:
+            MissingRowsError: if they do not hold every row once.
         """
         if self._of_shards is None:
             self._of_shards = self._split_program(rows, counts)
         found = self.strategy.experimental_local_results(self._of_shards(rows, counts))[0]
-        return Moments.from_vector(found.numpy())
+        return self._complete(found.numpy())
 
     def add_blocks(self, sums: Any, blocks: Any, places: list[int]) -> Any:
         """The shards' moments on each replica, with the next blocks merged in; arguments as in `BlockTurns`."""
         return self._turns(sums, blocks, places)
 
     def finish(self, sums: Any) -> Moments:
-        """The moments of all shards, of each replica's `[ceil(V / R), M]`."""
-        return Moments.from_vector(self._fold(tf.constant(self.gathered(sums))).numpy())
+        """The moments of all shards, of each replica's `[ceil(V / R), N]`.
+
+        Raises:
+            MissingRowsError: if they are not those of every row once.
+        """
+        return self._complete(self._fold(tf.constant(self.gathered(sums))).numpy())
+
+    def _complete(self, vector: np.ndarray) -> Moments:
+        """The moments `[N]`, if every row has joined once."""
+        check_rows(vector[-1:] if self._weighted else vector[:1], self._num_rows, self._split)
+        return Moments.from_vector(vector[: moments_width(self._columns - 1)])

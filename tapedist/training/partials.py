@@ -4,7 +4,7 @@ Legend: `V` virtual shards, `R` replicas, `P` parameters. A partial is what one 
 vector `(sum w*loss, sum w, sum w*gradient)` of `P + 2` numbers. Three rules keep the bits:
 
 1. A shard's partial comes from a computation of one fixed shape, whoever runs it (`shard_partials`, `block_partials`).
-2. Partials are gathered, which copies bits; never all-reduced.
+2. Partials are gathered, which copies bits (`gather`); never added up on the way.
 3. Exactly `V` of them are added one after the other, on every replica (`fold`).
 """
 
@@ -100,6 +100,10 @@ def fold_rounds(partials: tf.Tensor, *, shape: list[int]) -> tf.Tensor:
 def gather(partials: tf.Tensor, *, num_shards: int) -> tf.Tensor:
     """All replicas' partials on every replica, in shard order.
 
+    TensorFlow orders the members of its own gather by the names of their tasks, in which "task:10" comes before
+    "task:2", and GPUs along their links. A sum has no order: each replica adds its partials to the zeros of the others,
+    as integers, because floating-point sums lose the sign of zero and the smallest numbers.
+
     Args:
         partials: float64 `[ceil(V / R), width]`, this replica's; shards beyond `V` are padding.
         num_shards: `V`.
@@ -107,8 +111,19 @@ def gather(partials: tf.Tensor, *, num_shards: int) -> tf.Tensor:
     Returns:
         float64 `[V, width]`.
     """
-    everyones = tf.distribute.get_replica_context().all_gather(partials, axis=0)[:num_shards]
-    return tf.ensure_shape(everyones, [num_shards, partials.shape[1]])
+    context = tf.distribute.get_replica_context()
+    replicas = context.num_replicas_in_sync
+    if replicas == 1:
+        everyones = partials
+    elif isinstance(context.strategy, tf.distribute.TPUStrategy):
+        # Its gather is in the replicas' order, and its sums know no int64.
+        everyones = context.all_gather(partials, axis=0)
+    else:
+        mine = tf.equal(tf.range(replicas), context.replica_id_in_sync_group)[:, tf.newaxis, tf.newaxis]
+        slots = tf.where(mine, tf.bitcast(partials, tf.int64)[tf.newaxis], tf.zeros([], tf.int64))
+        bits = context.all_reduce(tf.distribute.ReduceOp.SUM, tf.reshape(slots, [-1, partials.shape[1]]))
+        everyones = tf.bitcast(bits, tf.float64)
+    return tf.ensure_shape(everyones[:num_shards], [num_shards, partials.shape[1]])
 
 
 def fold(partials: tf.Tensor) -> tf.Tensor:

@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from tapedist.training import partials as fixed_order
 from tapedist.training import records as step_records
-from tapedist.training.steps import MAX_STEPS_PER_CALL, CallResult, Rows, StepPrograms, slice_rows, to_result
+from tapedist.training.steps import MAX_STEPS_PER_CALL, CallResult, Rows, StepPrograms, slice_rows
 
 # With one slot only, nothing of the rows would depend on the step; XLA would compute once, before the steps, what it
 # computes with each where there are several replicas: other kernels, other bits.
@@ -122,7 +122,7 @@ class SlotSteps(StepPrograms):
         loop = self._fused_loop if self.fusable else self._replicated_loop
         padded = np.zeros(MAX_STEPS_PER_CALL + 1, np.int32)  # One more, which the last step looks up.
         padded[: len(slots)] = slots
-        return to_result(
+        return self.result(
             *loop(
                 tf.constant(state), rows, counts, tf.constant(padded), tf.constant(step, tf.int64),
                 tf.constant(len(slots)), tf.constant(limit, tf.float64),

@@ -9,7 +9,8 @@ The state is one flat float64 vector: the parameters `[P]`, then the optimizer's
     new state = divide, add the penalty, apply the update rule   (every replica, the same compiled function)
 
 A record is what a step leaves for the log: `(sum w*loss, sum w, penalty, parameters...)`, all at the parameters before
-its update; the parameters are there only if they are few.
+its update; the parameters are there only if they are few. Rows with weights are counted beside, in one more number of
+each partial and record: without weights `sum w` is their number.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import numpy as np
 import tapedist.numerics  # noqa: F401  (before TensorFlow)
 import tensorflow as tf
 
+from tapedist.errors import MissingRowsError
 from tapedist.training import partials as fixed_order
 from tapedist.training.losses import Loss, checked, is_own
 from tapedist.training.model import Model
@@ -49,11 +51,48 @@ class CallResult:
         state: float64 `[P + s * P]` after the applied updates.
         records: float64 `[steps, columns]`, one per step begun; see the module's docstring.
         applied: updates applied; fewer than the records only if the last one would not have been finite.
+        rows: float64 `[steps]`, how many rows each step has summed; None if it was computed from their moments.
     """
 
     state: np.ndarray
     records: np.ndarray
     applied: int
+    rows: np.ndarray | None = None
+
+    def complete(self, wanted: int | np.ndarray, split: str) -> CallResult:
+        """Itself, if every step has summed each of its rows once.
+
+        Args:
+            wanted: the rows of every step, or int64 `[steps or more]`, those of each.
+            split: "train" or "test".
+
+        Raises:
+            MissingRowsError: if not; whoever asked must not use the state.
+        """
+        assert self.rows is not None
+        check_rows(self.rows, wanted, split)
+        return self
+
+
+def check_rows(found: np.ndarray, wanted: int | np.ndarray, split: str) -> None:
+    """Refuses sums over other rows than there are, such as an exchange leaves that lost or repeated some.
+
+    Args:
+        found: float64 `[k]`, rows that were summed.
+        wanted: rows that there were, in each sum, or int64 `[k or more]`.
+        split: "train" or "test".
+
+    Raises:
+        MissingRowsError: if they differ.
+    """
+    wanted = np.full(len(found), wanted) if np.ndim(wanted) == 0 else np.asarray(wanted)[: len(found)]
+    wrong = np.flatnonzero(~(found == wanted))
+    if len(wrong):
+        raise MissingRowsError(
+            f"{found[wrong[0]]:.17g} rows were summed where the {split} split has {wanted[wrong[0]]:d} to sum; nothing "
+            "of this pass was applied, what the run has saved stays; this is a bug in tapedist or TensorFlow, please "
+            "report it"
+        )
 
 
 class StepPrograms(Replicas):
@@ -67,6 +106,7 @@ class StepPrograms(Replicas):
         num_shards: `V`.
         l2: weight of the penalty on `model.penalized` parameters.
         dtype: compute type of the rows.
+        weighted: whether rows have weights.
     """
 
     def __init__(
@@ -79,14 +119,17 @@ class StepPrograms(Replicas):
         num_shards: int,
         l2: float,
         dtype: tf.DType,
+        weighted: bool = False,
     ):
-        super().__init__(strategy=strategy, num_shards=num_shards, partial_width=model.num_parameters + 2)
+        width = model.num_parameters + 2 + weighted
+        super().__init__(strategy=strategy, num_shards=num_shards, partial_width=width)
         self.num_parameters = model.num_parameters
         self.num_slots = optimizer.num_slots
         self.dtype = dtype
         self.fusable = model.pure and strategy.num_replicas_in_sync == 1
         self.records_parameters = model.num_parameters <= _MAX_RECORDED_PARAMETERS
-        self.record_width = 3 + self.records_parameters * model.num_parameters
+        self.record_width = 3 + self.records_parameters * model.num_parameters + weighted
+        self.weighted = weighted
         self._model = model
         self._row_loss = loss
         self._loss = checked(loss)
@@ -107,7 +150,7 @@ class StepPrograms(Replicas):
             count: int32; None if it is `k`, which spares each sum a comparison for each row.
 
         Returns:
-            float64 `[P + 2]`.
+            float64 `[P + 2]`, and the count behind them if the rows have weights.
         """
         number = rows[1].shape[0]
         if not self._in_pieces or number <= PRODUCT_ROWS:
@@ -144,6 +187,8 @@ class StepPrograms(Replicas):
         number = y.shape[0] if count is None else count
         weight = tf.reduce_sum(rows[2]) if len(rows) == 3 else tf.cast(number, tf.float64)
         pieces = [tf.reshape(total, [1]), tf.reshape(weight, [1]), *(tf.reshape(g, [-1]) for g in gradients)]
+        if self.weighted:
+            pieces.append(tf.reshape(tf.cast(number, tf.float64), [1]))
         return tf.concat([tf.cast(piece, tf.float64) for piece in pieces], 0)
 
     def _real(self, rows: Rows, count: tf.Tensor | None) -> tf.Tensor | None:
@@ -185,7 +230,7 @@ class StepPrograms(Replicas):
 
         Args:
             state: float64 `[P + s * P]`.
-            partials: float64 `[V, P + 2]`.
+            partials: float64 `[V, P + 2]`, or one more with weights.
             step: int64, updates applied before this one.
             limit: float64; a loss above it, or not finite, means divergence: the state comes back as it was.
         """
@@ -194,7 +239,7 @@ class StepPrograms(Replicas):
         # A batch whose weights are all zero has no loss, and moves nothing by itself.
         loss_sum, weight = total[0], tf.where(tf.equal(total[1], 0.0), tf.ones_like(total[1]), total[1])
         theta, slots = state[:count], tf.reshape(state[count:], [self.num_slots, count])
-        gradient = total[2:] / weight
+        gradient = total[2 : 2 + count] / weight
         penalty = tf.zeros([], tf.float64)
         if self._l2:
             penalized = tf.constant(self._model.penalized) * theta
@@ -206,6 +251,8 @@ class StepPrograms(Replicas):
         record = tf.stack([loss_sum, total[1], penalty])
         if self.records_parameters:
             record = tf.concat([record, theta], 0)
+        if self.weighted:
+            record = tf.concat([record, total[-1:]], 0)
         return tf.where(ok, new_state, state), record, ok
 
     @functools.cached_property
@@ -213,7 +260,7 @@ class StepPrograms(Replicas):
         return tf.function(self.apply, jit_compile=True, autograph=False)
 
     def gather_and_apply(self, state: tf.Tensor, partials: tf.Tensor, step: tf.Tensor, limit: tf.Tensor) -> Any:
-        """`apply` on all replicas' partials; called on each replica with its own `[u, P + 2]`."""
+        """`apply` on all replicas' partials; called on each replica with its own."""
         everyones = fixed_order.gather(partials[: self.replica_width], num_shards=self.num_shards)
         return self._compiled_apply(state, everyones, step, limit)
 
@@ -235,6 +282,13 @@ class StepPrograms(Replicas):
             lambda i, *rest: (i < num_steps) & rest[-1], body, start, parallel_iterations=1
         )
         return state, records.stack(), begun, applied
+
+    def result(self, state: tf.Tensor, records: tf.Tensor, begun: tf.Tensor, applied: tf.Tensor) -> CallResult:
+        """A compiled loop's results on the host."""
+        found = records.numpy()[: int(begun)]
+        if self.weighted:
+            return CallResult(state.numpy(), found[:, :-1], int(applied), found[:, -1])
+        return CallResult(state.numpy(), found, int(applied), found[:, 1])
 
 
 def value_and_gradient(function: Callable[[tf.Tensor], tf.Tensor], at: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -261,8 +315,3 @@ def _repeated(rows: Rows, real: tf.Tensor) -> Rows:
         return tf.where(real if column.shape.rank == 1 else real[:, tf.newaxis], column, one)
 
     return repeated(rows[0]), repeated(rows[1]), *rows[2:]
-
-
-def to_result(state: tf.Tensor, records: tf.Tensor, begun: tf.Tensor, applied: tf.Tensor) -> CallResult:
-    """A compiled loop's results on the host."""
-    return CallResult(state.numpy(), records.numpy()[: int(begun)], int(applied))

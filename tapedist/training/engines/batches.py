@@ -27,7 +27,8 @@ class ResidentBatches(WholeSteps):
     def __init__(self, setup: Setup, plan: BatchPlan, *, shuffle: str, seed: int):
         self.reason = "all batches are held in device memory"
         self.steps_per_epoch = plan.steps_per_epoch
-        self._steps = SlotSteps(even=plan.even, **setup.programs)
+        self._steps = SlotSteps(even=plan.even, **setup.row_programs)
+        self._plan = plan
         self._order = pipeline.epoch_order(plan, shuffle=shuffle, seed=seed)
         element = pipeline.batch_elements(
             plan,
@@ -41,7 +42,8 @@ class ResidentBatches(WholeSteps):
         self, state: np.ndarray, *, step: int, num_steps: int, limit: float, interrupted: Callable[[], bool]
     ) -> CallResult:
         _, batches = self._order(step + np.arange(min(num_steps, MAX_STEPS_PER_CALL)))
-        return self._steps.run(state, self._rows, self._counts, batches, step=step, limit=limit)
+        result = self._steps.run(state, self._rows, self._counts, batches, step=step, limit=limit)
+        return result.complete(self._plan.rows_of(batches), "train")
 
 
 class StreamedBatches(WholeSteps):
@@ -52,16 +54,18 @@ class StreamedBatches(WholeSteps):
     def __init__(self, setup: Setup, plan: BatchPlan, *, shuffle: str, seed: int):
         self.steps_per_epoch = plan.steps_per_epoch
         self._setup = setup
-        self._steps = SlotSteps(even=plan.even, **setup.programs)
+        self._steps = SlotSteps(even=plan.even, **setup.row_programs)
         batch_bytes = plan.batch_rows * setup.row_bytes()
         least = LEAST_SLOTS if batch_bytes <= _SMALL_BATCH_BYTES else 1
         self._slots = int(np.clip(_SUPERBATCH_BYTES // batch_bytes, least, MAX_STEPS_PER_CALL))
         self.reason = f"batches are streamed, {self._slots} at a time"
+        self._plan = plan
+        self._order = pipeline.epoch_order(plan, shuffle=shuffle, seed=seed)
         self._element = pipeline.batch_elements(
             plan,
             setup.layout,
             slots=self._slots,
-            order=pipeline.epoch_order(plan, shuffle=shuffle, seed=seed),
+            order=self._order,
             row_numbers=pipeline.shuffled_rows(plan, seed=seed) if shuffle == "rows" else None,
         )
         self._number = -1
@@ -80,7 +84,9 @@ class StreamedBatches(WholeSteps):
             self._number = number
         slots = np.arange(offset, min(offset + num_steps, self._slots), dtype=np.int32)
         rows, counts = self._current
-        return self._steps.run(state, rows, counts, slots, step=step, limit=limit)
+        _, batches = self._order(step + np.arange(len(slots)))
+        result = self._steps.run(state, rows, counts, slots, step=step, limit=limit)
+        return result.complete(self._plan.rows_of(batches), "train")
 
 
 def mini_batch(setup: Setup, *, batch_size: int, shuffle: str, seed: int) -> Engine:

@@ -30,6 +30,9 @@ class MomentsEngine:
         self._sums = MomentSteps(
             strategy=setup.strategy,
             num_features=plan.num_features,
+            num_rows=plan.num_rows,
+            weighted=setup.source.weighted,
+            split=split,
             num_shards=setup.num_shards,
             tile_rows=plan.tile_rows,
             parallel=setup.parallel,

@@ -62,6 +62,11 @@ class Setup:
         """Blocks under way at once on a replica: the cores, shared among the local replicas."""
         return max(1, len(os.sched_getaffinity(0)) // len(local_devices(self.strategy)))
 
+    @property
+    def row_programs(self) -> Mapping[str, Any]:
+        """Keyword arguments of the `StepPrograms` that sum these rows."""
+        return {**self.programs, "weighted": self.source.weighted}
+
     def row_bytes(self) -> int:
         return (self.source.num_features + 1 + self.source.weighted) * self.dtype.size
 

@@ -27,12 +27,14 @@ class ResidentEngine(WholeSteps):
         element = pipeline.shard_elements(plan, setup.layout, split=split, slots=LEAST_SLOTS)
         self._rows, self._counts = next(setup.elements(element, range(1)))
         self._steps = steps
+        self._split, self._num_rows = split, plan.num_rows
 
     def run(
         self, state: np.ndarray, *, step: int, num_steps: int, limit: float, interrupted: Callable[[], bool]
     ) -> CallResult:
         slots = np.zeros(min(num_steps, MAX_STEPS_PER_CALL), np.int32)
-        return self._steps.run(state, self._rows, self._counts, slots, step=step, limit=limit)
+        result = self._steps.run(state, self._rows, self._counts, slots, step=step, limit=limit)
+        return result.complete(self._num_rows, self._split)
 
 
 class HeldEngine(WholeSteps):
@@ -43,14 +45,16 @@ class HeldEngine(WholeSteps):
 
     def __init__(self, setup: Setup, plan: BlockPlan, *, split: str):
         self.reason = f"{plan.num_blocks} blocks of {plan.block_rows} rows, held in device memory"
-        self._steps = BlockSteps(tile_rows=plan.tile_rows, parallel=setup.parallel, **setup.programs)
+        self._steps = BlockSteps(tile_rows=plan.tile_rows, parallel=setup.parallel, **setup.row_programs)
         order = pipeline.BlockOrder.whole(plan, setup.layout)
+        self._split, self._num_rows = split, plan.num_rows
         self._held = self._steps.hold(setup.elements(pipeline.block_elements(order, split=split), range(order.turns)))
 
     def run(
         self, state: np.ndarray, *, step: int, num_steps: int, limit: float, interrupted: Callable[[], bool]
     ) -> CallResult:
-        return self._steps.run(state, self._held, step=step, num_steps=num_steps, limit=limit)
+        result = self._steps.run(state, self._held, step=step, num_steps=num_steps, limit=limit)
+        return result.complete(self._num_rows, self._split)
 
 
 class StreamedEngine:
@@ -62,14 +66,17 @@ class StreamedEngine:
     def __init__(self, setup: Setup, plan: BlockPlan, *, split: str, passes: int):
         self.reason = f"{plan.num_blocks} blocks of {plan.block_rows} rows, streamed anew in every epoch"
         self._setup = setup
-        self._steps = BlockSteps(tile_rows=plan.tile_rows, parallel=setup.parallel, **setup.programs)
+        self._split, self._num_rows = split, plan.num_rows
+        self._steps = BlockSteps(tile_rows=plan.tile_rows, parallel=setup.parallel, **setup.row_programs)
         self._pass = setup.block_pass(self._steps, plan, split=split, passes=passes)
 
     def run(
         self, state: np.ndarray, *, step: int, num_steps: int, limit: float, interrupted: Callable[[], bool]
     ) -> CallResult | None:
         sums = self._pass.run(functools.partial(self._steps.add_blocks, state), interrupted=interrupted)
-        return None if sums is None else self._steps.finish(state, sums, step=step, limit=limit)
+        if sums is None:
+            return None
+        return self._steps.finish(state, sums, step=step, limit=limit).complete(self._num_rows, self._split)
 
     def progress(self) -> dict[str, np.ndarray]:
         return self._pass.progress()
@@ -88,7 +95,7 @@ def full_batch(setup: Setup, *, split: str, passes: int) -> Engine:
     """
     plan = setup.block_plan(split)
     if plan.resident:  # Whatever --cache says: it must not change the form, and with it the bits.
-        return ResidentEngine(setup, plan, split=split, steps=SlotSteps(even=plan.even, **setup.programs))
+        return ResidentEngine(setup, plan, split=split, steps=SlotSteps(even=plan.even, **setup.row_programs))
     padded = plan.rounds * setup.num_shards * plan.block_rows * setup.row_bytes()
     if setup.cache == "device" or (setup.cache == "auto" and passes > 1 and padded <= setup.budget):
         return HeldEngine(setup, plan, split=split)

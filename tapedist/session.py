@@ -69,8 +69,9 @@ class Session:
         self._config, self._team, self._monitor, self._stop, self._folder = config, team, monitor, stop, folder
         monitor.say(f"Strategy: {choice.name} on {strategy.num_replicas_in_sync} replica(s) ({choice.reason})")
         self._source = team.together(stop, lambda heed: open_source(config, heed=heed)) if source is None else source
-        for notice in (*config.without_effect(), *getattr(self._source, "notices", ())):
-            monitor.say(f"Notice: {notice}")
+        idle = config.without_effect() if source is None else config.without_effect_beside(source)
+        for notice in (*idle, *getattr(self._source, "notices", ())):
+            monitor.notice(notice)
         team.compare({**config.shared_fields(), "rows": self._source.fingerprint(), **numerics_class()})
         self._objective = Objective.of(config, self._source, strategy=strategy, model=model, loss=loss, heed=self._heed)
         self._setup = _setup(config, self._objective, strategy, budget=team.smallest(engines.memory_budget()))

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from tapedist.data import frames
 from tapedist.errors import InputError
 from tapedist.results.prediction import predict_rows
 from tapedist.results.statistics import Statistics
@@ -73,13 +74,20 @@ class TrainResult:
     def predict(self, x: Any) -> np.ndarray:
         """Predictions `[k]` for rows `[k, d]` in raw units; those of a linear model equal `tapedist predict`'s bits.
 
+        Args:
+            x: an array or nested lists, whose columns go by position; or a table (a DataFrame of pandas or polars, an
+                Arrow table, a dict of arrays, a structured array), from which the columns are taken by name.
+
         Raises:
-            InputError: if `x` has another shape.
+            InputError: if `x` has another shape, lacks a feature or does not hold numbers.
         """
+        frames.check_row_labels(x=x)
+        x, _ = frames.matrix(x, "x", names=self.feature_names)
+        d = len(self.feature_names)
+        if x.ndim != 2 or x.shape[1] != d:
+            one = "; one row of them is np.asarray(x).reshape(1, -1)" if x.shape == (d,) else ""
+            raise InputError(f"x: has shape {list(x.shape)}; must be [rows, {d}], one column per feature{one}")
         if self.model is not None:
-            x, d = np.asarray(x), len(self.feature_names)
-            if x.ndim != 2 or x.shape[1] != d:
-                raise InputError(f"x: has shape {list(x.shape)}; must be [k, {d}]")
             return np.asarray(self.model(x.astype(self.model.trainable_variables[0].dtype.as_numpy_dtype)))
         return predict_rows(x, self.weights, self._bias_at_center, self.center)
 

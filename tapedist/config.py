@@ -117,10 +117,22 @@ class TrainConfig(Settings):
             f"--loss={self.loss}": (("huber_delta",), self.loss != "huber"),
         }
         for reason, (names, applies) in idle.items():
-            changed = [name for name in names if applies and set(_items(self, name)) != set(_items(Settings, name))]
+            changed = [name for name in names if applies and _changed(self, name)]
             if changed:
                 listed = ", ".join(f"--{name}={shown(getattr(self, name))}" for name in changed)
                 yield f"no effect with {reason}: {listed}"
+
+    def without_effect_beside(self, source: Any) -> Iterator[str]:
+        """`without_effect` where the rows come from the caller's own `source`: no setting names or splits them."""
+        fields = ("data", "target", "features", "weight", "on_bad_rows", "test_fraction", "split", *SYNTHETIC_FIELDS)
+        agrees = {"test_fraction"} if not self.test_fraction and not source.num_rows("test") else set()
+        changed = [name for name in fields if _changed(self, name) and name not in agrees]
+        if changed:
+            listed = ", ".join(f"--{name}={shown(getattr(self, name))}" for name in changed)
+            split = "; ArraySource(..., test_rows=N) holds rows out" if "test_fraction" in changed else ""
+            yield f"no effect with rows from a source of your own: {listed}{split}"
+        own = dataclasses.replace(self, **{name: getattr(Settings, name) for name in fields})
+        yield from own.without_effect()
 
     def answer_fields(self) -> dict[str, Any]:
         """The fields whose values can change the fitted parameters, by name."""
@@ -148,6 +160,10 @@ class TrainConfig(Settings):
         yield from _wrong_stops(self)
         yield from _wrong_devices(self)
         yield from _wrong_folders(self)
+
+
+def _changed(config: TrainConfig, name: str) -> bool:
+    return set(_items(config, name)) != set(_items(Settings, name))
 
 
 def _items(of: Any, name: str) -> tuple[Any, ...]:

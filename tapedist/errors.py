@@ -9,6 +9,10 @@ from __future__ import annotations
 import signal
 
 
+class FitWarning(UserWarning):
+    """What was fitted is not what the rows would give: training ended far from its optimum."""
+
+
 class TapedistError(Exception):
     """Base of every error that tapedist raises on purpose.
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from tapedist.errors import InputError
-from tapedist.text_values import shown, written
+from tapedist.text_values import plain, shown, written
 
 SWITCHES = ("auto", "true", "false")
 INT64_MAX = 2**63 - 1
@@ -112,7 +112,8 @@ class Options:
             except (TypeError, ValueError, OverflowError):
                 listed = "a list of numbers" if field.type == "tuple[float, ...]" else "a list of names"
                 wanted = listed if kind is tuple else f"of type {kind.__name__}"
-                yield f"--{field.name}={value!r}: must be {wanted}, not {type(value).__name__}"
+                given = type(value).__name__
+                yield f"--{field.name}={shown(repr(value))}: must be {wanted}, not {given}{_hint(value, kind)}"
 
     def _wrong_values(self) -> Iterator[str]:
         for field in dataclasses.fields(self):
@@ -125,12 +126,13 @@ class Options:
 
 def _coerced_field(value: Any, field: dataclasses.Field[Any]) -> Any:
     """`value` as the field's type; a library user may write a switch as a bool, and one name without a list."""
+    value = plain(value)
     if field.metadata["choices"] == SWITCHES and isinstance(value, bool):
         return written(value)
     if field.type in _NUMBERS_OR_WORDS and isinstance(value, str):
         return value
     if field.type == "tuple[str, ...]":
-        return tuple(_coerced(item, str) for item in (value if isinstance(value, (tuple, list)) else (value,)))
+        return tuple(_coerced(item, str) for item in _items(value))
     return _coerced(value, _kind(field))
 
 
@@ -145,13 +147,29 @@ def _coerced(value: Any, kind: type) -> Any:
         TypeError: if `value` is something else.
         OverflowError: if it is too large for a float.
     """
+    value = plain(value)
     if kind is tuple:
-        return tuple(_coerced(item, float) for item in (value if isinstance(value, (tuple, list)) else (value,)))
+        return tuple(_coerced(item, float) for item in _items(value))
     if kind is str and not isinstance(value, bytes):
-        return os.fspath(value)
-    if (kind is bool) != isinstance(value, bool) or isinstance(value, (str, bytes)):
+        return str.__str__(os.fspath(value))  # An enumeration's text has a `str` of its own.
+    # What is of NumPy still is an array, or what only `float` takes for a number: a complex one, a length of time.
+    if (kind is bool) != isinstance(value, bool) or isinstance(value, (str, bytes)) or hasattr(value, "dtype"):
         raise TypeError
     return operator.index(value) if kind is int else kind(value)
+
+
+def _hint(value: Any, kind: type) -> str:
+    """The fix for a whole number that was computed as a float."""
+    number = plain(value)
+    whole = kind is int and isinstance(number, float) and number.is_integer() and abs(number) <= INT64_MAX
+    return f"; give {int(number)}" if whole else ""
+
+
+def _items(value: Any) -> Sequence[Any]:
+    """What a list holds, or an array or column of one dimension; anything else is one item."""
+    if getattr(value, "ndim", None) == 1 and hasattr(value, "tolist"):
+        return list(value.to_numpy() if hasattr(value, "to_numpy") else value)
+    return value if isinstance(value, (tuple, list)) else (value,)
 
 
 def _wrong_value(field: dataclasses.Field[Any], value: Any) -> Iterator[str]:

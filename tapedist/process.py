@@ -104,7 +104,7 @@ def check_output() -> None:
     Raises:
         StorageError: if the file behind it could not be written; that a reader went away is no error.
     """
-    sys.stdout.flush()
+    getattr(sys.stdout, "flush", lambda: None)()  # `cli.main` may be called where it is another program's object.
     failure = getattr(sys.stdout, "failure", None)
     if failure:
         room = "free some space, or " if failure.errno in STORAGE_ERRNOS else ""

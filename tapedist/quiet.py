@@ -28,13 +28,17 @@ def noise_shown(shown: bool) -> Iterator[None]:
         _shown = before
 
 
+def _flush() -> None:
+    getattr(sys.stderr, "flush", lambda: None)()  # It may be None, or another program's object.
+
+
 @contextlib.contextmanager
 def quiet_start() -> Iterator[None]:
     """Keeps back what is written to descriptor 2 inside; lets it out if the body fails with an error that is not ours.
 
     A process that dies inside says where: its last words are not kept back.
     """
-    sys.stderr.flush()
+    _flush()
     with contextlib.ExitStack() as stack:
         if _shown:
             yield
@@ -58,7 +62,7 @@ def quiet_start() -> Iterator[None]:
                 os.write(stderr, said.read())
             raise
         finally:
-            sys.stderr.flush()
+            _flush()
             os.dup2(stderr, 2)
             if not was_enabled:
                 faulthandler.disable()

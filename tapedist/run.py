@@ -42,7 +42,7 @@ def train(
             linear model.
         loss: per-example loss `(y_hat [k], y [k]) -> [k]`; by default the one that `config.loss` names.
         source: the rows; by default the ones that `config.data` names.
-        quiet: whether to print nothing.
+        quiet: whether to print nothing; notices are then `UserWarning`s.
 
     Returns:
         What was found.
@@ -114,6 +114,7 @@ def train_in(
             folder.root if folder else None,
             log_every_epochs=config.log_every_epochs,
             quiet=quiet or not spec.is_chief,
+            warns=quiet and spec.is_chief,
         )
         stack.callback(monitor.close)
         strategy, choice, team = stack.enter_context(joined(config, spec, stop_signal=lambda: stop.signum, quiet=quiet))

@@ -12,7 +12,7 @@ from tapedist.data.standardize import RawUnits
 from tapedist.errors import InputError
 from tapedist.objective import Objective
 from tapedist.results.least_squares import LeastSquares
-from tapedist.results.metric import HuberDistance
+from tapedist.results.metric import Gap, NewtonGap
 from tapedist.results.regression import distance
 from tapedist.results.statistics import Statistics, intercept_at_zero, mean_absolute_error, optimum
 from tapedist.text_values import shown
@@ -21,6 +21,7 @@ from tapedist.training.measures import full_gradient
 from tapedist.training.stopping import Stopping, StopRule, near_optimum, settled, small_gradient, stale_test_loss
 
 _MOST_LOOKS = 1000
+_AFFORDABLE = 5e9  # About two seconds of products.
 # What is left of the way to the optimum, against the largest residuals that count, where rounding is all that moves.
 _STILL, _STILL_FLOAT32 = 1e-11, 1e-7
 
@@ -44,6 +45,7 @@ class RunOptimum:
     ):
         self._config, self._units = config, objective.units
         self.source, self.metric = objective.source, objective.metric
+        self._model, self._own_loss = objective.model, objective.own_loss
         self._say, self._heed = say, heed
         least_squares = objective.is_linear and not objective.own_loss and config.loss == "squared"
         self._has_meaning = least_squares and config.statistics != "false"
@@ -105,6 +107,29 @@ class RunOptimum:
             center=center, whatever_it_costs=self._config.statistics == "true", heed=self._heed,
         )  # fmt: skip
         return Statistics.of(fit, weights, bias, truth=getattr(self.source, "truth", None), mae=mae, center=center)
+
+    def gap(self, state: np.ndarray) -> Gap | None:
+        """How far a state is from the optimum of the run's own objective; None where it is that of least squares, where it
+        is not known, or where the pass over the rows would take long.
+        """
+        rows, p = self.source.num_rows("train"), self._model.num_parameters
+        if self.newton is None or (self._has_meaning and not self._config.l2) or rows * p * p > _AFFORDABLE:
+            return None
+        found = self.newton(state[:p])
+        # Half of squared error was looked at.
+        twice = 2 if self._config.loss == "squared" and found.excess is not None else 1
+        return Gap(found.standard_errors, found.excess and twice * found.excess)
+
+    @functools.cached_property
+    def newton(self) -> NewtonGap | None:
+        """The gap to the optimum of the run's own objective; None where it is not known."""
+        config = self._config
+        if self.metric is None or self._own_loss or config.loss not in ("squared", "huber"):
+            return None
+        l2 = config.l2 * self._model.penalized
+        if config.loss == "squared":
+            return NewtonGap(self.metric, self.source, delta=np.inf, l2=l2 / 2, heed=self._heed)
+        return NewtonGap(self.metric, self.source, delta=config.huber_delta, l2=l2, heed=self._heed)
 
     def standard_errors(self, fit: LeastSquares, parameters: np.ndarray) -> float | None:
         """The largest distance of `parameters` `[P]`, in training units, to the optimum."""
@@ -206,10 +231,13 @@ def _finishing_rules(
     elif squared and error:
         rules.append(near_optimum(lambda state: length(state) / error, limit))
     elif not squared:
-        distance = HuberDistance(metric, optimum_of_run.source, delta=config.huber_delta, l2=l2, heed=heed)
+        newton = optimum_of_run.newton
+        assert newton
         # A look at all rows is made only where the cheap bound allows.
         close = limit * (error or np.inf)
-        rules.append(near_optimum(lambda state: distance(state[:count]) if length(state) <= close else None, limit))
+        rules.append(
+            near_optimum(lambda state: newton(state[:count]).standard_errors if length(state) <= close else None, limit)
+        )
     precise = config.dtype == "float64" or isinstance(engine, MomentsEngine)
     spread = metric.target_deviation if squared else min(metric.target_deviation, config.huber_delta)
     least = (_STILL if precise else _STILL_FLOAT32) * spread

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,7 @@ from tapedist.data.blocks import Source
 from tapedist.data.sources import open_source
 from tapedist.data.synthetic import SyntheticSource
 from tapedist.engine_choice import choose_call_length, choose_engine, test_evaluator
-from tapedist.errors import DivergedError, StateError
+from tapedist.errors import DivergedError, FitWarning, StateError
 from tapedist.kept_run import KeptRun
 from tapedist.objective import Objective
 from tapedist.results.advice import advice
@@ -75,8 +76,9 @@ class Session:
         self._config, self._team, self._monitor, self._stop, self._folder = config, team, monitor, stop, folder
         monitor.say(f"Strategy: {choice.name} on {strategy.num_replicas_in_sync} replica(s) ({choice.reason})")
         self._source = team.together(stop, lambda heed: open_source(config, heed=heed)) if source is None else source
-        for notice in (*config.without_effect(), *getattr(self._source, "notices", ())):
-            monitor.say(f"Notice: {notice}")
+        idle = config.without_effect() if source is None else config.without_effect_beside(source)
+        for notice in (*idle, *getattr(self._source, "notices", ())):
+            monitor.notice(notice)
         team.compare({**config.shared_fields(), "rows": self._source.fingerprint(), **numerics_class()})
         self._objective = Objective.of(
             config, self._source, strategy=strategy, model=model, loss=loss, surveyed=is_users(config, self._source),
@@ -117,7 +119,9 @@ class Session:
         """
         try:
             result = self._run()
-            for line in [*advice(self._config, result), *result.lines(self._monitor.width)]:
+            for sentence in result.advice:
+                self._monitor.notice(sentence, FitWarning)
+            for line in result.lines(self._monitor.width):
                 self._monitor.say(line)
             self._team.leave()
         except tf.errors.OpError:
@@ -230,7 +234,7 @@ class Session:
         if not linear:
             objective.model.assign(parameters)
         center, bias_at_center = objective.units.at_center(state.vector[: len(parameters)]) if linear else (None, None)
-        return TrainResult(
+        result = TrainResult(
             parameters=parameters,
             weights=parameters[:d] if linear else np.zeros(0),
             bias=float(parameters[d]) if linear and self._config.fit_intercept else 0.0,
@@ -252,6 +256,10 @@ class Session:
             center=center,
             bias_at_center=bias_at_center,
         )
+        sentences = advice(
+            self._config, result, of_user=is_users(self._config, source), gap=self._optimum.gap(state.vector)
+        )
+        return dataclasses.replace(result, advice=tuple(sentences))
 
 
 def _setup(config: TrainConfig, objective: Objective, strategy: tf.distribute.Strategy, *, budget: int) -> Setup:

@@ -13,6 +13,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 
 from tapedist.config import TrainConfig
 from tapedist.data.array_source import ArraySource
+from tapedist.data.frames import check_mask
 from tapedist.results.outcome import TrainResult
 from tapedist.results.prediction import predict_rows
 
@@ -86,6 +87,8 @@ class TapeRegressor(RegressorMixin, BaseEstimator):
         """
         from tapedist.run import train
 
+        for name, array in (("X", X), ("y", y), ("sample_weight", sample_weight)):
+            check_mask(array, name)  # scikit-learn's own checks take what lies under a mask.
         X, y = validate_data(self, X, y, dtype=np.float64, y_numeric=True)
         weights = None if sample_weight is None else _check_sample_weight(sample_weight, X, dtype=np.float64)
         names = getattr(self, "feature_names_in_", None)
@@ -109,6 +112,7 @@ class TapeRegressor(RegressorMixin, BaseEstimator):
             NotFittedError: before `fit`.
         """
         check_is_fitted(self)
+        check_mask(X, "X")
         X = validate_data(self, X, dtype=np.float64, reset=False)
         fitted = self.result_
         if self.intercept_ == fitted.bias and np.array_equal(self.coef_, fitted.weights):

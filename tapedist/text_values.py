@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import enum
 import io
 import math
 import re
@@ -29,6 +30,24 @@ def quoted(text: str) -> str:
 
 def _short(text: str) -> str:
     return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}... ({len(text)} characters)"
+
+
+def plain(value: Any) -> Any:
+    """A scalar of NumPy, an array of one without dimensions, or a member of an enumeration, as the Python value that it
+    stands for; anything else as it is.
+
+    A float32 stands for its own decimal number: `np.float32(0.1)` is 0.1.
+    """
+    if isinstance(value, enum.Enum):
+        return plain(value.value)
+    if getattr(value, "shape", None) != ():
+        return value
+    if hasattr(value, "numpy"):  # A tensor of TensorFlow or PyTorch.
+        return plain(value.numpy())
+    kind = getattr(getattr(value, "dtype", None), "kind", "")
+    if kind == "f":
+        return float(str(value[()]) if value.dtype.itemsize < 8 else value)
+    return value.item() if kind in ("b", "i", "u", "U") else value
 
 
 def written(value: Any) -> str:

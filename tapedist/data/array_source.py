@@ -7,59 +7,84 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
+import operator
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from tapedist.data import frames
+from tapedist.data.table_columns import listed
 from tapedist.errors import InputError
+from tapedist.text_values import shown
 
 _MOST_SLICES = 64  # A slice of many rows copies nothing, but each is an operation of the graph.
 
 
 class ArraySource:
-    """Rows in NumPy arrays; implements `tapedist.data.blocks.Source`.
+    """Rows in memory; implements `tapedist.data.blocks.Source`. Float arrays are not copied: leave them as they are.
 
     Args:
-        x: `[n, d]`, numbers; integers become float64.
-        y: `[n]`.
+        x: `[n, d]`, numbers; integers become float64. A NumPy array or nested lists, or a table whose columns have
+            names: a DataFrame of pandas or polars, an Arrow table, a dict of arrays, a structured array.
+        y: `[n]`, an array, a list or a column of a table, whose name is kept.
         w: weights `[n]`, or None.
-        feature_names: `d` names; by default `x0`, `x1` and so on.
+        feature_names: `d` names; of a table the columns to take, in this order. By default the table's, or `x0`, `x1`
+            and so on.
         test_rows: the last so many rows are the test split.
 
-    Raises:
-        InputError: if the shapes do not fit each other, or a number is not finite or a negative weight.
-    """
+    Attributes:
+        feature_names: `d` names, as text.
+        target_name: the name of `y`, by default "y".
 
-    target_name = "y"
+    Raises:
+        InputError: if the shapes, names or row labels do not fit each other, or something is no finite number or a
+            negative weight.
+    """
 
     def __init__(
         self,
-        x: np.ndarray,
-        y: np.ndarray,
-        w: np.ndarray | None = None,
+        x: Any,
+        y: Any,
+        w: Any = None,
         *,
         feature_names: Sequence[str] = (),
         test_rows: int = 0,
     ):
-        self._columns = tuple(_floats(column) for column in (x, y, w) if column is not None)
-        _check(self._columns, len(feature_names), test_rows)
-        self._train = len(self._columns[1]) - test_rows
-        self.num_features = self._columns[0].shape[1]
-        self.feature_names = tuple(feature_names) or tuple(f"x{j}" for j in range(self.num_features))
+        frames.check_row_labels(x=x, y=y, w=w)
+        wanted = _wanted_names(feature_names)
+        features, names = frames.matrix(x, "x", names=wanted)
+        rest = ((name, column) for name, column in (("y", y), ("w", w)) if column is not None)
+        self._columns = (features, *(_column(column, name) for name, column in rest))
+        _check_shapes(self._columns, len(wanted))
+        self._train = len(self._columns[1]) - _test_rows(test_rows, len(self._columns[1]))
+        self.num_features = features.shape[1]
+        self.feature_names = names or wanted or tuple(f"x{j}" for j in range(self.num_features))
+        self.target_name = _target_name(y, self.feature_names)
+        _check_numbers(self._columns, self.feature_names, self._train)
         self.weighted = w is not None
         self.dtype = np.result_type(*self._columns)
+        self._fingerprint = ""
 
     def num_rows(self, split: str) -> int:
         """Rows in `split`, which is "train" or "test"."""
         return self._train if split == "train" else len(self._columns[1]) - self._train
 
     def fingerprint(self) -> str:
-        """Names the rows and their split, whatever their type."""
+        """Names the rows and their split, whatever their type.
+
+        Raises:
+            InputError: if the arrays were changed since this was first asked for; what was read before is kept.
+        """
         digest = hashlib.sha256(self._train.to_bytes(8, "little"))
         for column in self._columns:
             digest.update(np.ascontiguousarray(column, "<f8").data)
-        return digest.hexdigest()
+        fingerprint = digest.hexdigest()
+        if self._fingerprint not in ("", fingerprint):
+            raise InputError("source: its arrays have changed since it was first used; make a new ArraySource of them")
+        self._fingerprint = fingerprint
+        return fingerprint
 
     def rows(self, split: str, indices: Any) -> tuple[np.ndarray, ...]:
         """Rows by number, `(x [k, d], y [k])` or `(x, y, w [k])`."""
@@ -121,29 +146,76 @@ class ArraySource:
             return tuple(tf.constant(column) for column in self._columns)
 
 
-def _floats(column: Any) -> np.ndarray:
-    array = np.asarray(column)
-    return array.astype(np.float64) if array.dtype.kind in "iub" else array
+def _wanted_names(names: Any) -> tuple[str, ...]:
+    """`feature_names` as text; one name needs no list."""
+    if isinstance(names, (set, frozenset)):
+        raise InputError("feature_names: is a set, which has no order; give a list")
+    wanted = (names,) if isinstance(names, str) else frames.text_names(names)
+    if repeated := sorted({name for name in wanted if wanted.count(name) > 1}):
+        raise InputError(f"feature_names: names {listed(repeated)} more than once; name each column once")
+    return wanted
 
 
-def _check(columns: tuple[np.ndarray, ...], num_names: int, test_rows: int) -> None:
+def _column(column: Any, where: str) -> np.ndarray:
+    """`y` or `w` as a float array."""
+    if frame := frames.Frame.of(column):
+        first = frame.names[0] if frame.names else "name"
+        raise InputError(f"{where}: is a table of {len(frame.names)} columns; give one of them, as {where}[{first!r}]")
+    return frames.numbers(column, where)
+
+
+def _target_name(y: Any, feature_names: Sequence[str]) -> str:
+    """The name of `y`, or one that no feature has.
+
+    Raises:
+        InputError: if the target is among the features, so that it would predict itself.
+    """
+    name = frames.series_name(y)
+    if name in feature_names:
+        raise InputError(
+            f"x: holds the target {shown(name)} too, which would predict itself; take its column out of x, or rename y"
+        )
+    free = itertools.chain(("y", "target"), (f"y{j}" for j in itertools.count(2)))
+    return name or next(other for other in free if other not in feature_names)
+
+
+def _test_rows(test_rows: Any, n: int) -> int:
+    try:
+        count = operator.index(test_rows)
+    except TypeError:
+        raise InputError(f"test_rows={shown(test_rows)}: must be a whole number of rows") from None
+    if not 0 <= count < n:
+        raise InputError(f"test_rows={count}: must be from 0 to {n - 1}, so that rows to train on are left")
+    return count
+
+
+def _check_shapes(columns: tuple[np.ndarray, ...], num_names: int) -> None:
     x, *rest = columns
     n = len(x) if x.ndim == 2 else 0
     if not x.size or x.ndim != 2 or any(column.shape != (n,) for column in rest):
         shapes = ", ".join(str(list(column.shape)) for column in columns)
-        raise InputError(f"arrays of shapes {shapes}: must be [n, d], [n] and, for weights, [n], n and d at least 1")
+        fixes = ["np.asarray(x).reshape(-1, 1)"] if x.ndim == 1 else []
+        fixes += [f"np.ravel({name})" for name, column in zip("yw", rest, strict=False) if column.shape == (n, 1)]
+        hint = f"; give {' and '.join(fixes)}" if fixes and x.size else ""
+        raise InputError(
+            f"arrays of shapes {shapes}: must be [n, d], [n] and, for weights, [n], n and d at least 1{hint}"
+        )
     if num_names not in (0, x.shape[1]):
         raise InputError(f"feature_names: {num_names} names for {x.shape[1]} columns; give one for each")
-    if not 0 <= test_rows < n:
-        raise InputError(f"test_rows={test_rows}: must be from 0 to {n - 1}, so that rows to train on are left")
+
+
+def _check_numbers(columns: tuple[np.ndarray, ...], feature_names: Sequence[str], num_train: int) -> None:
     for name, column in zip("xyw", columns, strict=False):
-        if column.dtype not in (np.float32, np.float64):
-            raise InputError(f"{name}: holds {column.dtype}; must be float32, float64 or integers")
         if not (np.isfinite(column.min()) and np.isfinite(column.max())):
-            raise InputError(f"{name}: holds numbers that are not finite; correct them or leave their rows out")
+            row, *place = np.argwhere(~np.isfinite(column))[0].tolist()
+            where = f", column {shown(feature_names[place[0]])}" if place else ""
+            raise InputError(
+                f"{name}: holds numbers that are not finite, first in row {row}{where}; correct them or leave their "
+                "rows out"
+            )
     if len(columns) == 3 and columns[2].min() < 0:
         raise InputError("w: holds a negative weight; weights must be at least 0")
     if len(columns) == 3:
-        for split, weights in (("training", columns[2][: n - test_rows]), ("test", columns[2][n - test_rows :])):
+        for split, weights in (("training", columns[2][:num_train]), ("test", columns[2][num_train:])):
             if len(weights) and not weights.any():
                 raise InputError(f"w: all {split} rows weigh 0, so they have no loss; give some a weight")

@@ -21,7 +21,9 @@ _UNPACK = {
     ".tar": "tar -xf {0} -C {1} && rm {0}",
     ".tgz": "tar -xf {0} -C {1} && rm {0}",
 }
-_PACKED = frozenset({*_UNPACK, ".7z", ".rar", ".br", ".z", ".snappy", ".sz", ".lzo", ".zstd", ".gzip", ".bz", ".tbz2", ".txz"})
+_PACKED = frozenset(
+    {*_UNPACK, ".7z", ".rar", ".br", ".z", ".snappy", ".sz", ".lzo", ".zstd", ".gzip", ".bz", ".tbz2", ".txz"}
+)
 # Other files that hold rows for certain; what is none of all these may be a note or a picture.
 _UNREADABLE = {
     ".xlsx": "an Excel workbook", ".xls": "an Excel workbook", ".xlsm": "an Excel workbook", ".xlsb": "an Excel workbook",

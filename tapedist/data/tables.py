@@ -130,9 +130,7 @@ def open_table(
         StateError: if a file changes while it is read.
         StorageError: if a scratch file is needed and cannot be written.
     """
-    header = check_table(
-        data, target=target, features=features, weight=weight, need_target=need_target, of_run=of_run
-    )
+    header = check_table(data, target=target, features=features, weight=weight, need_target=need_target, of_run=of_run)
     read = functools.partial(
         _scanned, dtype=dtype, on_bad_rows=on_bad_rows, test_fraction=test_fraction, memory_budget=memory_budget,
         heed=heed,

@@ -89,11 +89,11 @@ class Console:
             return
         try:
             yield self._stream
-        except (OSError, ValueError) as error:  # ValueError: the stream was closed.
+        except Exception as error:  # A program's own stream may raise anything.
             stream, self._stream = self._stream, None
             bar, self._bar = self._bar, None
             if bar is not None:
-                with contextlib.suppress(OSError, ValueError):
+                with contextlib.suppress(Exception):
                     bar.stop()  # It replaced `sys.stdout` and `sys.stderr`, which must come back.
             if not isinstance(error, BrokenPipeError):
                 logging.warning("standard output cannot be written (%s); the run goes on without it", error)
@@ -110,7 +110,7 @@ class Console:
             if self._bar is not None:
                 self._bar.console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
             elif stream is not None:
-                stream.write(line + "\n")
+                _write(stream, line + "\n")
 
     def begin(self, *, epochs: int, first_epoch: int, train_rows: int, test_rows: int, steps_per_epoch: int) -> None:
         """Says how many rows there are and, on a terminal, draws the bar."""
@@ -146,7 +146,7 @@ class Console:
         with self._output() as stream:
             if self._bar is None:
                 if stream is not None:
-                    stream.flush()
+                    _flush(stream)
                 return
             facts = self._facts(epoch, step, examples_per_sec)
             done = step if self._steps_per_epoch else epoch
@@ -174,22 +174,39 @@ class Console:
             if bar is not None:
                 bar.stop()
             elif stream is not None:
-                stream.flush()
+                _flush(stream)
 
 
 def _is_terminal(stream: TextIO | None) -> bool:
+    """Whether `stream` is a terminal that a bar can be drawn on; an object that cannot say so is none."""
     try:
-        return stream is not None and stream.isatty() and os.environ.get("TERM") != "dumb"
-    except ValueError:
+        return stream is not None and bool(stream.isatty()) and os.environ.get("TERM") != "dumb"
+    except Exception:  # A program's own stream may lack the method, or raise anything.
         return False
+
+
+def _write(stream: TextIO, text: str) -> None:
+    """Writes `text`, with escapes where the stream's encoding has no such characters."""
+    try:
+        stream.write(text)
+    except UnicodeEncodeError as error:
+        stream.write(text.encode(error.encoding, "backslashreplace").decode(error.encoding))
+
+
+def _flush(stream: TextIO) -> None:
+    flush = getattr(stream, "flush", None)  # `print` asks for `write` alone.
+    if flush is not None:
+        flush()
 
 
 def _discard(stream: TextIO) -> None:
     """Sends what `stream` still buffers to nowhere, or the interpreter complains about it when it exits."""
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(Exception):
         null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, stream.fileno())
-        os.close(null)
+        try:
+            os.dup2(null, stream.fileno())
+        finally:
+            os.close(null)
 
 
 def _progress_bar(stream: TextIO, clock: Callable[[], float]) -> Any:

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 
@@ -124,15 +125,27 @@ def share_of_small_residuals(source: Source, metric: Metric, delta: float, heed:
     return max(inside / total, 1 / metric.fit.num_rows) * delta / window
 
 
-class HuberDistance:
-    """How far a state is from the optimum of the huber loss, in standard errors: the length of Newton's step.
+class Gap(NamedTuple):
+    """How far parameters are from the optimum of their own objective.
 
-    The loss is quadratic where no residual passes `delta`; so near the optimum the step leads to it.
+    Attributes:
+        standard_errors: in standard errors, at most; None where there are none, or where the rows do not tell.
+        excess: how much the loss, with its penalty, is above the least possible; None where the rows do not tell.
+    """
+
+    standard_errors: float | None
+    excess: float | None
+
+
+class NewtonGap:
+    """The gap by the step that Newton's method would take, for the huber loss and for squared error.
+
+    Both are quadratic as long as no residual passes `delta`; so near the optimum the step leads to it.
 
     Args:
         metric: of the rows.
         source: the rows, raw.
-        delta: where the loss turns linear.
+        delta: where the loss turns linear; infinite for (half of) squared error.
         l2: of the penalty on each parameter, `[P]`.
         heed: called now and then while rows are read; may raise to break it off.
     """
@@ -140,30 +153,31 @@ class HuberDistance:
     def __init__(self, metric: Metric, source: Source, *, delta: float, l2: np.ndarray, heed: Heed):
         self._metric, self._source, self._delta, self._l2, self._heed = metric, source, delta, l2, heed
 
-    def __call__(self, parameters: np.ndarray) -> float | None:
-        """The distance of `parameters` `[P]`, in units of training; None where the rows do not tell."""
-        count = len(parameters)
+    def __call__(self, parameters: np.ndarray) -> Gap:
+        """The gap of `parameters` `[P]`, in units of training."""
+        hessian, gradient, inside, squares = self._sums(parameters)
+        free = np.flatnonzero(np.diag(self._metric.inverse_hessian()) > 0)
+        curved = hessian[np.ix_(free, free)]
+        if not inside or not np.isfinite(gradient).all() or np.linalg.matrix_rank(curved, hermitian=True) < len(free):
+            return Gap(None, None)
+        move = np.zeros(len(parameters))
+        move[free] = np.linalg.solve(curved, gradient[free])
+        # Standard errors of the estimate itself (Huber, "Robust statistics", 1981, 7.6), or if they are smaller those of
+        # least squares.
+        own = math.sqrt(squares) / inside / math.sqrt(self._metric.fit.num_rows)
+        errors = [e for e in (own, self._metric.standard_error) if e]
+        return Gap(self._metric.length(move) / min(errors) if errors else None, float(gradient @ move) / 2)
+
+    def _sums(self, parameters: np.ndarray) -> tuple[np.ndarray, np.ndarray, float, float]:
+        """Hessian `[P, P]`, gradient `[P]`, the share of residuals within `delta`, and their mean square, cut there."""
         hessian, gradient = 2 * np.diag(self._l2), 2 * self._l2 * parameters
-        inside, squares, total = 0.0, 0.0, 0.0
+        inside, squares, total = 0.0, 0.0, self._metric.fit.sum_weights
         for z, y, w in self._metric.rows(self._source, self._heed):
             residuals = z @ parameters - y
             near = np.abs(residuals) <= self._delta
             bounded = np.clip(residuals, -self._delta, self._delta)
-            weighted = z[near] * w[near, np.newaxis]
-            hessian = hessian + weighted.T @ z[near] / self._metric.fit.sum_weights
-            gradient = gradient + (w * bounded) @ z / self._metric.fit.sum_weights
-            inside += float(w[near].sum())
-            squares += float(w @ bounded**2)
-            total += float(w.sum())
-        free = np.diag(self._metric.inverse_hessian()) > 0
-        if not inside or np.linalg.matrix_rank(hessian[np.ix_(free, free)], hermitian=True) < free.sum():
-            return None
-        move = np.zeros(count)
-        move[free] = np.linalg.solve(hessian[np.ix_(free, free)], gradient[free])
-        # Standard errors of the estimate itself (Huber, 1981, 7.6), or those of least squares where they are smaller.
-        own = math.sqrt(squares / total) / (inside / total) / math.sqrt(self._metric.fit.num_rows)
-        errors = [e for e in (own, self._least_squares_error()) if e]
-        return self._metric.length(move) / min(errors) if errors else None
-
-    def _least_squares_error(self) -> float:
-        return self._metric.standard_error or 0.0
+            hessian = hessian + (z[near] * w[near, np.newaxis]).T @ z[near] / total
+            gradient = gradient + (w * bounded) @ z / total
+            inside += float(w[near].sum()) / total
+            squares += float(w @ bounded**2) / total
+        return hessian, gradient, inside, squares

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from pathlib import Path
 
 from tapedist.results.console import Console
@@ -20,6 +22,7 @@ class Monitor:
         console: shows the run; None for silence, as in library calls.
         metrics: keeps the rows; None where there is no run folder.
         events: keeps the scalars; None where there is no run folder.
+        warns: whether notices become Python warnings where there is no console.
 
     Attributes:
         rows: every row of the run so far, those of earlier calls included.
@@ -29,20 +32,29 @@ class Monitor:
     """
 
     def __init__(
-        self, *, console: Console | None = None, metrics: MetricsFile | None = None, events: EventFiles | None = None
+        self,
+        *,
+        console: Console | None = None,
+        metrics: MetricsFile | None = None,
+        events: EventFiles | None = None,
+        warns: bool = False,
     ):
         self._console = console
+        self._warns = warns
         self._metrics = metrics
         self._events = events
         self.rows: list[Row] = []
 
     @classmethod
-    def of_run(cls, run_dir: Path | None, *, log_every_epochs: int, quiet: bool = False) -> Monitor:
+    def of_run(
+        cls, run_dir: Path | None, *, log_every_epochs: int, quiet: bool = False, warns: bool = False
+    ) -> Monitor:
         """The usual monitor: console unless `quiet`, files if there is a run folder."""
         return cls(
             console=None if quiet else Console(log_every_epochs=log_every_epochs),
             metrics=MetricsFile(run_dir / METRICS_NAME) if run_dir else None,
             events=EventFiles(run_dir / EVENTS_NAME) if run_dir else None,
+            warns=warns,
         )
 
     def begin(
@@ -99,6 +111,13 @@ class Monitor:
         if self._console:
             self._console.say(line)
 
+    def notice(self, sentence: str, category: type[Warning] = UserWarning) -> None:
+        """Says what the user should see once: on the console, or as a warning at the line that called the package."""
+        if self._console:
+            self._console.say(f"Notice: {sentence}")
+        elif self._warns:
+            warnings.warn(sentence, category, stacklevel=_frames_inside() + 1)
+
     def close(self) -> None:
         """Gives the terminal back, then closes the files; all are closed even if one of them fails."""
         try:
@@ -111,3 +130,11 @@ class Monitor:
             finally:
                 if self._events:
                     self._events.close()
+
+
+def _frames_inside() -> int:
+    """How many frames on the stack are the package's, its caller's included."""
+    frame, count = sys._getframe(1), 1
+    while frame.f_back and frame.f_back.f_globals.get("__name__", "").partition(".")[0] == "tapedist":
+        frame, count = frame.f_back, count + 1
+    return count

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from tapedist.data import frames
 from tapedist.errors import InputError
 from tapedist.results.prediction import predict_rows
 from tapedist.results.statistics import Statistics
@@ -43,6 +44,7 @@ class TrainResult:
         statistics: the optimum and the distance to it; None where it is unknown or the model is not linear.
         stopped: why training stopped before its last epoch; empty if it did not.
         run_dir: the run's folder, or None.
+        advice: sentences on how far training ended from its optimum, and what to try; empty where it did not.
         model: the trained `tf.Module`, if one was given.
         center: float64 `[d]`, what a linear model's predictions subtract from the features; None for zeros.
         bias_at_center: the prediction at `center`, from which predictions are made, because `bias` has no digits for
@@ -66,6 +68,7 @@ class TrainResult:
     statistics: Statistics | None
     stopped: str
     run_dir: Path | None
+    advice: tuple[str, ...] = ()
     model: Any = None
     center: np.ndarray | None = None
     bias_at_center: float | None = None
@@ -73,13 +76,20 @@ class TrainResult:
     def predict(self, x: Any) -> np.ndarray:
         """Predictions `[k]` for rows `[k, d]` in raw units; those of a linear model equal `tapedist predict`'s bits.
 
+        Args:
+            x: an array or nested lists, whose columns go by position; or a table (a DataFrame of pandas or polars, an
+                Arrow table, a dict of arrays, a structured array), from which the columns are taken by name.
+
         Raises:
-            InputError: if `x` has another shape.
+            InputError: if `x` has another shape, lacks a feature or does not hold numbers.
         """
+        frames.check_row_labels(x=x)
+        x, _ = frames.matrix(x, "x", names=self.feature_names)
+        d = len(self.feature_names)
+        if x.ndim != 2 or x.shape[1] != d:
+            one = "; one row of them is np.asarray(x).reshape(1, -1)" if x.shape == (d,) else ""
+            raise InputError(f"x: has shape {list(x.shape)}; must be [rows, {d}], one column per feature{one}")
         if self.model is not None:
-            x, d = np.asarray(x), len(self.feature_names)
-            if x.ndim != 2 or x.shape[1] != d:
-                raise InputError(f"x: has shape {list(x.shape)}; must be [k, {d}]")
             return np.asarray(self.model(x.astype(self.model.trainable_variables[0].dtype.as_numpy_dtype)))
         return predict_rows(x, self.weights, self._bias_at_center, self.center)
 
@@ -102,6 +112,7 @@ class TrainResult:
             "loss": self.loss,
             **self.summary(),
             "statistics": self.statistics.as_json() if self.statistics else None,
+            "advice": list(self.advice),
         }
 
     def summary(self) -> dict[str, Any]:

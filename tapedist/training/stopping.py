@@ -12,6 +12,8 @@ from typing import Protocol
 
 import numpy as np
 
+SETTLED = "no parameter moves any more"
+
 
 @dataclasses.dataclass
 class StopMemory:
@@ -93,7 +95,7 @@ def settled(still: Callable[[np.ndarray], bool]) -> StopRule:
     """
 
     def rule(vector: np.ndarray, memory: StopMemory, *, again: bool) -> str:
-        return "no parameter moves any more" if still(vector) else ""
+        return SETTLED if still(vector) else ""
 
     return rule
 

@@ -113,7 +113,8 @@ class RunOptimum:
         is not known, or where the pass over the rows would take long.
         """
         rows, p = self.source.num_rows("train"), self._model.num_parameters
-        if self.newton is None or (self._has_meaning and not self._config.l2) or rows * p * p > _AFFORDABLE:
+        of_statistics = self._has_meaning and not self._config.l2
+        if self.newton is None or of_statistics or rows * p * p > _AFFORDABLE:
             return None
         found = self.newton(state[:p])
         # Half of squared error was looked at.

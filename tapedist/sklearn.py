@@ -23,15 +23,16 @@ class TapeRegressor(RegressorMixin, BaseEstimator):
 
     Args:
         mode: see `tapedist train --help`, as for all others.
-        num_epochs: epochs.
+        num_epochs: epochs, at most; "auto" ends with the fit, or after 1,000 epochs where nothing tells when that is.
         batch_size: rows per update in mini-batch mode.
-        learning_rate: step size.
+        learning_rate: step size; "auto" finds it from the rows, or is 0.1 where it is not known.
         optimizer: update rule.
         loss: per-example loss.
         l2: penalty on the weights.
         fit_intercept: whether to fit a bias.
         standardize: whether to train on columns of mean 0 and deviation 1; coefficients are in raw units either way.
-        stop_at_se: stop within so many standard errors of the optimum; 0 does not.
+        stop_at_se: stop within so many standard errors of the optimum; 0 does not, "auto" means 0.01 where the learning
+            rate is found from the rows.
         dtype: compute type.
         init: initial parameters.
         random_state: the run's seed, an int.
@@ -49,15 +50,15 @@ class TapeRegressor(RegressorMixin, BaseEstimator):
         self,
         *,
         mode: str = "full_batch",
-        num_epochs: int = 1000,
+        num_epochs: int | str = "auto",
         batch_size: int = 1024,
-        learning_rate: float = 0.1,
+        learning_rate: float | str = "auto",
         optimizer: str = "sgd",
         loss: str = "squared",
         l2: float = 0.0,
         fit_intercept: bool = True,
         standardize: bool = True,
-        stop_at_se: float = 0.0,
+        stop_at_se: float | str = "auto",
         dtype: str = "float64",
         init: str = "zeros",
         random_state: int = 0,
@@ -96,7 +97,12 @@ class TapeRegressor(RegressorMixin, BaseEstimator):
         source = ArraySource(X, np.asarray(y, np.float64), weights, feature_names=labels)
         settings = {name: value for name, value in self.get_params(deep=False).items() if name != "config"}
         settings["seed"] = settings.pop("random_state") or 0
-        settings = {"statistics": "false" if not self.stop_at_se else "auto", "test_fraction": 0.0, **settings}
+        if self.learning_rate == "auto" and not (self.optimizer == "sgd" and self.loss in ("squared", "huber")):
+            settings["learning_rate"] = 0.1
+        if self.num_epochs == "auto" and settings["learning_rate"] != "auto":
+            settings["num_epochs"] = 1000
+        standard_errors = self.stop_at_se not in (0, "auto")
+        settings = {"statistics": "auto" if standard_errors else "false", "test_fraction": 0.0, **settings}
         if self.mode == "mini_batch":
             settings["shuffle"] = "rows"
         result: TrainResult = train(TrainConfig(**{**settings, **(self.config or {})}), source=source)

@@ -44,7 +44,35 @@ _LOOKALIKES = tuple(
 )
 # Words and signs for no number, of pandas, R, Excel, databases and questionnaires.
 _BLANKS = frozenset(
-    ["", "na", "n/a", "null", "none", "#n/a", "#na", "#n/a n/a", "<na>", "nil", "(null)", "\\n", "?", "-", "--", ".", "#div/0!", "#value!", "#ref!", "#num!", "#name?", "#null!", "1.#ind", "-1.#ind", "1.#qnan", "-1.#qnan", "nat"]
+    [
+        "",
+        "na",
+        "n/a",
+        "null",
+        "none",
+        "#n/a",
+        "#na",
+        "#n/a n/a",
+        "<na>",
+        "nil",
+        "(null)",
+        "\\n",
+        "?",
+        "-",
+        "--",
+        ".",
+        "#div/0!",
+        "#value!",
+        "#ref!",
+        "#num!",
+        "#name?",
+        "#null!",
+        "1.#ind",
+        "-1.#ind",
+        "1.#qnan",
+        "-1.#qnan",
+        "nat",
+    ]
 )
 _WITH_UNIT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)\s*[^\W\d_].*|[<>~]=?\s*[+-]?(\d+\.?\d*|\.\d+)", re.DOTALL)
 

@@ -39,9 +39,10 @@ def _far_away(config: TrainConfig, result: TrainResult, gap: Gap, *, limit: floa
         return []
     where = f"training ended {gap.standard_errors:.3g} standard errors from the optimum"
     if gap.excess is not None and result.train_loss and gap.excess > 0:
-        least = result.train_loss - gap.excess
-        share = f" ({gap.excess / least:.2g} of it)" if least > 0 else ""
-        where += f", with a loss {gap.excess:.3g}{share} above the least"
+        fit = result.statistics and result.statistics.fit
+        least = fit.loss if fit else result.train_loss - gap.excess
+        share = f" ({gap.excess / least:.2%})" if least > 0 else ""
+        where += f", its loss {gap.excess:.3g}{share} above the least"
     return [f"{where}; {_closer(config, result)}"]
 
 

@@ -18,7 +18,16 @@ from tapedist.results.statistics import Statistics, intercept_at_zero, mean_abso
 from tapedist.text_values import shown
 from tapedist.training.engines import Engine, MomentsEngine, Setup
 from tapedist.training.measures import full_gradient
-from tapedist.training.stopping import Stopping, StopRule, near_optimum, settled, small_gradient, stale_test_loss
+from tapedist.training.state import TrainingState
+from tapedist.training.stopping import (
+    SETTLED,
+    Stopping,
+    StopRule,
+    near_optimum,
+    settled,
+    small_gradient,
+    stale_test_loss,
+)
 
 _MOST_LOOKS = 1000
 _AFFORDABLE = 5e9  # About two seconds of products.
@@ -108,15 +117,17 @@ class RunOptimum:
         )  # fmt: skip
         return Statistics.of(fit, weights, bias, truth=getattr(self.source, "truth", None), mae=mae, center=center)
 
-    def gap(self, state: np.ndarray) -> Gap | None:
-        """How far a state is from the optimum of the run's own objective; None where it is that of least squares, where it
-        is not known, or where the pass over the rows would take long.
+    def gap(self, state: TrainingState) -> Gap | None:
+        """How far a state that no rule found close is from the optimum of the run's own objective.
+
+        None where that is least squares, where it is not known, or where the pass over the rows would take long.
         """
         rows, p = self.source.num_rows("train"), self._model.num_parameters
         of_statistics = self._has_meaning and not self._config.l2
-        if self.newton is None or of_statistics or rows * p * p > _AFFORDABLE:
+        found_close = state.stopped not in ("", SETTLED)
+        if self.newton is None or of_statistics or found_close or rows * p * p > _AFFORDABLE:
             return None
-        found = self.newton(state[:p])
+        found = self.newton(state.vector[:p])
         # Half of squared error was looked at.
         twice = 2 if self._config.loss == "squared" and found.excess is not None else 1
         return Gap(found.standard_errors, found.excess and twice * found.excess)

@@ -29,6 +29,7 @@ from tapedist.results.outcome import TrainResult, digest
 from tapedist.run_folder import RunFolder
 from tapedist.run_optimum import RunOptimum, stopping_rules
 from tapedist.signals import StopSignals
+from tapedist.text_values import shown
 from tapedist.training import engines, losses, optimizers
 from tapedist.training.consensus import heed
 from tapedist.training.engines import Engine, Setup
@@ -85,6 +86,7 @@ class Session:
             heed=self._heed,
         )  # fmt: skip
         self._config = config = self._with_an_end(config)
+        self._say_left_out()
         self._setup = _setup(config, self._objective, strategy, budget=team.smallest(engines.memory_budget()))
         self._optimum = RunOptimum(config, self._objective, say=monitor.say, heed=self._heed)
         self._kept = KeptRun(
@@ -102,6 +104,20 @@ class Session:
             "and for standard errors; training ends by --num_epochs"
         )
         return config.without_survey()
+
+    def _say_left_out(self) -> None:
+        """Names the features that are left out, where no table of coefficients will."""
+        objective, config = self._objective, self._config
+        has_table = objective.is_squared and config.statistics != "false"
+        if objective.survey and not has_table:
+            reasons = objective.survey.fit.aliased_because()
+        elif not objective.survey:
+            names = (self._source.feature_names[feature] for feature in objective.units.left_out)
+            reasons = tuple(f"{shown(name)} does not vary" for name in names)
+        else:
+            return
+        if reasons:
+            self._monitor.notice(f"left out, with weight 0: {'; '.join(reasons)}")
 
     def _heed(self) -> bool:
         """False; asked between the blocks of a pass over the rows.
@@ -256,9 +272,7 @@ class Session:
             center=center,
             bias_at_center=bias_at_center,
         )
-        sentences = advice(
-            self._config, result, of_user=is_users(self._config, source), gap=self._optimum.gap(state.vector)
-        )
+        sentences = advice(self._config, result, of_user=is_users(self._config, source), gap=self._optimum.gap(state))
         return dataclasses.replace(result, advice=tuple(sentences))
 
 

@@ -162,8 +162,8 @@ class NewtonGap:
             return Gap(None, None)
         move = np.zeros(len(parameters))
         move[free] = np.linalg.solve(curved, gradient[free])
-        # Standard errors of the estimate itself (Huber, "Robust statistics", 1981, 7.6), or if they are smaller those of
-        # least squares.
+        # Standard errors of the estimate itself (Huber, "Robust statistics", 1981, 7.6), or those of least squares if
+        # they are smaller.
         own = math.sqrt(squares) / inside / math.sqrt(self._metric.fit.num_rows)
         errors = [e for e in (own, self._metric.standard_error) if e]
         return Gap(self._metric.length(move) / min(errors) if errors else None, float(gradient @ move) / 2)

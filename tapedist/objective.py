@@ -146,6 +146,8 @@ def _linear_units(
     if not surveyed and not config.standardizes:
         return RawUnits(), None
     columns = ColumnMoments.of(source, heed)
+    if config.standardizes and not own_loss:
+        check_target(config, source, columns)
     found = survey(source, columns, fit_intercept=config.fit_intercept, heed=heed) if surveyed else None
     left_out: Sequence[int] = ()
     if surveyed:
@@ -155,8 +157,6 @@ def _linear_units(
             source.num_features, fit_intercept=config.fit_intercept, left_out=left_out, weight_unit=columns.weight_unit
         )
         return units, found
-    if not own_loss:
-        check_target(config, source, columns)
     # The target may only be shifted where the loss is known to depend on the difference alone.
     units = StandardUnits.of(
         source, fit_intercept=config.fit_intercept, center_target=not own_loss, left_out=left_out, columns=columns

@@ -10,7 +10,7 @@ import signal
 
 
 class FitWarning(UserWarning):
-    """What was fitted is not what the rows would give: training ended far from its optimum."""
+    """What to know of a fit: training ended far from its optimum, or features were left out."""
 
 
 class TapedistError(Exception):

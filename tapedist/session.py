@@ -99,9 +99,10 @@ class Session:
         """`config`, with a rate and a number of epochs where the rows are too wide to say what auto stands for."""
         if self._objective.survey or not self._objective.is_linear or not is_users(config, self._source):
             return config
-        self._monitor.say(
-            f"Notice: {self._source.num_features} features are too many to look for linear combinations among them, "
-            "and for standard errors; training ends by --num_epochs"
+        self._monitor.notice(
+            f"{self._source.num_features} features are too many to look for linear combinations among them, "
+            "and for standard errors; training ends by --num_epochs",
+            FitWarning,
         )
         return config.without_survey()
 
@@ -117,7 +118,7 @@ class Session:
         else:
             return
         if reasons:
-            self._monitor.notice(f"left out, with weight 0: {'; '.join(reasons)}")
+            self._monitor.notice(f"left out, with weight 0: {'; '.join(reasons)}", FitWarning)
 
     def _heed(self) -> bool:
         """False; asked between the blocks of a pass over the rows.

@@ -81,3 +81,21 @@ def test_a_fixed_length_stays(fixed: int, steps: int):
     calls.observe(steps, 100.0)
     calls.observe(steps, 100.0)
     assert calls.steps() == steps
+
+
+def test_rows_and_looks_become_rarer_in_a_run_without_a_known_end():
+    schedule = Schedule(
+        num_epochs=10**6, steps_per_epoch=1, log_every_epochs=10, eval_every_epochs=0, checkpoint_every_steps=0,
+        check_every_epochs=10, slowing=True,
+    )  # fmt: skip
+    logged = list(schedule.logged(range(0, 10**6)))
+    decades = [range(0, 1000, 10), *(range(10**k, 10 ** (k + 1), 10 ** (k - 1)) for k in (3, 4, 5))]
+    assert logged == [epoch for decade in decades for epoch in decade]
+    assert all(schedule.logs(epoch) and schedule.checks(epoch) for epoch in logged)
+    step, looks = 0, [0]
+    while step < 10**6:
+        step += schedule.steps_to_milestone(step)
+        looks.append(step)
+    assert looks == [*logged, 10**6]
+    # Wherever a call begins, the same epochs have rows.
+    assert list(schedule.logged(range(995, 1250))) == [1000, 1100, 1200]

@@ -44,6 +44,8 @@ class ArraySource:
     ):
         self._columns = tuple(_floats(column) for column in (x, y, w) if column is not None)
         _check(self._columns, len(feature_names), test_rows)
+        # Training divides weights, which count in proportion only, by 2 to the power of it.
+        self.weight_exponent = 0 if w is None else int(np.frexp(self._columns[2].max())[1])
         self._train = len(self._columns[1]) - test_rows
         self.num_features = self._columns[0].shape[1]
         self.feature_names = tuple(feature_names) or tuple(f"x{j}" for j in range(self.num_features))
@@ -143,6 +145,11 @@ def _check(columns: tuple[np.ndarray, ...], num_names: int, test_rows: int) -> N
             raise InputError(f"{name}: holds numbers that are not finite; correct them or leave their rows out")
     if len(columns) == 3 and columns[2].min() < 0:
         raise InputError("w: holds a negative weight; weights must be at least 0")
+    if len(columns) == 3 and 0 < columns[2].max() < (least := np.finfo(columns[2].dtype).tiny):
+        raise InputError(
+            f"w: its largest weight is {columns[2].max():g}; must be at least {least:.3g}, below which numbers lose their "
+            "digits; multiply all of it by a large number, which changes no result"
+        )
     if len(columns) == 3:
         for split, weights in (("training", columns[2][: n - test_rows]), ("test", columns[2][n - test_rows :])):
             if len(weights) and not weights.any():

@@ -145,6 +145,7 @@ class StandardizedSource:
         self._source, self._units = source, units
         self.num_features, self.feature_names = source.num_features, source.feature_names
         self.target_name, self.weighted = source.target_name, source.weighted
+        self.weight_exponent = getattr(source, "weight_exponent", 0)
         if hasattr(source, "take_runs"):
             self.take_runs = self._take_runs
 
@@ -223,8 +224,9 @@ def _column_blocks(source: Source, heed: Callable[[], object]) -> Iterator[tuple
     """The training rows in the blocks of `row_blocks`: `(columns [d + 1, k], w [k] or None)`, float64.
 
     Sums along contiguous columns are the fastest, and a table is read that way. A block may be changed; the next one
-    takes its memory.
+    takes its memory. Weights are in units in which their sum fits.
     """
+    exponent = getattr(source, "weight_exponent", 0)
     if isinstance(source, TableSource):
         buffer = np.zeros(0)  # Fresh memory for every block would cost as much as reading it.
         for rows in row_ranges(source, "train", heed=heed):
@@ -232,12 +234,12 @@ def _column_blocks(source: Source, heed: Callable[[], object]) -> Iterator[tuple
             buffer = buffer if size <= len(buffer) else np.empty(size)
             columns = buffer[:size].reshape(-1, len(rows))
             source.columns_into(columns, "train", rows)
-            yield (columns[:-1], columns[-1]) if source.weighted else (columns, None)
+            yield (columns[:-1], np.ldexp(columns[-1], -exponent)) if source.weighted else (columns, None)
         return
     for x, y, w in row_blocks(source, "train", heed=heed):
         columns = np.empty((x.shape[1] + 1, len(y)))
         columns[:-1], columns[-1] = x.T, y
-        yield columns, w
+        yield columns, None if w is None else np.ldexp(w, -exponent)
 
 
 def _units(columns: np.ndarray, first: np.ndarray) -> np.ndarray:

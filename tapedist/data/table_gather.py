@@ -69,14 +69,16 @@ class RowGather:
         self._local = threading.local()
 
     def into(
-        self, out: Sequence[np.ndarray], file_rows: RowNumbers, *, units: Units | None = None, ascending: bool = True
-    ) -> None:
+        self, out: Sequence[np.ndarray], file_rows: RowNumbers, *, units: Units | None = None,
+        weight_exponent: int = 0, ascending: bool = True,
+    ) -> None:  # fmt: skip
         """Writes rows into `out`, rounded to its types at the very end.
 
         Args:
             out: `(x [k, d], y [k][, w [k]])`.
             file_rows: numbers in the file.
             units: of the result; raw ones if None.
+            weight_exponent: weights are divided by 2 to the power of it.
             ascending: whether the rows behind are asked for next.
         """
         d, (x, *rest) = self._d, out
@@ -87,6 +89,8 @@ class RowGather:
                 rows = part.stop - part.start
                 found = self._local.buffer[: self._width * rows].reshape(self._width, rows)
                 pick(found, units)
+                if weight_exponent:
+                    np.ldexp(found[-1], -weight_exponent, out=found[-1])
                 x[part] = found[:d].T
                 for column, values in zip(rest, found[d:], strict=True):
                     column[part] = values

@@ -1,9 +1,9 @@
 """The triangular factor of centred second moments, and which columns it finds to say nothing new.
 
 Cholesky's factorisation (Higham, "Accuracy and Stability of Numerical Algorithms", 2nd ed., 10.1) in double-double
-arithmetic. Its factor is the `R` of a QR factorisation of the centred rows whose columns are taken strictly from left to
-right: a column that those before it make up is aliased, and left out, as by R's `lm`. This is the one place where that
-is decided.
+arithmetic. Its factor is the `R` of a QR factorisation of the centred rows whose columns are taken strictly from left
+to right: a column that those before it make up is aliased, and left out, as by R's `lm`. This is the one place where
+that is decided.
 
 Legend: `d` features, `r` of them kept. Columns are in scaled units.
 """

@@ -26,6 +26,7 @@ from tapedist.results.quadratic_form import CentredMoments, QuadraticForm, quadr
 
 FLOAT64_ROUNDING = 2.0**-53
 FLOAT32_ROUNDING = 2.0**-24
+_SUMMED = 8.0  # Roundings of a mean in float64, from which centred columns are measured.
 _MOST_NAMES = 8  # Of the features that make up an aliased one.
 
 
@@ -154,7 +155,7 @@ def least_squares(
     about_mean = products[-1, -1] - offsets[-1] * sums[0, -1]
     if fit_intercept:
         products = products - offsets[:, None] * sums[0, 1:][None, :]
-        means = offsets * scale + moments.shift
+        means = offsets.scaled(scale) + moments.shift
     centred = CentredMoments(
         num_rows=moments.num_rows,
         total=sums[0, 0],
@@ -207,7 +208,7 @@ def from_moments(
     moments = _scaled(num_rows, sum_weights, means, centred, fit_intercept=fit_intercept)
     # Sums in float64 cannot tell a column at the tolerance from one that is all rounding.
     tolerance = max(ALIASED_BELOW, 4 * math.sqrt(relative_error))
-    factor = _factor(moments, precision=FLOAT64_ROUNDING, tolerance=tolerance, aliased=aliased)
+    factor = _factor(moments, precision=_SUMMED * FLOAT64_ROUNDING, tolerance=tolerance, aliased=aliased)
     condition = factor.condition_number() or 1.0
     target = float(moments.products.hi[-1, -1])
     left = factor.residual / target if target > 0 else 1.0
@@ -245,9 +246,7 @@ def _scaled(
     )
 
 
-def _factor(
-    moments: CentredMoments, *, precision: float, tolerance: float, aliased: Sequence[int] | None
-) -> Factor:
+def _factor(moments: CentredMoments, *, precision: float, tolerance: float, aliased: Sequence[int] | None) -> Factor:
     return factorise(
         moments.products,
         rounding=moments.rounding(precision),

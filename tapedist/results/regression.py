@@ -126,7 +126,7 @@ def residual_metrics(blocks: Iterable[Rows], weights: np.ndarray, bias: float = 
         # Weights count in units of the largest power of two among them: neither their sum nor a product overflows.
         heaviest = float(np.ldexp(1.0, np.frexp(used.max())[1] - 1))
         if heaviest > unit:
-            sums, unit = sums * (unit / heaviest), heaviest
+            sums, unit = sums.scaled(unit / heaviest), heaviest
         used = used / unit
         residuals = np.abs(np.asarray(y, np.float64) - (np.asarray(x, np.float64) @ weights + bias))
         sums = sums + np.array([used.sum(), used @ residuals**2, used @ residuals])

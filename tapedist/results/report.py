@@ -228,7 +228,9 @@ def _coefficient_caption(report: ReportData, known: Collection[str]) -> str:
             "t, p and intervals belong to the optimum."
         )
     elif "optimum" in known:
-        parts.append("The optimum is the least-squares solution; standard errors (SE), t, p and intervals belong to it.")
+        parts.append(
+            "The optimum is the least-squares solution; standard errors (SE), t, p and intervals belong to it."
+        )
     if "off by" in known:
         parts.append("Off by: how far what was learned still is from it.")
     if report.left_out:

@@ -137,7 +137,7 @@ def test_filip_is_aliased_as_by_lm() -> None:
     """The others have the least squares of a polynomial of degree nine, as R prints it with NA for the tenth power."""
     x, y = map(np.array, _design("filip", float))
     fit = least_squares(lambda: [(x, y, None)], num_features=10)
-    assert fit.aliased_because() == ("x10 is a linear combination of x1, x2, x3, x4, x5, x6, x7, x8 and 1 more",)
+    assert fit.left_out() == ["x10 is a linear combination of x1, x2, x3, x4, x5, x6, x7, x8 and 1 more"]
     exact, inverse, rss = _exact_solution(
         [[Fraction(1), *map(Fraction, row[:9])] for row in x.tolist()], [*map(Fraction, y)]
     )

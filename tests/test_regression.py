@@ -198,7 +198,7 @@ def test_moments_decline_where_digits_are_doubtful() -> None:
     assert fit(np.where(x > 0, np.inf, x)[:, :0], y) is not None, "no feature"
     constant = fit(np.column_stack([x, np.full(100, 3.0)]), y)
     assert constant is not None
-    assert constant.aliased_because() == ("x3 does not vary",)
+    assert constant.left_out() == ["x3 does not vary"]
 
 
 @pytest.mark.parametrize(
@@ -229,6 +229,90 @@ def test_an_exact_fit_has_no_error_and_no_t() -> None:
     assert (slope.standard_error, slope.t, slope.p, slope.low) == (0.0, None, None, slope.optimum)
     assert fit.loss == fit.residual_std == 0
     assert distance(fit, np.array([3.0])).max_standard_errors is None
+
+
+def _exact_line(x: Array, y: Array) -> tuple[float, float, float]:
+    """Slope, its standard error and the residual standard deviation, by fractions."""
+    rows = [(Fraction(float(a)), Fraction(float(b))) for a, b in zip(x, y, strict=True)]
+    n, sx, sy = len(rows), sum(a for a, _ in rows), sum(b for _, b in rows)
+    sxx = sum(a * a for a, _ in rows) - sx * sx / n
+    sxy = sum(a * b for a, b in rows) - sx * sy / n
+    left = sum(b * b for _, b in rows) - sy * sy / n - sxy * sxy / sxx
+    # Roots of ratios near 1 times powers of two: squares of the smallest and largest targets are beyond float64.
+    half = (left.numerator.bit_length() - left.denominator.bit_length()) // 2
+    root = math.sqrt(left / Fraction(4) ** half)
+    std = math.ldexp(root / math.sqrt(n - 2), half)
+    lengths = (sxx.numerator.bit_length() - sxx.denominator.bit_length()) // 2
+    return float(sxy / sxx), math.ldexp(std / math.sqrt(sxx / Fraction(4) ** lengths), -lengths), std
+
+
+_TIME = np.arange(60.0)
+_NOISE = np.random.default_rng(3).normal(size=60)
+
+
+@pytest.mark.parametrize(
+    ("x", "y"),
+    [
+        (1.7e15 + _TIME, _TIME + 0.3 * _NOISE),  # Microseconds since 1970.
+        (1.7e15 + _TIME / 4, _TIME + 0.3 * _NOISE),  # Every number is a multiple of its last bit.
+        (1.7e18 + 1024 * _TIME, _TIME + 0.2 * _NOISE),
+        (1.7e9 + 0.001 * _TIME, 0.001 * _TIME + 1e-6 * _NOISE),
+        (1e9 + _TIME / 1024, _TIME / 1024 + np.round(4 * _NOISE) / 4096),
+        (1e12 + 0.1 * _TIME, 1e9 + _NOISE),
+        (_TIME, 1e9 + 2e-7 * _NOISE),  # Twice the distance of neighbours.
+        (2.0**52 + _TIME, 2.0**52 + _TIME + np.round(2 * _NOISE)),
+        (_TIME, _TIME + 1e-6 * _NOISE),
+        (_TIME, 1e-40 * (_TIME + _NOISE)),
+        (_TIME, 1e-300 * (_TIME + _NOISE)),
+        (_TIME, 1e148 * (_TIME + _NOISE)),
+        (1e-300 * _TIME, _TIME + _NOISE),
+        (1e297 * _TIME, _TIME + _NOISE),
+        (np.where(_TIME < 50, 0, 1e160 * _TIME), _TIME + _NOISE),  # The first block is no measure of the others.
+        (np.where(_TIME < 50, 1e-200, 1e100) * _TIME, _TIME + _NOISE),
+    ],
+)
+def test_a_residual_is_not_taken_for_rounding(x: Array, y: Array) -> None:
+    fit = least_squares(_blocks(x[:, None], y, size=17), num_features=1)
+    slope, error, std = _exact_line(x, y)
+    assert fit.aliased == ()
+    assert fit.coefficients[0].optimum == pytest.approx(slope, rel=1e-12)
+    assert fit.coefficients[0].standard_error == pytest.approx(error, rel=1e-8)
+    assert fit.residual_std == pytest.approx(std, rel=1e-8)
+    assert fit.rmse == pytest.approx(std * math.sqrt(58 / 60), rel=1e-8)
+    assert fit.r2 is not None
+    assert fit.r2 < 1
+
+
+def test_an_exact_fit_is_found_at_any_offset() -> None:
+    for x, y in (
+        (_TIME, 3 * _TIME + 7),
+        (0.1 * _TIME, np.round(0.3 * _TIME + 0.7, 6)),
+        (1.7e15 + _TIME, 2 * _TIME + 1),
+        (1e9 + _TIME / 8, 2 * (1e9 + _TIME / 8) + 1),
+        (_TIME, 1e-200 * _TIME),
+    ):
+        fit = _fit(x[:, None], y)
+        assert (fit.loss, fit.residual_std, fit.r2, fit.coefficients[0].standard_error) == (0, 0, 1, 0)
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-40, 1.0, 1e200, 1e308])
+def test_weights_of_any_scale(scale: float) -> None:
+    x, y, w = _data(13, 90, 2)
+    w = w / w.max() * scale
+    fit, reference = _fit(x, y, w), _fit(x, y, w / scale)
+    for field in ("optimum", "standard_error", "t", "p", "low"):
+        np.testing.assert_allclose(_column(fit, field), _column(reference, field), rtol=1e-12)
+    assert fit.residual_std == pytest.approx(reference.residual_std * math.sqrt(scale), rel=1e-12)
+    np.testing.assert_allclose(fit.standard_error_of_mean(x[:3]), reference.standard_error_of_mean(x[:3]), rtol=1e-12)
+    found, expected = (residual_metrics(_blocks(x, y, v)(), np.ones(2), 1.0) for v in (w, w / scale))
+    assert found is not None
+    assert expected is not None
+    assert (found.loss, found.mae) == pytest.approx((expected.loss, expected.mae), rel=1e-13)
+    json.dumps(as_dict(fit), allow_nan=False)  # The sum of the largest is beyond float64.
+    # The first rows may be no measure of the others.
+    uneven = np.where(np.arange(90) < 50, w * 1e-200, w)
+    late = _fit(x, y, uneven)
+    np.testing.assert_allclose(late.weights, _fit(x[50:], y[50:], w[50:]).weights, rtol=1e-10)
 
 
 def test_distance_is_exact_next_to_the_optimum() -> None:
@@ -392,10 +476,10 @@ def test_in_a_file_nothing_is_left_out_or_wrapped() -> None:
     assert "t" in lines[1].split()
     assert "interval" in lines[1].split()
     assert "words" in lines[2]
-    dependent = _fit(np.column_stack([x, *[x[:, :1]] * 9]), y)
+    dependent = _fit(np.column_stack([x, *[x[:, :1]] * 9, *[k * x[:, k % 3] + x[:, 0] for k in range(1, 12)]]), y)
     (line,) = [line for line in format_table(dependent).splitlines() if "Left out" in line]
     assert len(line) > 120
-    assert line.endswith("x11 is a linear combination of x1; and 1 more")
+    assert "x4, x5, x6, x7, x8, x9, x10, x11 and 4 more are each a linear combination of x1; x13, x16" in line
 
 
 def test_tensorflow_is_not_imported() -> None:

@@ -147,8 +147,8 @@ def _check(columns: tuple[np.ndarray, ...], num_names: int, test_rows: int) -> N
         raise InputError("w: holds a negative weight; weights must be at least 0")
     if len(columns) == 3 and 0 < columns[2].max() < (least := np.finfo(columns[2].dtype).tiny):
         raise InputError(
-            f"w: its largest weight is {columns[2].max():g}; must be at least {least:.3g}, below which numbers lose their "
-            "digits; multiply all of it by a large number, which changes no result"
+            f"w: its largest weight is {columns[2].max():g}; must be at least {least:.3g}, below which numbers lose "
+            "their digits; multiply all of it by a large number, which changes no result"
         )
     if len(columns) == 3:
         for split, weights in (("training", columns[2][: n - test_rows]), ("test", columns[2][n - test_rows :])):

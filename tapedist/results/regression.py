@@ -141,14 +141,13 @@ def as_dict(fit: LeastSquares) -> dict[str, Any]:
     """The result as plain JSON values: undefined ones are None, nothing is NaN or infinite."""
     skipped = ("form", "weights", "coefficients", "names", "aliased", "combinations")
     fields = {f.name: getattr(fit, f.name) for f in dataclasses.fields(fit) if f.name not in skipped}
-    aliased = zip(fit.aliased, fit.combinations, fit.aliased_because(), strict=True)
     values = {
         **fields,
         "names": list(fit.names),
         "weights": fit.weights.tolist(),
         "aliased": [
-            {"feature": feature, "name": fit.names[feature], "combination_of": list(parts), "because": reason}
-            for feature, parts, reason in aliased
+            {"feature": feature, "name": fit.names[feature], "because": reason}
+            for feature, reason in zip(fit.aliased, fit.aliased_because(), strict=True)
         ],
         "coefficients": [dataclasses.asdict(c) for c in fit.coefficients],
     }

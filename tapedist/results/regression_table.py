@@ -84,6 +84,7 @@ def _coefficient_lines(
     ):
         if gaps is not None:
             columns.append((head, ["" if gap is None else f"{gap:.2g} SE" for gap in gaps[:_SHOWN_COEFFICIENTS]]))
+    columns = columns[:1] + [column for column in columns[1:] if any(column[1])]
     yield from _aligned(columns, width or math.inf, spare=[heads[2], heads[4]])
     hidden = len(fit.coefficients) - _SHOWN_COEFFICIENTS
     if hidden > 0:
@@ -94,7 +95,7 @@ def _aliased_lines(fit: LeastSquares, width: int | None) -> list[str]:
     """Which features are left out, and why."""
     if not fit.aliased:
         return []
-    reasons = fit.aliased_because()
+    reasons = fit.left_out()
     text = f"Left out, with weight 0: {'; '.join(reasons[:_SHOWN_REASONS])}"
     if len(reasons) > _SHOWN_REASONS:
         text += f"; and {len(reasons) - _SHOWN_REASONS} more"

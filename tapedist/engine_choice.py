@@ -9,6 +9,7 @@ import numpy as np
 from tapedist.cluster.toll import TolledCalls, gather_seconds
 from tapedist.config import TrainConfig
 from tapedist.data.blocks import Source
+from tapedist.data.row_arrays import row_blocks
 from tapedist.data.synthetic import SyntheticSource
 from tapedist.errors import InputError
 from tapedist.training import engines
@@ -78,7 +79,7 @@ def choose_call_length(
 def test_evaluator(
     config: TrainConfig, setup: Setup, *, heed: Callable[[], bool]
 ) -> Callable[[np.ndarray], tuple[float, float]] | None:
-    """The loss of a state on the test split; None without test rows.
+    """The loss of a state on the test split; None without test rows that weigh anything.
 
     Args:
         config: the run's settings.
@@ -86,10 +87,17 @@ def test_evaluator(
         heed: asked now and then inside a long visit: False, or raises to break it off.
     """
     passes = 1
-    if not setup.source.num_rows("test"):
+    if not _has_weight(setup.source, "test", heed):
         return None
     if config.eval_every_epochs:
         passes += config.most_epochs // config.eval_every_epochs
     if config.early_stop_patience:
         passes += config.most_epochs // config.early_stop_every_epochs
     return evaluator(engines.full_batch(setup, split="test", passes=passes), heed)
+
+
+def _has_weight(source: Source, split: str, heed: Callable[[], bool]) -> bool:
+    """Whether a split has a loss; seldom looks further than its first rows."""
+    if not source.weighted:
+        return source.num_rows(split) > 0
+    return any(w is not None and (w > 0).any() for _, _, w in row_blocks(source, split, heed=heed))

@@ -153,9 +153,7 @@ def _linear_units(
     if surveyed:
         left_out = found.fit.aliased if found else columns.constant()
     if not config.standardizes:
-        units = StandardUnits.raw(
-            source.num_features, fit_intercept=config.fit_intercept, left_out=left_out, weight_unit=columns.weight_unit
-        )
+        units = StandardUnits.raw(source.num_features, fit_intercept=config.fit_intercept, left_out=left_out)
         return units, found
     # The target may only be shifted where the loss is known to depend on the difference alone.
     units = StandardUnits.of(

@@ -64,15 +64,28 @@ def refused(capsys: pytest.CaptureFixture[str], *words: Any, code: int = 2) -> s
     return lines[0]
 
 
-def test_no_intervals_where_columns_depend_on_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    a = np.random.default_rng(0).normal(size=50)
-    np.savez(tmp_path / "t.npz", a=a, twice=2 * a, y=a + np.arange(50))
-    words = [f"--data={tmp_path / 't.npz'}", f"--run_dir={tmp_path / 'run'}"]
-    assert cli.main(["train", *words, "--target=y", "--num_epochs=5", "--plots=false"]) == 0
+def test_no_intervals_without_degrees_of_freedom(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    a = np.random.default_rng(0).normal(size=6)
+
+    def words(rows: int) -> list[str]:
+        np.savez(tmp_path / "t.npz", a=a[:rows], b=a[:rows] ** 2, twice=2 * a[:rows], y=np.arange(rows) ** 2.0)
+        return [f"--data={tmp_path / 't.npz'}", f"--run_dir={tmp_path / f'run{rows}'}"]
+
+    settings = ["--target=y", "--num_epochs=5", "--plots=false", "--learning_rate=0.01", "--test_fraction=0"]
+    interval = [f"--output={tmp_path / 'p.csv'}", "--interval"]
+    few = words(3)
+    assert cli.main(["train", *few, *settings]) == 0
     capsys.readouterr()
-    line = refused(capsys, "predict", *words, f"--output={tmp_path / 'p.csv'}", "--interval")
-    assert "twice" in line
-    assert "train without those columns" in line
+    line = refused(capsys, "predict", *few, *interval)
+    assert line.endswith(
+        "no standard errors: 3 rows leave none for 3 parameters; train on more rows, or drop --interval"
+    )
+    assert cli.main(["predict", *few, f"--output={tmp_path / 'q.csv'}"]) == 0
+    enough = words(6)
+    assert cli.main(["train", *enough, *settings]) == 0
+    assert cli.main(["predict", *enough, *interval]) == 0
+    with open(tmp_path / "p.csv") as file:
+        assert all(float(row["low"]) < float(row["high"]) for row in csv.DictReader(file))
 
 
 def test_predictions_have_one_set_of_bits(result: TrainResult, run: Path, table: Path, tmp_path: Path):

@@ -26,6 +26,8 @@ _CERTIFIED = json.loads((_FOLDER / "certified.json").read_text())
 # Digits that the float64 rounding of the printed decimals (and of the powers of x) leaves: (coefficients, the rest).
 # Measured; NIST's own numbers have 15. Filip's design amplifies a rounding of 1e-16 by its condition of 1e9.
 _DIGITS = {"filip": (7, 7)}
+# Less than 1e-7 of Filip's last power is left beside the others: as R's `lm`, a fit without a tolerance leaves it out.
+_TOLERANCE = {"filip": 1e-10}
 
 
 def _observations(name: str) -> tuple[list[list[str]], list[str]]:
@@ -55,6 +57,7 @@ def _fit(name: str) -> LeastSquares:
         lambda: [(x[:7], y[:7], None), (x[7:], y[7:], None)],
         num_features=x.shape[1],
         fit_intercept=_CERTIFIED[name]["intercept"],
+        tolerance=_TOLERANCE.get(name, 1e-7),
     )
 
 
@@ -63,7 +66,7 @@ def _reached(fit: LeastSquares, name: str) -> dict[str, float]:
     # NIST lists the intercept first.
     entries = fit.coefficients[-1:] + fit.coefficients[:-1] if fit.fit_intercept else fit.coefficients
     pairs = zip(entries, certified["estimates"], certified["standard_errors"], strict=True)
-    found = [(_lre(c.estimate, estimate), _lre(c.standard_error, error)) for c, estimate, error in pairs]
+    found = [(_lre(c.optimum, estimate), _lre(c.standard_error, error)) for c, estimate, error in pairs]
     return {
         "estimates": min(f[0] for f in found),
         "standard errors": min(f[1] for f in found),
@@ -130,6 +133,20 @@ def test_certified_digits(name: str) -> None:
     assert min(reached.values()) >= for_the_rest, reached
 
 
+def test_filip_is_aliased_as_by_lm() -> None:
+    """The others have the least squares of a polynomial of degree nine, as R prints it with NA for the tenth power."""
+    x, y = map(np.array, _design("filip", float))
+    fit = least_squares(lambda: [(x, y, None)], num_features=10)
+    assert fit.left_out() == ["x10 is a linear combination of x1, x2, x3, x4, x5, x6, x7, x8 and 1 more"]
+    exact, inverse, rss = _exact_solution(
+        [[Fraction(1), *map(Fraction, row[:9])] for row in x.tolist()], [*map(Fraction, y)]
+    )
+    for entry, value, unit in zip(fit.coefficients[:9], exact[1:], inverse[1:], strict=True):
+        assert entry.optimum == pytest.approx(float(value), rel=1e-10)
+        assert entry.standard_error == pytest.approx(float(_root(unit * rss / (len(y) - 10))), rel=1e-10)
+    assert fit.degrees_of_freedom == len(y) - 10
+
+
 @pytest.mark.parametrize("name", ["norris", "noint1", "noint2", "longley", "filip", "wampler3"])
 def test_plain_moments_keep_nine_digits_or_decline(name: str) -> None:
     x, y = map(np.array, _design(name, float))
@@ -157,7 +174,7 @@ def _table(name: str, path: pathlib.Path) -> pathlib.Path:
 
 
 @pytest.mark.parametrize("standardize", ["true", "false"])
-@pytest.mark.parametrize("name", _CERTIFIED)
+@pytest.mark.parametrize("name", [name for name in _CERTIFIED if name not in _TOLERANCE])
 def test_certified_digits_of_a_run(name: str, standardize: str, tmp_path: pathlib.Path) -> None:
     """What `train` stores and prints has the digits of the optimum, however far gradient descent is from it."""
     from tapedist.config import TrainConfig
@@ -174,7 +191,7 @@ def test_certified_digits_of_a_run(name: str, standardize: str, tmp_path: pathli
     certified, coefficients = _CERTIFIED[name], stored["coefficients"]
     entries = coefficients[-1:] + coefficients[:-1] if certified["intercept"] else coefficients
     for entry, estimate, error in zip(entries, certified["estimates"], certified["standard_errors"], strict=True):
-        assert _lre(entry["estimate"], estimate) >= for_estimates
+        assert _lre(entry["optimum"], estimate) >= for_estimates
         assert _lre(entry["standard_error"], error) >= for_the_rest
     assert _lre(stored["residual_std"], certified["residual_std"]) >= for_the_rest
     assert _lre(stored["r2"], certified["r2"]) >= for_the_rest
@@ -203,5 +220,5 @@ def test_filip_has_every_digit_that_its_rounded_powers_leave() -> None:
     fit = _fit("filip")
     for entry, value, unit in zip(fit.coefficients, exact[1:] + exact[:1], inverse[1:] + inverse[:1], strict=True):
         assert entry.standard_error is not None
-        assert entry.estimate == pytest.approx(float(value), rel=1e-11)
+        assert entry.optimum == pytest.approx(float(value), rel=1e-11)
         assert entry.standard_error == pytest.approx(float(_root(unit * rss / (len(y) - 11))), rel=1e-11)

@@ -74,14 +74,15 @@ FULL = ReportData(
     parameters=[
         Parameter(
             name="x",
-            estimate=9.0123456789,
+            learned=9.0123456789,
             optimum=Coefficient("x", 9.0134, 0.0112, 804.8, 0.0, 8.99, 9.04),
-            distance=0.0941,
+            off_by=0.0941,
             truth=9.0,
+            truth_off_by=1.2,
         ),
         Parameter(
             name="intercept",
-            estimate=-2.004,
+            learned=-2.004,
             optimum=Coefficient("intercept", -2.003, 0.0111, -180.4, 1.5e-7, None, None),
             truth=-2.0,
         ),
@@ -136,7 +137,7 @@ def test_phones_print_and_dark_rooms_are_thought_of():
         assert re.search(rf"@media {re.escape(medium)} {{[^@]*\.pointer {{ display: none; }}", text)
     assert '<span class="pointer">; point at' in text
     # On a phone each number carries the name of its column.
-    assert text.count('data-label="estimate"') == 2
+    assert text.count('data-label="learned"') == 2
     assert "$" not in text, "a placeholder was left"
 
 
@@ -163,26 +164,41 @@ def test_coefficients_have_their_statistics():
     minus = "\N{MINUS SIGN}"
     table = cells(render(FULL))
     assert table["x"] == {
-        "estimate": "9.01235",
+        "learned": "9.01235",
         "optimum": "9.0134",
-        "distance (SE)": "0.094",
-        "std. error": "0.0112",
+        "std error": "0.0112",
         "t": "804.8",
         "p": f"&lt; 1e{minus}300",
         "95 % interval": "8.99 to 9.04",
+        "off by": "0.094 SE",
         "truth": "9",
-        "error": "0.0123",
+        "truth off by": "1.2 SE",
     }
-    assert table["intercept"]["estimate"] == f"{minus}2.004"
+    assert table["intercept"]["learned"] == f"{minus}2.004"
     assert table["intercept"]["p"] == f"1.5e{minus}07"
-    nearly_one = Parameter(name="x", estimate=1.0, optimum=Coefficient("x", 1.0, 0.1, 0.006, 0.995, 0.8, 1.2))
+    nearly_one = Parameter(name="x", learned=1.0, optimum=Coefficient("x", 1.0, 0.1, 0.006, 0.995, 0.8, 1.2))
     assert cells(render(dataclasses.replace(FULL, parameters=[nearly_one])))["x"]["p"] == "0.995"
     assert table["intercept"]["95 % interval"] == "\N{EN DASH}"
 
 
+def test_learned_parameters_that_are_the_optimum_have_one_column():
+    text = render(dataclasses.replace(FULL, learned_is_optimum=True))
+    assert list(cells(text)["x"]) == ["learned", "std error", "t", "p", "95 % interval", "truth", "truth off by"]
+    assert "What was learned is the least-squares optimum to within 0.01 standard errors" in Page(text).text
+    assert "Off by:" not in text
+
+
+def test_features_that_are_left_out_are_named():
+    reasons = ["year does not vary", "<b> is a linear combination of a"]
+    text = render(dataclasses.replace(FULL, left_out=reasons))
+    assert "Left out, with weight 0: year does not vary; &lt;b&gt; is a linear combination of a." in text
+    many = render(dataclasses.replace(FULL, left_out=[f"x{i} does not vary" for i in range(500)]))
+    assert "x19 does not vary; and 480 more." in many
+
+
 def test_unknown_statistics_have_no_column():
-    report = dataclasses.replace(FULL, parameters=[Parameter(name="x", estimate=1.0)])
-    assert cells(render(report)) == {"x": {"estimate": "1"}}
+    report = dataclasses.replace(FULL, parameters=[Parameter(name="x", learned=1.0)])
+    assert cells(render(report)) == {"x": {"learned": "1"}}
 
 
 def test_every_digit_can_be_had():
@@ -193,7 +209,7 @@ def test_every_digit_can_be_had():
 def test_undefined_is_a_dash_never_nan():
     text = Page(render(FULL)).text
     assert "nan" not in text.lower()
-    assert text.count("\N{EN DASH}") == 4
+    assert text.count("\N{EN DASH}") == 5
 
 
 def test_settings_read_as_they_are_typed():
@@ -212,7 +228,7 @@ def test_hostile_words_are_only_words():
         subtitle=HOSTILE,
         highlights={HOSTILE: HOSTILE},
         notes=[HOSTILE],
-        parameters=[Parameter(name=HOSTILE, estimate=1.0, truth=1.0)],
+        parameters=[Parameter(name=HOSTILE, learned=1.0, truth=1.0)],
         quality={HOSTILE: HOSTILE},
         history=FULL.history,
         predictions=predictions(feature_name=HOSTILE, target_name=HOSTILE, split=HOSTILE),
@@ -246,7 +262,7 @@ def test_millions_of_rows_give_a_small_page_that_says_so():
 
 
 def test_thousands_of_coefficients():
-    many = [Parameter(name=f"x{i}", estimate=float(i)) for i in range(5000)]
+    many = [Parameter(name=f"x{i}", learned=float(i)) for i in range(5000)]
     text = render(dataclasses.replace(FULL, parameters=many))
     assert len(cells(text)) == MOST_COEFFICIENTS
     assert "The first 200 of 5,000" in text

@@ -63,6 +63,8 @@ class ArraySource:
         self.feature_names = names or wanted or tuple(f"x{j}" for j in range(self.num_features))
         self.target_name = _target_name(y, self.feature_names)
         _check_numbers(self._columns, self.feature_names, self._train)
+        # Training divides weights, which count in proportion only, by 2 to the power of it.
+        self.weight_exponent = 0 if w is None else int(np.frexp(self._columns[2].max())[1])
         self.weighted = w is not None
         self.dtype = np.result_type(*self._columns)
         self._fingerprint = ""
@@ -215,6 +217,11 @@ def _check_numbers(columns: tuple[np.ndarray, ...], feature_names: Sequence[str]
             )
     if len(columns) == 3 and columns[2].min() < 0:
         raise InputError("w: holds a negative weight; weights must be at least 0")
+    if len(columns) == 3 and 0 < columns[2].max() < (least := np.finfo(columns[2].dtype).tiny):
+        raise InputError(
+            f"w: its largest weight is {columns[2].max():g}; must be at least {least:.3g}, below which numbers lose "
+            "their digits; multiply all of it by a large number, which changes no result"
+        )
     if len(columns) == 3:
         for split, weights in (("training", columns[2][:num_train]), ("test", columns[2][num_train:])):
             if len(weights) and not weights.any():

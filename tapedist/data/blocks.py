@@ -25,7 +25,7 @@ class Source(Protocol):
     """Where rows come from: any row of a split by its number, in any order, any number of times.
 
     A source may also have `take_runs`, as the synthetic one does, or `read_into`, as tables do: both spare the pipeline
-    lists of row numbers.
+    lists of row numbers. Weights of one that has `weight_exponent` are divided by 2 to the power of it for training.
     """
 
     @property

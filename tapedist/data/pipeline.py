@@ -140,6 +140,10 @@ def _element(
         if plan.shuffled:
             positions = tf.ensure_shape(tf.numpy_function(numbers, [turn, positions], tf.int64), positions.shape)
         taken = source.take(plan.split, tf.reshape(positions, [-1]))
+    if exponent := getattr(source, "weight_exponent", 0):
+        # In two steps: the whole factor may be a number that TensorFlow takes for 0.
+        halves = (2.0 ** (-exponent // 2), 2.0 ** (-exponent - -exponent // 2))
+        taken = (*taken[:2], tf.cast(taken[2], tf.float64) * halves[0] * halves[1])
     rows = tuple(tf.cast(column, dtype) for column in taken)
     rows = tf.cond(full, lambda: rows, lambda: _where(_real(counts, plan.shard_rows), rows))
     if source.weighted:

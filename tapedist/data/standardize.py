@@ -29,7 +29,6 @@ from tapedist.errors import InputError
 from tapedist.text_values import shown
 
 _LEAST_SCALE = 2.0**-1021  # Of which the reciprocal and some multiples of it are finite.
-_LEAST_WEIGHT = 2.0**-30
 _ROUNDINGS = 4.0  # A column that varies by no more than so many roundings is constant, as in `results.factor`.
 
 
@@ -65,8 +64,6 @@ class StandardUnits:
         target_center: subtracted from the target.
         fit_intercept: whether the last parameter is a bias.
         left_out: numbers of the features that training sees as 0.
-        weight_unit: a power of two that weights are divided by, because only their proportions count and the largest
-            must fit the compute type.
     """
 
     center: np.ndarray
@@ -74,7 +71,6 @@ class StandardUnits:
     target_center: float
     fit_intercept: bool
     left_out: tuple[int, ...] = ()
-    weight_unit: float = 1.0
 
     @classmethod
     def of(
@@ -101,19 +97,16 @@ class StandardUnits:
         _check_reciprocals(source, scale)
         left = tuple(sorted(left_out))
         if not fit_intercept:
-            return cls(np.zeros(len(scale)), scale, 0.0, False, left, columns.weight_unit)
+            return cls(np.zeros(len(scale)), scale, 0.0, False, left)
         target_center = float(means[-1]) if center_target else 0.0
-        return cls(means[:-1], scale, target_center, True, left, columns.weight_unit)
+        return cls(means[:-1], scale, target_center, True, left)
 
     @classmethod
-    def raw(
-        cls, num_features: int, *, fit_intercept: bool, left_out: Sequence[int] = (), weight_unit: float = 1.0
-    ) -> RawUnits | StandardUnits:
+    def raw(cls, num_features: int, *, fit_intercept: bool, left_out: Sequence[int]) -> RawUnits | StandardUnits:
         """The columns' own units; some features may be left out all the same."""
-        if not left_out and weight_unit == 1.0:
+        if not left_out:
             return RawUnits()
-        zeros, ones = np.zeros(num_features), np.ones(num_features)
-        return cls(zeros, ones, 0.0, fit_intercept, tuple(sorted(left_out)), weight_unit)
+        return cls(np.zeros(num_features), np.ones(num_features), 0.0, fit_intercept, tuple(sorted(left_out)))
 
     @functools.cached_property
     def factor(self) -> np.ndarray:
@@ -184,6 +177,7 @@ class StandardizedSource:
         self._source, self._units = source, units
         self.num_features, self.feature_names = source.num_features, source.feature_names
         self.target_name, self.weighted = source.target_name, source.weighted
+        self.weight_exponent = getattr(source, "weight_exponent", 0)
         if hasattr(source, "take_runs"):
             self.take_runs = self._take_runs
 
@@ -209,8 +203,7 @@ class StandardizedSource:
 
         units = self._units
         x = (tf.cast(x, tf.float64) - units.center) * units.factor
-        weights = [tf.cast(w, tf.float64) * (1 / units.weight_unit) for w in rest]
-        return x, tf.cast(y, tf.float64) - units.target_center, *weights
+        return x, tf.cast(y, tf.float64) - units.target_center, *rest
 
 
 class StandardizedTable(StandardizedSource):
@@ -223,7 +216,7 @@ class StandardizedTable(StandardizedSource):
 
     def __init__(self, source: TableSource, units: StandardUnits):
         super().__init__(source, units)
-        factored = Units(units.center, units.factor, units.target_center, 1 / units.weight_unit)
+        factored = Units(units.center, units.factor, units.target_center)
         self.read_into = functools.partial(source.read_into, units=factored)
 
 
@@ -234,12 +227,10 @@ class ColumnMoments:
     Attributes:
         means: float64 `[d + 1]`.
         deviations: float64 `[d + 1]`.
-        weight_unit: 1, or where weights are extreme, the power of two next to the largest.
     """
 
     means: np.ndarray
     deviations: np.ndarray
-    weight_unit: float = 1.0
 
     @classmethod
     def of(cls, source: Source, heed: Callable[[], object] = lambda: None) -> ColumnMoments:
@@ -264,11 +255,11 @@ class ColumnMoments:
 def _column_moments(source: Source, heed: Callable[[], object]) -> ColumnMoments:
     """Each block is centred on its own mean and merged by the formula of Chan, Golub and LeVeque (1979). Columns are
     measured from their first value, so that a constant one is exactly constant, and in powers of two, so that squares
-    fit; weights likewise.
+    fit.
     """
     count = source.num_features + 1
     total, means, squares = 0.0, np.zeros(count), np.zeros(count)
-    first, unit, weight_unit, largest = np.zeros(0), np.ones(count), 1.0, 0.0
+    first, unit = np.zeros(0), np.ones(count)
     for columns, w in _column_blocks(source, heed):
         if w is not None:
             # What a row of weight 0 holds may be anything, a fill value for one.
@@ -276,10 +267,6 @@ def _column_moments(source: Source, heed: Callable[[], object]) -> ColumnMoments
                 columns, w = columns[:, w > 0], w[w > 0]
             if not len(w):
                 continue
-            if not largest:
-                weight_unit = _power_of_two(w.max())
-            largest = max(largest, float(w.max()))
-            w = w / weight_unit
         if not len(first):
             first = columns[:, 0].copy()
             unit = _units(columns, first)
@@ -297,20 +284,9 @@ def _column_moments(source: Source, heed: Callable[[], object]) -> ColumnMoments
         total = both
     if total == 0:
         return ColumnMoments(np.zeros(count), np.zeros(count))
-    found = ColumnMoments(first + means * unit, np.sqrt(squares / total) * unit, _weight_unit(largest))
+    found = ColumnMoments(first + means * unit, np.sqrt(squares / total) * unit)
     _check_finite(source, found.means, found.deviations)
     return found
-
-
-def _weight_unit(largest: float) -> float:
-    """Other weights need no unit: their products with rows and losses fit any compute type."""
-    fits = largest == 0 or _LEAST_WEIGHT <= largest <= 1 / _LEAST_WEIGHT
-    return 1.0 if fits else _power_of_two(largest)
-
-
-def _power_of_two(value: float) -> float:
-    """The largest one that is at most `value`; of a subnormal value the least normal one."""
-    return float(np.ldexp(1.0, max(int(np.frexp(value)[1]) - 1, -1022)))
 
 
 def centred_products(
@@ -348,8 +324,9 @@ def _column_blocks(source: Source, heed: Callable[[], object]) -> Iterator[tuple
     """The training rows in the blocks of `row_blocks`: `(columns [d + 1, k], w [k] or None)`, float64.
 
     Sums along contiguous columns are the fastest, and a table is read that way. A block may be changed; the next one
-    takes its memory.
+    takes its memory. Weights are in units in which their sum fits.
     """
+    exponent = getattr(source, "weight_exponent", 0)
     if isinstance(source, TableSource):
         buffer = np.zeros(0)  # Fresh memory for every block would cost as much as reading it.
         for rows in row_ranges(source, "train", heed=heed):
@@ -357,12 +334,12 @@ def _column_blocks(source: Source, heed: Callable[[], object]) -> Iterator[tuple
             buffer = buffer if size <= len(buffer) else np.empty(size)
             columns = buffer[:size].reshape(-1, len(rows))
             source.columns_into(columns, "train", rows)
-            yield (columns[:-1], columns[-1]) if source.weighted else (columns, None)
+            yield (columns[:-1], np.ldexp(columns[-1], -exponent)) if source.weighted else (columns, None)
         return
     for x, y, w in row_blocks(source, "train", heed=heed):
         columns = np.empty((x.shape[1] + 1, len(y)))
         columns[:-1], columns[-1] = x.T, y
-        yield columns, w
+        yield columns, None if w is None else np.ldexp(w, -exponent)
 
 
 def _units(columns: np.ndarray, first: np.ndarray) -> np.ndarray:

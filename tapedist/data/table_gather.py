@@ -23,19 +23,17 @@ _ALIGNMENT = 64  # TensorFlow takes over arrays that begin there and copies othe
 
 
 class Units(NamedTuple):
-    """`(x - center) * factor`, `y - target_center` and `w * weight_factor`, in float64.
+    """`(x - center) * factor` and `y - target_center`, in float64.
 
     Attributes:
         center: float64 `[d]`.
         factor: float64 `[d]`.
         target_center: a float.
-        weight_factor: a power of two.
     """
 
     center: np.ndarray
     factor: np.ndarray
     target_center: float
-    weight_factor: float = 1.0
 
 
 class RowGather:
@@ -71,14 +69,16 @@ class RowGather:
         self._local = threading.local()
 
     def into(
-        self, out: Sequence[np.ndarray], file_rows: RowNumbers, *, units: Units | None = None, ascending: bool = True
-    ) -> None:
+        self, out: Sequence[np.ndarray], file_rows: RowNumbers, *, units: Units | None = None,
+        weight_exponent: int = 0, ascending: bool = True,
+    ) -> None:  # fmt: skip
         """Writes rows into `out`, rounded to its types at the very end.
 
         Args:
             out: `(x [k, d], y [k][, w [k]])`.
             file_rows: numbers in the file.
             units: of the result; raw ones if None.
+            weight_exponent: weights are divided by 2 to the power of it.
             ascending: whether the rows behind are asked for next.
         """
         d, (x, *rest) = self._d, out
@@ -89,6 +89,8 @@ class RowGather:
                 rows = part.stop - part.start
                 found = self._local.buffer[: self._width * rows].reshape(self._width, rows)
                 pick(found, units)
+                if weight_exponent:
+                    np.ldexp(found[-1], -weight_exponent, out=found[-1])
                 x[part] = found[:d].T
                 for column, values in zip(rest, found[d:], strict=True):
                     column[part] = values
@@ -136,7 +138,7 @@ class RowGather:
             column *= factor
         np.subtract(held[d][places], np.float64(units.target_center), out=columns[d])
         for column, values in zip(columns[d + 1 :], held[d + 1 :], strict=True):
-            np.multiply(values[places], units.weight_factor, out=column)
+            column[:] = values[places]
 
     def _scattered(self, file_rows: np.ndarray, found: np.ndarray, units: Units | None) -> None:
         """Rows from anywhere."""
@@ -165,7 +167,6 @@ class RowGather:
             found[: self._d] -= units.center[:, np.newaxis]
             found[: self._d] *= units.factor[:, np.newaxis]
             found[self._d] -= units.target_center
-            found[self._d + 1 :] *= units.weight_factor
 
 
 def empty_rows(k: int, d: int, *, weighted: bool, dtype: Any) -> tuple[np.ndarray, ...]:

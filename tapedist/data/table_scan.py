@@ -73,11 +73,12 @@ class CellRule:
         if not values.size:
             return None
         lowest, highest = ends or (values.min(), values.max())  # NaN if any is NaN, and then no comparison holds.
-        least = 0 if position == self._weight else -self._limit
-        if (least < lowest or lowest == 0) and highest < self._limit:
+        # Weights count in proportion only, and are brought near 1 before they become float32.
+        is_weight = position == self._weight
+        least, limit = (0, np.inf) if is_weight else (-self._limit, self._limit)
+        if (least < lowest or lowest == 0) and highest < limit:
             return None
-        negative = (values < 0) if position == self._weight else False
-        return ~(np.abs(values) < self._limit) | negative
+        return ~(np.abs(values) < limit) | ((values < 0) if is_weight else False)
 
     def broken(self, position: int, value: float) -> str:
         """The rule that a number breaks."""

@@ -161,6 +161,8 @@ class TableSource:
         feature_names: their columns.
         target_name: the target's column; empty if there is none.
         weighted: whether rows have weights.
+        weight_exponent: training divides weights, which count in proportion only, by 2 to the power of it: the largest
+            is then about 1, in any type.
         dtype: of the rows.
         num_dropped: rows left out for bad cells.
         num_imputed: cells that were replaced by their column's mean.
@@ -181,6 +183,7 @@ class TableSource:
         self.num_features, self.feature_names = len(roles.features), roles.features
         self.target_name, self.weighted = roles.target, bool(roles.weight)
         self.num_dropped, self.num_imputed = scanned.num_dropped, scanned.num_imputed
+        self.weight_exponent = int(np.frexp(scanned.largest[-1])[1]) if self.weighted else 0
         self.largest = scanned.largest[: self.num_features + bool(roles.target)]
         self.content_digest = scanned.digest
         self.storage = _STORAGE.get(type(store), "in place")
@@ -198,6 +201,12 @@ class TableSource:
             self._gather.means = self._train_means(heed)
         if self.weighted and not any((w > 0).any() for _, _, w in self._train_blocks(heed)):
             raise InputError(f"--weight={shown(roles.weight)}: is 0 in every training row; give positive weights")
+        if self.weighted and scanned.largest[-1] < (least := np.finfo(np.float64).tiny):
+            raise InputError(
+                f"--weight={shown(roles.weight)}: its largest weight is {scanned.largest[-1]:g}; must be at least "
+                f"{least:.3g}, below which numbers lose their digits; multiply the column by a large number, which "
+                "changes no result"
+            )
 
     def num_rows(self, split: str) -> int:
         """Rows in `split`, which is "train" or "test"."""
@@ -222,17 +231,18 @@ class TableSource:
             StateError: if a file changed since it was opened.
         """
         out = empty_rows(len(indices), self.num_features, weighted=self.weighted, dtype=self.dtype)
-        self.read_into(out, split, indices)
+        self._read(out, split, indices)
         return out
 
     def read_into(
         self, out: Sequence[np.ndarray], split: str, rows: RowNumbers, *, units: Units | None = None,
         ascending: bool = True,
     ) -> None:  # fmt: skip
-        """Writes rows of a split; may be called from several threads.
+        """Writes rows of a split as training takes them; may be called from several threads.
 
         Args:
-            out: `(x [k, d], y [k][, w [k]])`, whose types are rounded to at the very end.
+            out: `(x [k, d], y [k][, w [k]])`, whose types are rounded to at the very end; weights are divided by
+                `2**weight_exponent`.
             split: "train" or "test".
             rows: a range, which is the fastest, or int64 `[k]`.
             units: of the result; raw ones if None.
@@ -242,8 +252,11 @@ class TableSource:
             IndexError: if a row is outside the split.
             StateError: if a file changed since it was opened.
         """
+        self._read(out, split, rows, units=units, weight_exponent=self.weight_exponent, ascending=ascending)
+
+    def _read(self, out: Sequence[np.ndarray], split: str, rows: RowNumbers, **how: Any) -> None:
         try:
-            self._gather.into(out, self._split.file_rows(split, rows), units=units, ascending=ascending)
+            self._gather.into(out, self._split.file_rows(split, rows), **how)
         except TapedistError as error:
             self.failure = error
             raise

@@ -125,6 +125,10 @@ class Extended:
     def __rtruediv__(self, other: Any) -> Extended:
         return Extended.of(other) / self
 
+    def scaled(self, powers: Any) -> Extended:
+        """Times powers of two: exact, and without the overflow of a product's parts."""
+        return Extended(self.hi * powers, self.lo * powers)
+
     def sqrt(self) -> Extended:
         """Square root; every element must be positive. One Newton step from the float64 root doubles its digits."""
         root = np.sqrt(self.hi)

@@ -149,17 +149,19 @@ class ExtendedMoments:
 
     def _make_room(self, shifted: np.ndarray, w: np.ndarray | None) -> None:
         """Brings the sums to larger units where the first rows were no measure of these ones."""
-        needed = np.ldexp(1.0, np.frexp(np.abs(shifted).max(axis=1))[1])
-        grown = needed > np.ldexp(self.scale[1:], _ROOM)
-        if grown.any():
+        exponents = np.frexp(np.abs(shifted).max(axis=1))[1]
+        needed, grown = np.ldexp(1.0, exponents), exponents > np.frexp(self.scale[1:])[1] + _ROOM
+        # Columns that were zero so far have no unit yet.
+        begun = (np.diag(self.sums.hi)[1:] == 0) & np.any(shifted, axis=1)
+        if (grown | begun).any():
             shrink = np.ones(len(self.scale))
-            shrink[1:][grown] = self.scale[1:][grown] / needed[grown]
-            self.scale[1:][grown] = needed[grown]
-            self.sums = self.sums * (shrink[:, None] * shrink[None, :])
-        heaviest = 1.0 if w is None else float(w.max())
-        if heaviest > np.ldexp(self.weight_scale, _ROOM):
-            larger = float(np.ldexp(1.0, np.frexp(heaviest)[1] - 1))
-            self.sums = self.sums * (self.weight_scale / larger)
+            shrink[1:][grown & ~begun] = (self.scale[1:] / needed)[grown & ~begun]
+            self.scale[1:] = np.where(grown | begun, needed, self.scale[1:])
+            self.sums = self.sums.scaled(shrink[:, None] * shrink[None, :])
+        exponent = np.frexp(1.0 if w is None else w.max())[1]
+        if exponent > np.frexp(self.weight_scale)[1] + _ROOM:
+            larger = float(np.ldexp(1.0, exponent - 1))
+            self.sums = self.sums.scaled(self.weight_scale / larger)
             self.weight_scale = larger
 
     def merge(self, blocks: Iterable[Rows]) -> ExtendedMoments:

@@ -1,9 +1,9 @@
 """The triangular factor of centred second moments, and which columns it finds to say nothing new.
 
 Cholesky's factorisation (Higham, "Accuracy and Stability of Numerical Algorithms", 2nd ed., 10.1) in double-double
-arithmetic. Its factor is the `R` of a QR factorisation of the centred rows whose columns are taken strictly from left to
-right: a column that those before it make up is aliased, and left out, as by R's `lm`. This is the one place where that
-is decided.
+arithmetic. Its factor is the `R` of a QR factorisation of the centred rows whose columns are taken strictly from left
+to right: a column that those before it make up is aliased, and left out, as by R's `lm`. This is the one place where
+that is decided.
 
 Legend: `d` features, `r` of them kept. Columns are in scaled units.
 """
@@ -21,6 +21,8 @@ from tapedist.results.extended import Extended
 ALIASED_BELOW = 1e-7
 # Columns that were computed from others were rounded more than once.
 _ROUNDINGS = 4.0
+# Of the target's length: only a residual below it is taken for rounding.
+_EXACT = 1e-12
 # Parts of a combination below this share of a column are rounding.
 _NEGLIGIBLE = 1e-6
 
@@ -36,7 +38,8 @@ class Factor:
         upper: `[r, d]`, row `k` zero before column `kept[k]` but for aliased columns.
         target: `[r]`, the target's part: `upper' @ target` are its products with the features.
         inverse: `[r, r]`, of the columns of `upper` that are kept.
-        residual: the target's sum of squares that the features leave; 0 where rounding alone could have made it.
+        residual: the target's sum of squares that the features leave; 0 where it is minute and rounding alone could
+            have made it.
         left: `[a + 1, a + 1]`, what is left of the products of the target, first, and the `a` aliased columns.
     """
 
@@ -145,8 +148,10 @@ def _finished(work: _Elimination, combinations: list[tuple[int, ...]], rounding:
     inverse = _inverse(upper[:, kept])
     weights = np.abs(inverse.matmul(target).hi)
     residual = float(work.rest.hi[0, 0])
-    # Each number may be off by its own rounding, all in the same direction.
-    noise = (rounding[-1] + weights @ rounding[kept]) ** 2
+    # Each number may be off by its own rounding, all in the same direction. But what rounding could have made it need
+    # not have: a residual that anybody can see stays, as by `lm`.
+    length = np.sqrt(max(residual, 0.0) + float((target.hi**2).sum()))
+    noise = min(rounding[-1] + weights @ rounding[kept], _EXACT * length) ** 2
     return Factor(
         kept=kept,
         aliased=work.aliased,

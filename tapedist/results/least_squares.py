@@ -26,7 +26,8 @@ from tapedist.results.quadratic_form import CentredMoments, QuadraticForm, quadr
 
 FLOAT64_ROUNDING = 2.0**-53
 FLOAT32_ROUNDING = 2.0**-24
-_MOST_NAMES = 8  # Of the features that make up an aliased one.
+_SUMMED = 8.0  # Roundings of a mean in float64, from which centred columns are measured.
+_MOST_NAMES = 8  # In one sentence.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -82,19 +83,20 @@ class LeastSquares:
     form: QuadraticForm = dataclasses.field(repr=False)
 
     def aliased_because(self) -> tuple[str, ...]:
-        """Why each aliased feature is left out: "year does not vary", "c is a linear combination of a, b"."""
+        """What is true of each aliased feature: "does not vary", "is a linear combination of a, b"."""
         return tuple(map(self._reason, self.aliased, self.combinations))
 
     def _reason(self, feature: int, parts: tuple[int, ...]) -> str:
-        name = shown(self.names[feature])
         if not parts:
-            return f"{name} {'does not vary' if self.fit_intercept else 'is zero in every row'}"
+            return "does not vary" if self.fit_intercept else "is zero in every row"
         if self.rank == self.num_rows and feature > self.form.factor.kept[-1]:
             rows = "1 row determines" if self.num_rows == 1 else f"{self.num_rows} rows determine"
-            return f"{name} is one too many: {rows} no more parameters"
-        listed = ", ".join(shown(self.names[part]) for part in parts[:_MOST_NAMES])
-        more = f" and {len(parts) - _MOST_NAMES} more" if len(parts) > _MOST_NAMES else ""
-        return f"{name} is a linear combination of {listed}{more}"
+            return f"is one too many: {rows} no more parameters"
+        return f"is a linear combination of {_listed([self.names[part] for part in parts])}"
+
+    def left_out(self) -> list[str]:
+        """Sentences that name the aliased features: "year does not vary", "c is a linear combination of a, b"."""
+        return left_out((self.names[j] for j in self.aliased), self.aliased_because())
 
     def excess_loss(self, weights: np.ndarray, bias: float | Extended = 0.0) -> float:
         """`L(weights, bias) - L(optimum)`, by the quadratic form, so that nothing cancels near the optimum.
@@ -154,7 +156,7 @@ def least_squares(
     about_mean = products[-1, -1] - offsets[-1] * sums[0, -1]
     if fit_intercept:
         products = products - offsets[:, None] * sums[0, 1:][None, :]
-        means = offsets * scale + moments.shift
+        means = offsets.scaled(scale) + moments.shift
     centred = CentredMoments(
         num_rows=moments.num_rows,
         total=sums[0, 0],
@@ -207,7 +209,7 @@ def from_moments(
     moments = _scaled(num_rows, sum_weights, means, centred, fit_intercept=fit_intercept)
     # Sums in float64 cannot tell a column at the tolerance from one that is all rounding.
     tolerance = max(ALIASED_BELOW, 4 * math.sqrt(relative_error))
-    factor = _factor(moments, precision=FLOAT64_ROUNDING, tolerance=tolerance, aliased=aliased)
+    factor = _factor(moments, precision=_SUMMED * FLOAT64_ROUNDING, tolerance=tolerance, aliased=aliased)
     condition = factor.condition_number() or 1.0
     target = float(moments.products.hi[-1, -1])
     left = factor.residual / target if target > 0 else 1.0
@@ -297,7 +299,7 @@ def _solve(moments: CentredMoments, factor: Factor, labels: tuple[str, ...], lev
 
 def _r2(moments: CentredMoments, factor: Factor, squares: float) -> float | None:
     """R2 against the target's sum of squares; None where rounding alone could have made that."""
-    varies = squares > 16 * moments.rounding(FLOAT64_ROUNDING)[-1] ** 2
+    varies = squares > moments.rounding(FLOAT64_ROUNDING)[-1] ** 2
     return 1 - factor.residual / squares if varies else None
 
 
@@ -312,6 +314,26 @@ def _coefficients(
         coefficient(name, float(optimum), None if j in aliased else error, df, level)
         for j, (name, optimum, error) in enumerate(zip(names, optima, errors, strict=False))
     )
+
+
+def left_out(names: Iterable[str], reasons: Iterable[str]) -> list[str]:
+    """Sentences that say of features what `aliased_because` says; one for all of which the same is true."""
+    groups: dict[str, list[str]] = {}
+    for name, reason in zip(names, reasons, strict=True):
+        groups.setdefault(reason, []).append(name)
+    return [f"{_listed(group)} {reason if len(group) == 1 else _plural(reason)}" for reason, group in groups.items()]
+
+
+def _plural(reason: str) -> str:
+    for one, many in (("does ", "do "), ("is one ", "are "), ("is a ", "are each a "), ("is ", "are ")):
+        if reason.startswith(one):
+            return many + reason.removeprefix(one)
+    return reason
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return ", ".join(map(shown, names[:_MOST_NAMES])) + more
 
 
 def shown(name: str) -> str:

@@ -76,14 +76,14 @@ class Metric:
 
         No parameter moves by more of its own standard errors than the whole does (Scheffe's bound).
         """
-        std = self.fit.residual_std
-        return None if std is None else std / math.sqrt(self.fit.sum_weights)
+        df = self.fit.degrees_of_freedom
+        return math.sqrt(self.fit.loss / df) if df > 0 else None
 
     def rows(self, source: Source, heed: Heed) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """The training rows in the units of training: `(z [k, P], y [k], w [k])`, those of weight 0 left out."""
         target_center = self.units.target_center if isinstance(self.units, StandardUnits) else 0.0
         for x, y, w in row_blocks(source, "train", heed=heed):
-            w = np.ones(len(y)) if w is None else w
+            w = np.ones(len(y)) if w is None else np.ldexp(w, -getattr(source, "weight_exponent", 0))
             x, y, w = x[w > 0], y[w > 0], w[w > 0]
             z = (x - self._center) * self._factor
             z = np.column_stack([z, np.ones(len(y))]) if self.fit.fit_intercept else z
@@ -106,7 +106,8 @@ def largest_leverage(source: Source, fit: LeastSquares, heed: Heed) -> float:
     largest = 0.0
     for x, _, w in row_blocks(source, "train", heed=heed):
         used = slice(None) if w is None else w > 0
-        leverage = fit.form.leverage(x[used]) * (1.0 if w is None else w[used])
+        # Weights as the form has them, in units of a power of two.
+        leverage = fit.form.leverage(x[used]) * (1.0 if w is None else w[used] / fit.form.weight_scale)
         largest = max(largest, float(leverage.max(initial=0.0)))
     return largest * fit.num_rows
 
@@ -170,14 +171,14 @@ class NewtonGap:
 
     def _sums(self, parameters: np.ndarray) -> tuple[np.ndarray, np.ndarray, float, float]:
         """Hessian `[P, P]`, gradient `[P]`, the share of residuals within `delta`, and their mean square, cut there."""
-        hessian, gradient = 2 * np.diag(self._l2), 2 * self._l2 * parameters
-        inside, squares, total = 0.0, 0.0, self._metric.fit.sum_weights
+        curvature, slope = np.zeros((len(parameters), len(parameters))), np.zeros(len(parameters))
+        inside, squares, total = 0.0, 0.0, 0.0
         for z, y, w in self._metric.rows(self._source, self._heed):
             residuals = z @ parameters - y
             near = np.abs(residuals) <= self._delta
             bounded = np.clip(residuals, -self._delta, self._delta)
-            hessian = hessian + (z[near] * w[near, np.newaxis]).T @ z[near] / total
-            gradient = gradient + (w * bounded) @ z / total
-            inside += float(w[near].sum()) / total
-            squares += float(w @ bounded**2) / total
-        return hessian, gradient, inside, squares
+            curvature += (z[near] * w[near, np.newaxis]).T @ z[near]
+            slope += (w * bounded) @ z
+            inside, squares, total = inside + w[near].sum(), squares + w @ bounded**2, total + w.sum()
+        hessian = curvature / total + 2 * np.diag(self._l2)
+        return hessian, slope / total + 2 * self._l2 * parameters, inside / total, squares / total

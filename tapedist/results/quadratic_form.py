@@ -1,6 +1,7 @@
 """The loss about its optimum: `L(theta) - L(optimum)` and the shape that standard errors come from.
 
-Legend: `d` features, `r` of them kept, `a` aliased. Columns of products are in scaled units, everything that leaves is in raw units.
+Legend: `d` features, `r` of them kept, `a` aliased. Columns of products are in scaled units, everything that leaves is
+in raw units.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import numpy as np
 from tapedist.results.extended import Extended
 from tapedist.results.factor import Factor
 
-# Of sums and factors in double-double arithmetic, relative to a column's length: its square is a few of their roundings.
+# What sums and factors in double-double arithmetic leave of a column's length: the root of a few of their roundings.
 _ARITHMETIC = 2.0**-51
 
 
@@ -83,7 +84,7 @@ class QuadraticForm:
     def excess(self, weights: np.ndarray, bias: float | Extended) -> float:
         """`L(weights, bias) - L(optimum)`; below 0 only where an aliased feature has a weight that is good for it."""
         offset = Extended.of(weights) - self.weights
-        scaled = offset * (self.scale[:-1] / self.scale[-1])
+        scaled = offset.scaled(self.scale[:-1] / self.scale[-1])
         slope_part = self.factor.upper.matmul(scaled)
         total = float((slope_part * slope_part).sum().hi) + self._of_aliased(scaled[self.factor.aliased])
         # Without an intercept the products are about 0 and hold the whole loss.
@@ -118,7 +119,7 @@ class QuadraticForm:
         # In units of their own: squares of a weight's error may not fit where the error does.
         largest = np.abs(self.inverse.hi).max(axis=1, initial=0.0)
         units = np.ldexp(1.0, np.frexp(largest)[1] - 1)
-        rows = self.inverse / units[:, None]
+        rows = self.inverse.scaled(1 / units[:, None])
         squares = (rows * rows).sum(axis=1).hi
         return np.sqrt(np.append(squares, bias)) * np.append(units, 1.0)
 
@@ -128,7 +129,7 @@ def quadratic_form(moments: CentredMoments, factor: Factor) -> QuadraticForm:
     count, scale = len(moments.scale) - 1, moments.scale
     weights = Extended.zeros(count)
     weights[factor.kept] = factor.coefficients()
-    weights = weights * (scale[-1] / scale[:-1])
+    weights = weights.scaled(scale[-1] / scale[:-1])
     inverse = Extended.zeros(count, len(factor.kept))
     inverse[factor.kept] = factor.inverse
     bias = moments.means[count] - (weights * moments.means[:count]).sum()
@@ -139,7 +140,7 @@ def quadratic_form(moments: CentredMoments, factor: Factor) -> QuadraticForm:
         means=moments.means[:count],
         weights=weights,
         bias=bias,
-        inverse=inverse / scale[:-1, None],
+        inverse=inverse.scaled(1 / scale[:-1, None]),
         weight_scale=moments.weight_scale,
         fit_intercept=moments.fit_intercept,
     )

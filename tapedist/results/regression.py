@@ -130,7 +130,7 @@ def residual_metrics(
         # Weights count in units of the largest power of two among them: neither their sum nor a product overflows.
         heaviest = float(np.ldexp(1.0, np.frexp(used.max())[1] - 1))
         if heaviest > unit:
-            sums, unit = sums * (unit / heaviest), heaviest
+            sums, unit = sums.scaled(unit / heaviest), heaviest
         used = used / unit
         residuals = np.abs(np.asarray(y, np.float64) - ((np.asarray(x, np.float64) - center) @ weights + bias))
         sums = sums + np.array([used.sum(), used @ residuals**2, used @ residuals])
@@ -145,14 +145,13 @@ def as_dict(fit: LeastSquares) -> dict[str, Any]:
     """The result as plain JSON values: undefined ones are None, nothing is NaN or infinite."""
     skipped = ("form", "weights", "coefficients", "names", "aliased", "combinations")
     fields = {f.name: getattr(fit, f.name) for f in dataclasses.fields(fit) if f.name not in skipped}
-    aliased = zip(fit.aliased, fit.combinations, fit.aliased_because(), strict=True)
     values = {
         **fields,
         "names": list(fit.names),
         "weights": fit.weights.tolist(),
         "aliased": [
-            {"feature": feature, "name": fit.names[feature], "combination_of": list(parts), "because": reason}
-            for feature, parts, reason in aliased
+            {"feature": feature, "name": fit.names[feature], "because": reason}
+            for feature, reason in zip(fit.aliased, fit.aliased_because(), strict=True)
         ],
         "coefficients": [dataclasses.asdict(c) for c in fit.coefficients],
     }

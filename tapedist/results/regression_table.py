@@ -52,7 +52,8 @@ def _closing(learned: Distance, mae: float | None) -> list[str]:
     """The closing sentence, by its parts."""
     if learned.loss is None or learned.excess_loss is None:
         return ["Learned parameters: not finite, or their loss is not"]
-    parts = [f"Learned parameters: loss {learned.loss:.6g} ({learned.excess_loss:.3g} above the optimum)"]
+    side = "below" if learned.excess_loss < 0 else "above"
+    parts = [f"Learned parameters: loss {learned.loss:.6g} ({abs(learned.excess_loss):.3g} {side} the optimum)"]
     if mae is not None:
         parts.append(f"MAE {mae:.6g}")
     if learned.max_standard_errors is not None:
@@ -70,7 +71,9 @@ def _coefficient_lines(
     shown_ones = fit.coefficients[:_SHOWN_COEFFICIENTS]
     columns = [("", [shown(c.name) for c in shown_ones])]
     heads = ("optimum", "std error", "t", "p", f"{100 * fit.level:g} % interval")
-    columns += [(head, list(cells)) for head, cells in zip(heads, zip(*map(_cells, shown_ones)), strict=True)]
+    columns += [
+        (head, list(cells)) for head, cells in zip(heads, zip(*map(_cells, shown_ones), strict=True), strict=True)
+    ]
     agrees = learned is not None and learned.agrees
     if parameters is not None:
         values = [_number(value, c) for value, c in zip(parameters, shown_ones, strict=False)]
@@ -81,6 +84,7 @@ def _coefficient_lines(
     ):
         if gaps is not None:
             columns.append((head, ["" if gap is None else f"{gap:.2g} SE" for gap in gaps[:_SHOWN_COEFFICIENTS]]))
+    columns = columns[:1] + [column for column in columns[1:] if any(column[1])]
     yield from _aligned(columns, width or math.inf, spare=[heads[2], heads[4]])
     hidden = len(fit.coefficients) - _SHOWN_COEFFICIENTS
     if hidden > 0:
@@ -91,7 +95,7 @@ def _aliased_lines(fit: LeastSquares, width: int | None) -> list[str]:
     """Which features are left out, and why."""
     if not fit.aliased:
         return []
-    reasons = fit.aliased_because()
+    reasons = fit.left_out()
     text = f"Left out, with weight 0: {'; '.join(reasons[:_SHOWN_REASONS])}"
     if len(reasons) > _SHOWN_REASONS:
         text += f"; and {len(reasons) - _SHOWN_REASONS} more"

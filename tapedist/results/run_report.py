@@ -16,6 +16,7 @@ from tapedist.data.row_arrays import row_arrays
 from tapedist.results.console import format_rate
 from tapedist.results.evaluation import Metrics, evaluate_rows
 from tapedist.results.inference import Coefficient
+from tapedist.results.least_squares import left_out
 from tapedist.results.prediction import predict_rows
 from tapedist.results.regression import AGREES_WITHIN
 from tapedist.results.report import Parameter, ReportData, render
@@ -59,7 +60,7 @@ def report_page(
             notes=notes,
             parameters=_parameters(model, fit, source),
             learned_is_optimum=_agrees(fit),
-            left_out=[entry["because"] for entry in fit.get("aliased") or []],
+            left_out=_left_out(fit),
             quality=_quality(fit, sample, model),
             history=history,
             predictions=sample,
@@ -142,6 +143,11 @@ def _coefficient(row: Mapping[str, Any]) -> Coefficient | None:
         return None
     known = {field.name: row.get(field.name) for field in dataclasses.fields(Coefficient)}
     return Coefficient(**{**known, "optimum": row.get("optimum", row.get("estimate"))})
+
+
+def _left_out(fit: Mapping[str, Any]) -> list[str]:
+    aliased = fit.get("aliased") or []
+    return left_out([entry["name"] for entry in aliased], [entry["because"] for entry in aliased])
 
 
 def _agrees(fit: Mapping[str, Any]) -> bool:

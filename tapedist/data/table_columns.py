@@ -183,6 +183,8 @@ def choose(
         InputError: with every problem found.
     """
     present = {column.name: column for column in columns}
+    target, weight = _as_written(target, present), _as_written(weight, present)
+    features = [_as_written(name, present) for name in features]
     asked = [("target", target), *(("features", name) for name in features), ("weight", weight)]
     problems = [*_wrong_names(present, where, target, features, weight, need_target, partitions, of_run)]
     problems += dict.fromkeys(present[name].problem for _, name in asked if name in present and present[name].problem)
@@ -245,9 +247,17 @@ def _wrong_names(
         yield f"--weight={shown(weight)}: is the target too; give another column"
 
 
+def _as_written(name: str, present: Mapping[str, Column]) -> str:
+    """The column that a name means: one with other blanks is meant too, since some of them cannot be typed."""
+    if not name or name in present:
+        return name
+    alike = [column for column in present if column.split() == name.split()]
+    return alike[0] if len(alike) == 1 else name
+
+
 def _nearest(name: str, present: Iterable[str]) -> str:
     """The column that was meant, if one can tell."""
-    near = [column for column in present if " ".join(column.lower().split()) == " ".join(name.lower().split())]
+    near = [column for column in present if column.lower().split() == name.lower().split()]
     near = near or difflib.get_close_matches(name, present, n=1)
     return f"did you mean {shown(near[0])}? " if near else ""
 

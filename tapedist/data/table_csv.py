@@ -51,6 +51,12 @@ class CsvReader:
             where = f"{file.name}:{line}"
             if len(names) == 1:
                 _refuse_other_marks(where, names[0], rows, grammar(file).delimiter)
+            numbers = [name for name in names if meant_as_number(name)]
+            if tables and numbers and set(names) != {column.name for column in tables[0][1]}:
+                raise InputError(
+                    f"{where}: the first line holds {quoted(numbers[0])}, where {tables[0][0]} has column names; add "
+                    "the header line"
+                )
             if _has_row_names(names, rows):
                 names = ("", *names)
             self._headers[file] = names

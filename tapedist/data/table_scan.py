@@ -160,7 +160,7 @@ def _blank_so_far(chunk: RowBatch, roles: Roles) -> Iterator[str]:
 
 
 def _is_nothing(cell: Cell) -> bool:
-    return cell.rule == "is blank" or cell.value.strip("'").lower() == "nan"
+    return cell.rule.endswith("is blank") or cell.value.strip("'").lower() == "nan"
 
 
 def _moved(memory: MemoryStore) -> ScratchStore:
@@ -204,7 +204,8 @@ def _refuse(chunk: RowBatch, bad: dict[int, np.ndarray], rule: CellRule, roles: 
     row, position = min((int(mask.argmax()), position) for position, mask in bad.items())
     cell = chunk.explain(row, position)
     reason = cell.rule or rule.broken(position, float(chunk.columns[position][row]))
-    raise InputError(f"{cell.where}: {cell.value} {reason}; {_fix(row, position, bad, roles)}")
+    what = f"{cell.where}: {cell.value}" if cell.value else cell.where
+    raise InputError(f"{what} {reason}; {_fix(row, position, bad, roles)}")
 
 
 def _fix(row: int, position: int, bad: dict[int, np.ndarray], roles: Roles) -> str:

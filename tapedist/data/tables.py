@@ -376,8 +376,8 @@ def _notices(header: TableHeader, scanned: Scanned) -> Iterator[str]:
         partitions = [key for key in header.files.partitions if key not in present]
         if partitions and not roles.chosen:
             yield (
-                f"{name}: not used, because the folders' names hold it and not the files: {listed(partitions)}; add it "
-                "to the files as a column to use it"
+                f"{name}: partition column {listed(partitions)} is not used: it stands in the names of the folders, not "
+                "in the files; add it to the files as a column to use it"
             )
 
 
@@ -389,7 +389,9 @@ def _unused_notices(name: str, unused: Sequence[Column]) -> Iterator[str]:
     for reason in dict.fromkeys(column.aside for column in unused if column.aside):
         group = [column for column in unused if column.aside == reason]
         named = tuple(column.name for column in group if column.numeric and not column.problem)
-        fix = "; name them in --features to use them" if named else ""
+        nameless = any(column.numeric and column.problem for column in group)
+        fix = "; name them in the header to use them" if nameless else ""
+        fix = "; name them in --features to use them" if named else fix
         yield f"{name}: columns not used, because they are {reason}: {listed(c.name for c in group)}{fix}"
     for column in unused:
         if column.doubt and not column.aside:

@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar
 from absl import flags
 
 from tapedist.errors import InputError
-from tapedist.text_values import READERS, quoted, shown, wrong_characters, written
+from tapedist.text_values import READERS, quoted, shown, written, wrong_characters
 
 HELP_FLAGS = ("help", "helpfull", "h")
 _LINE_MARKS = {9: 32, 10: 32, 13: 32}

@@ -106,9 +106,7 @@ def _arrays(file: TableFile) -> list[Array | UnusableArray]:
     return [*(open_npz(file) if file.path.lower().endswith(".npz") else open_npy(file))]
 
 
-def _table_columns(
-    file: TableFile, arrays: Sequence[Array | UnusableArray], widths: Mapping[str, int]
-) -> list[Column]:
+def _table_columns(file: TableFile, arrays: Sequence[Array | UnusableArray], widths: Mapping[str, int]) -> list[Column]:
     """The columns of a file's arrays.
 
     Those that differ in length from most, or from the first file's in width, cannot play a part.

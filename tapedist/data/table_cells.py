@@ -23,6 +23,7 @@ _LOOKALIKES = tuple(
     (re.compile(rf"\s*(?:{pattern})\s*", re.IGNORECASE), rule)
     for pattern, rule in (
         (r"[+-]?(nan|inf|infinity)", "is not finite"),
+        (r"#(div/0!|value!|ref!|num!|name\?|null!)", "is a spreadsheet's error"),
         (
             rf"{_SIGN}\d{{1,3}}(,\d{{2,3}})*,\d{{3}}(\.\d*)?([eE][+-]?\d+)?",
             "has a thousands comma; write the digits alone (or a decimal point, if it is a decimal comma)",
@@ -43,9 +44,8 @@ _LOOKALIKES = tuple(
     )
 )
 # Words and signs for no number, of pandas, R, Excel, databases and questionnaires.
-_BLANKS = frozenset(
-    "|na|n/a|null|none|#n/a|#na|#n/a n/a|<na>|nil|(null)|\\n|?|-|--|.|#div/0!|#value!|#ref!|#num!|#name?|#null!"
-    "|1.#ind|-1.#ind|1.#qnan|-1.#qnan|nat".split("|")
+_BLANKS = frozenset(("", "na", "n/a", "null", "none", "nil", "nat", "(null)", "\\n", "?", "-", "--", ".")) | frozenset(
+    ("#n/a", "#na", "#n/a n/a", "<na>", "1.#ind", "-1.#ind", "1.#qnan", "-1.#qnan")
 )
 _WITH_UNIT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)\s*[^\W\d_].*|[<>~]=?\s*[+-]?(\d+\.?\d*|\.\d+)", re.DOTALL)
 

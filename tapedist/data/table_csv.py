@@ -44,7 +44,7 @@ class CsvReader:
     def __init__(self, files: Sequence[TableFile]):
         self._files = files
         self._headers = {}
-        tables = []
+        tables: list[tuple[str, list[Column]]] = []
         for file in files:
             line, names = _header(file)
             rows = _sample(file, _SAMPLE_ROWS if file is files[0] else _LATER_SAMPLE_ROWS)
@@ -200,9 +200,7 @@ class _Parser:
 
     def _holds_huge_integers(self, block: Block, columns: list[np.ndarray]) -> bool:
         """Whether a number from 2**53 on is written as an integer, so that only its text tells if digits were lost."""
-        huge = {
-            key: places for key, c in zip(self._keys, columns, strict=True) if (places := np.abs(c) >= 2**53).any()
-        }
+        huge = {key: places for key, c in zip(self._keys, columns, strict=True) if (places := np.abs(c) >= 2**53).any()}
         if not huge:
             return False
         texts = self._arrow(block, list(huge), pa.string())
@@ -242,4 +240,3 @@ class _Parser:
             return Cell(f"{self._file.name}:{line}", quoted(self._grammar.delimiter.join(fields)), found)
         text = fields[self._positions[column]]
         return Cell(where, quoted(text), number(text)[1])
-

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-
 # Powers of ten up to this one are exact in float64, and a quotient of two exact numbers is rounded once.
 _EXACT_POWER = 22
 

@@ -99,7 +99,7 @@ class _Walk:
 
     def paths(self, starts: Iterable[str]) -> list[str]:
         """All files at and below `starts`, sorted, each path once."""
-        found = set()
+        found: set[str] = set()
         for start in starts:
             found.update(self._below(start, ()) if os.path.isdir(start) else [start])
         return sorted(found)

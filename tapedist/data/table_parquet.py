@@ -44,7 +44,7 @@ class ParquetReader:
         for file in files:
             schema, metadata = _footer(file)
             self._metadata.append(metadata)
-            tables.append((file.name, without_repeats(_columns(schema), file.name)))
+            tables.append((file.name, without_repeats(_columns(file, schema), file.name)))
         self.columns = tuple(self._doubted(column) for column in merged(tables))
 
     def check_unchanged(self) -> None:
@@ -141,7 +141,7 @@ def _footer(file: TableFile) -> tuple[pa.Schema, pq.FileMetaData]:
     return schema, metadata
 
 
-def _columns(schema: pa.Schema) -> list[Column]:
+def _columns(file: TableFile, schema: pa.Schema) -> list[Column]:
     """What a file's schema says of its columns."""
     index, categories = _pandas_names(schema)
     columns = []
@@ -152,7 +152,7 @@ def _columns(schema: pa.Schema) -> list[Column]:
             aside = aside or "an index that pandas wrote"
         elif name in categories and _numeric(field.type):
             aside = aside or "categories, as pandas wrote them"
-        problem = "" if name else f"column {position + 1} has no name; name it"
+        problem = "" if name else f"{file.name}: column {position + 1} has no name; name it"
         columns.append(
             Column(
                 name or f"(column {position + 1})", blank or _numeric(field.type), str(field.type), blank=blank,

@@ -32,6 +32,7 @@ class Scanned:
             as NaN: the same for the same table in any format.
         largest: the largest magnitude of each column's good cells.
         bad: the number of bad cells of each column.
+        first_bad: the first of them, and its rule.
         suspects: columns without any good cell among the first rows; where there are any, nothing else was looked at.
         store: the rows, if they were kept.
     """
@@ -43,6 +44,7 @@ class Scanned:
     digest: str = ""
     largest: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0))
     bad: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
+    first_bad: str = ""
     suspects: tuple[str, ...] = ()
     store: MemoryStore | ScratchStore | None = None
 
@@ -180,8 +182,10 @@ def _checked(
     if not bad:
         found.largest = np.maximum(found.largest, np.abs(ends).max(axis=1))
         return chunk.columns
+    row, position = min((int(mask.argmax()), position) for position, mask in bad.items())
     if on_bad_rows == "error":
-        _refuse(chunk, bad, rule, roles)
+        raise InputError(f"{_said(chunk, row, position, rule)}; {_fix(row, position, bad, roles)}")
+    found.first_bad = found.first_bad or _said(chunk, row, position, rule)
     for position, mask in bad.items():
         found.bad[position] += int(mask.sum())
     columns = [np.where(bad[p], np.nan, column) if p in bad else column for p, column in enumerate(chunk.columns)]
@@ -200,12 +204,11 @@ def _checked(
     return columns
 
 
-def _refuse(chunk: RowBatch, bad: dict[int, np.ndarray], rule: CellRule, roles: Roles) -> None:
-    row, position = min((int(mask.argmax()), position) for position, mask in bad.items())
+def _said(chunk: RowBatch, row: int, position: int, rule: CellRule) -> str:
+    """A bad cell and the rule that it breaks."""
     cell = chunk.explain(row, position)
     reason = cell.rule or rule.broken(position, float(chunk.columns[position][row]))
-    what = f"{cell.where}: {cell.value}" if cell.value else cell.where
-    raise InputError(f"{what} {reason}; {_fix(row, position, bad, roles)}")
+    return f"{cell.where}: {cell.value} {reason}" if cell.value else f"{cell.where} {reason}"
 
 
 def _fix(row: int, position: int, bad: dict[int, np.ndarray], roles: Roles) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import random
 import warnings
 from decimal import Decimal
@@ -60,7 +60,11 @@ def test_decimals_have_the_digest_of_their_text(tmp_path: Path):
     text = "a,y\n" + "".join(f"{a},{y}\n" for a, y in zip(*rows.values(), strict=True))
     (tmp_path / "t.csv").write_text(text)
     expected = _opened(tmp_path / "t.csv").fingerprint()
-    for a, y in ((pa.decimal128(10, 1), places), (pa.decimal32(9, 1), pa.decimal64(18, 2)), (pa.decimal256(60, 1),) * 2):
+    for a, y in (
+        (pa.decimal128(10, 1), places),
+        (pa.decimal32(9, 1), pa.decimal64(18, 2)),
+        (pa.decimal256(60, 1),) * 2,
+    ):
         y = y if y.scale == 2 else places
         table = pa.table({"a": pa.array(rows["a"], a), "y": pa.array(rows["y"], y)})
         pq.write_table(table, tmp_path / "t.parquet", row_group_size=50)
@@ -76,7 +80,7 @@ def test_whole_decimals_follow_the_rule_of_integers(tmp_path: Path):
         pq.write_table(pa.table({"a": column, "y": [1.0, 2.0]}), tmp_path / f"{name}.parquet")
         (tmp_path / f"{name}.csv").write_text(f"a,y\n{cells[0]},1\n{cells[1]},2\n")
     for end in ("csv", "parquet"):
-        with pytest.raises(InputError, match="9007199254740993'? is an integer beyond 2"):
+        with pytest.raises(InputError, match=r"9007199254740993'? is an integer beyond 2"):
             _opened(tmp_path / f"t.{end}")
         assert _column(tmp_path / f"t.{end}", on_bad_rows="drop") == [2]
         assert _column(tmp_path / f"u.{end}") == [2.0**53 + 2, 2]
@@ -110,7 +114,7 @@ def test_other_numbers_are_exact(tmp_path: Path, column: pa.Array, expected: lis
 )  # fmt: skip
 def test_integers_that_no_float_holds_are_refused(tmp_path: Path, column: pa.Array):
     pq.write_table(pa.table({"a": column, "b": [1.0], "y": [1.0]}), tmp_path / "t.parquet")
-    with pytest.raises(InputError, match="row 1:a: .* is an integer beyond 2.* leave the column out by --features=b"):
+    with pytest.raises(InputError, match=r"row 1:a: .* is an integer beyond 2.* leave the column out by --features=b"):
         _opened(tmp_path / "t.parquet")
     assert _column(tmp_path / "t.parquet", features=("b",)) == [1]
 
@@ -119,9 +123,9 @@ def test_integers_that_no_float_holds_are_refused(tmp_path: Path, column: pa.Arr
     ("column", "kind"),
     [
         (pa.array([1, 2], pa.duration("s")), "duration"),
-        (pa.array([datetime.time(1), datetime.time(2)]), "time64"),
-        (pa.array([datetime.date(2024, 1, 1)] * 2), "date32"),
-        (pa.array([datetime.datetime(2024, 1, 1)] * 2), "timestamp"),
+        (pa.array([dt.time(1), dt.time(2)]), "time64"),
+        (pa.array([dt.date(2024, 1, 1)] * 2), "date32"),
+        (pa.array([dt.datetime(2024, 1, 1)] * 2), "timestamp"),
         (pa.array([True, False]), "bool"),
         (pa.array(["1.5", "2.5"]), "string"),
         (pa.array([b"1", b"2"]), "binary"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import shlex
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from tapedist.data.tables import check_table, open_table
 from tapedist.errors import InputError
 from tapedist.text_values import READERS
 
-DAY = datetime.datetime(2024, 1, 1)
+DAY = dt.datetime(2024, 1, 1)
 
 
 @pytest.fixture(autouse=True)
@@ -122,8 +122,10 @@ def test_a_file_that_differs_is_named_and_the_column_can_be_left_out(parts: list
 @pytest.mark.parametrize(
     ("parts", "says"),
     [
-        ([np.ones((3, 3)), np.ones((3, 4))], "t/p1.npy: its arrays differ from those of the first file: x has 4 columns"),
-        ([np.ones((3, 3)), np.ones((3, 2))], "t/p1.npy: its arrays differ from those of the first file: x has 2 columns"),
+        ([np.ones((3, 3)), np.ones((3, 4))],
+         "t/p1.npy: its arrays differ from those of the first file: x has 4 columns"),
+        ([np.ones((3, 3)), np.ones((3, 2))],
+         "t/p1.npy: its arrays differ from those of the first file: x has 2 columns"),
         ([np.ones((2, 2)), np.array([["1", "2"]])], "t/p1.npy: column x1 holds <U1, and numbers in t/p0.npy"),
         ([{"x": np.ones((2, 2)), "y": np.ones(2)}.items(), {"x": np.ones((2, 3)), "y": np.ones(2)}.items()],
          "t/p1.npz: its arrays differ from those of the first file: x has 3 columns, not 2"),

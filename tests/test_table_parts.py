@@ -73,7 +73,7 @@ GOOD = {"a": _f(1, 2), "b": _f(3, 5), "y": _f(1, 2)}
         ([GOOD, {"b": _f(1), "y": _f(2)}], "t/p1.parquet: its columns differ from those of t/p0.parquet: it lacks a"),
         (
             [{"b": _f(1), "y": _f(2)}, GOOD],
-            "t/p1.parquet: its columns differ from those of t/p0.parquet: it has a as well",
+            "t/p1.parquet: its columns differ from those of t/p0.parquet: it has besides a",
         ),
         (
             ["a,b,y\n1,2,3\n", "a,b,y\nu,2,3\nv,3,4\n"],
@@ -86,7 +86,7 @@ GOOD = {"a": _f(1, 2), "b": _f(3, 5), "y": _f(1, 2)}
         (["a,b,y\n1,2,3\n", "b,y\n2,3\n"], "t/p1.csv:1: its columns differ from those of t/p0.csv:1: it lacks a"),
         (
             ["b,y\n2,3\n", "y,b,a\n1,2,3\n"],
-            "t/p1.csv:1: its columns differ from those of t/p0.csv:1: it has a as well",
+            "t/p1.csv:1: its columns differ from those of t/p0.csv:1: it has besides a",
         ),
         (
             [{"a": np.ones(2), "b": np.ones(2), "y": np.ones(2)}.items(), {"b": np.ones(2), "y": np.ones(2)}.items()],

@@ -84,7 +84,7 @@ def name_problem(path: str) -> str:
         how = f": {_unpacking(path)}" if end in _UNPACK else ", and move the packed file away"
         return f"is compressed; unpack it{how}"
     if end in _UNREADABLE:
-        return f"is {_UNREADABLE[end]}, which is not read; save it as one of {KNOWN}"
+        return f"unknown kind of table; known are {KNOWN}; this is {_UNREADABLE[end]}, so save it as one of them"
     return f"unknown kind of table; known are {KNOWN}; rename it if it is one of them"
 
 

@@ -17,9 +17,10 @@ from typing import Any, Generic, TypeVar
 from absl import flags
 
 from tapedist.errors import InputError
-from tapedist.text_values import READERS, quoted, shown, written
+from tapedist.text_values import READERS, quoted, shown, written, wrong_characters
 
 HELP_FLAGS = ("help", "helpfull", "h")
+_LINE_MARKS = {9: 32, 10: 32, 13: 32}
 _MAX_FLAGFILE_BYTES = 2**25  # Room for a million true weights.
 _MAX_FLAGFILES = 100
 
@@ -240,7 +241,7 @@ def _read_flagfile(path: str) -> tuple[tuple[int, int], list[str]]:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError:
         text = "\0"
-    if len(content) > _MAX_FLAGFILE_BYTES or not text.translate({9: 32, 10: 32, 13: 32}).isprintable():
+    if len(content) > _MAX_FLAGFILE_BYTES or wrong_characters(f"|{text.translate(_LINE_MARKS)}|"):
         raise flags.IllegalFlagValueError("must be a text file of at most 32 MiB, one --NAME=VALUE per line")
     return (status.st_dev, status.st_ino), text.split("\n")
 

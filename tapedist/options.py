@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from tapedist.errors import InputError
-from tapedist.text_values import plain, shown, written
+from tapedist.text_values import plain, shown, written, wrong_characters
 
 SWITCHES = ("auto", "true", "false")
 INT64_MAX = 2**63 - 1
@@ -182,5 +182,5 @@ def _wrong_value(field: dataclasses.Field[Any], value: Any) -> Iterator[str]:
             yield f"--{field.name}={shown(value)}: {rule.text}"
     else:
         for word in value if isinstance(value, tuple) else (value,):
-            if isinstance(word, str) and (not word.isprintable() or word != word.strip()):
-                yield f"--{field.name}={word!r}: must not hold control characters, nor blanks at its ends; rename it"
+            if isinstance(word, str) and (problem := wrong_characters(word)):
+                yield f"--{field.name}={word!r}: {problem}"

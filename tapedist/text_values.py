@@ -7,6 +7,7 @@ import enum
 import io
 import math
 import re
+import unicodedata
 from collections.abc import Callable
 from typing import Any
 
@@ -48,6 +49,20 @@ def plain(value: Any) -> Any:
     if kind == "f":
         return float(str(value[()]) if value.dtype.itemsize < 8 else value)
     return value.item() if kind in ("b", "i", "u", "U") else value
+
+
+def wrong_characters(text: str) -> str:
+    """The rule that a user's word breaks by its characters, and the fix; empty if one can type and store it.
+
+    Blanks of every language are allowed inside: columns have such names.
+    """
+    if text.isprintable() and text == text.strip():
+        return ""
+    if any("\ud800" <= c <= "\udfff" for c in text):
+        return "is not UTF-8; rename it"
+    if text != text.strip() or any(unicodedata.category(c) == "Cc" for c in text):
+        return "must not hold control characters, nor blanks at its ends; rename it"
+    return ""
 
 
 def written(value: Any) -> str:

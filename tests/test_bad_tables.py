@@ -158,8 +158,13 @@ def test_negative_and_zero_weights(tmp_path: Path):
 
 def test_mean_of_no_good_cell(tmp_path: Path):
     path = _write(tmp_path / "t.csv", b"a,b,y\n1,,3\n4,,6\n")
-    assert "--features=b: has no good cell" in _refused(path, on_bad_rows="mean")
-    assert "holds no good row among 2" in _refused(path, on_bad_rows="drop")
+    message = _refused(path, on_bad_rows="mean", features=("a", "b"))
+    assert "--features=b: has no good cell" in message
+    assert message.endswith("leave it out by --features=a")
+    message = _refused(path, on_bad_rows="drop", features=("a", "b"))
+    assert (
+        "holds no good row among 2 below its header: no cell of b can be used; leave it out by --features=a" in message
+    )
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -37,8 +37,10 @@ class ArrayReader:
         self._files = files
         found = [_arrays(file) for file in files]
         self._tables = [[array for array in table if not isinstance(array, UnusableArray)] for table in found]
+        first = {array.member: array.header.width for array in self._tables[0]}
         self.columns = merged(
-            [(file.name, _table_columns(file, table)) for file, table in zip(files, found, strict=True)], what="arrays"
+            [(file.name, _table_columns(file, table, first)) for file, table in zip(files, found, strict=True)],
+            what="arrays",
         )
         members = {array.member for array in self._tables[0]}
         names = {column.name for column in self.columns}
@@ -104,8 +106,16 @@ def _arrays(file: TableFile) -> list[Array | UnusableArray]:
     return [*(open_npz(file) if file.path.lower().endswith(".npz") else open_npy(file))]
 
 
-def _table_columns(file: TableFile, arrays: Sequence[Array | UnusableArray]) -> list[Column]:
-    """The columns of a file's arrays; those that differ in length from most cannot play a part."""
+def _table_columns(file: TableFile, arrays: Sequence[Array | UnusableArray], widths: Mapping[str, int]) -> list[Column]:
+    """The columns of a file's arrays.
+
+    Those that differ in length from most, or from the first file's in width, cannot play a part.
+
+    Args:
+        file: the file.
+        arrays: what it holds.
+        widths: of the first file's arrays, by name: columns are told apart by their places only.
+    """
     columns: list[Column] = []
     lengths = [array.header.shape[0] for array in arrays if not isinstance(array, UnusableArray)]
     usual = max(lengths, key=lengths.count, default=0)
@@ -119,6 +129,12 @@ def _table_columns(file: TableFile, arrays: Sequence[Array | UnusableArray]) -> 
             problem = (
                 f"{file.name}: {shown(like.member)} has {usual} rows and {shown(array.member)} has {rows}; give all "
                 "arrays the same length"
+            )
+        width = widths.get(array.member, array.header.width)
+        if array.header.width != width:
+            problem = (
+                f"{file.name}: its arrays differ from those of the first file: {shown(array.member)} has "
+                f"{array.header.width} columns, not {width}; give all files the same arrays"
             )
         columns += [dataclasses.replace(column, problem=problem) for column in _columns(array)]
     return without_repeats(columns, file.name)

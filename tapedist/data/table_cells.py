@@ -23,9 +23,10 @@ _LOOKALIKES = tuple(
     (re.compile(rf"\s*(?:{pattern})\s*", re.IGNORECASE), rule)
     for pattern, rule in (
         (r"[+-]?(nan|inf|infinity)", "is not finite"),
+        (r"#(div/0!|value!|ref!|num!|name\?|null!)", "is a spreadsheet's error"),
         (
             rf"{_SIGN}\d{{1,3}}(,\d{{2,3}})*,\d{{3}}(\.\d*)?([eE][+-]?\d+)?",
-            "has a thousands comma; write its digits without (or a decimal point, if it is a decimal comma)",
+            "has a thousands comma; write the digits alone (or a decimal point, if it is a decimal comma)",
         ),
         (rf"{_SIGN}[\d.]*,\d+([eE][+-]?\d+)?", "has a decimal or thousands comma; write a decimal point"),
         (r"[+-]?\d[\d_]*_\d[\d_.]*", "has underscores; write digits only"),
@@ -37,42 +38,14 @@ _LOOKALIKES = tuple(
         (r"\u2212\d+(\.\d*)?([eE][+-]?\d+)?", "has a minus sign that is not the keyboard's; write -"),
         (
             rf"{_SIGN}\d{{1,3}}([ '\u2019\u00a0\u2009\u202f]\d{{3}})+([.,]\d*)?",
-            "is text, because of the marks between its digits; write its digits without",
+            "is text, because of the marks between its digits; write the digits alone",
         ),
-        (rf"{_SIGN}\d{{1,3}}(\.\d{{3}}){{2,}}", "has thousands points; write its digits without"),
+        (rf"{_SIGN}\d{{1,3}}(\.\d{{3}}){{2,}}", "has thousands points; write the digits alone"),
     )
 )
 # Words and signs for no number, of pandas, R, Excel, databases and questionnaires.
-_BLANKS = frozenset(
-    [
-        "",
-        "na",
-        "n/a",
-        "null",
-        "none",
-        "#n/a",
-        "#na",
-        "#n/a n/a",
-        "<na>",
-        "nil",
-        "(null)",
-        "\\n",
-        "?",
-        "-",
-        "--",
-        ".",
-        "#div/0!",
-        "#value!",
-        "#ref!",
-        "#num!",
-        "#name?",
-        "#null!",
-        "1.#ind",
-        "-1.#ind",
-        "1.#qnan",
-        "-1.#qnan",
-        "nat",
-    ]
+_BLANKS = frozenset(("", "na", "n/a", "null", "none", "nil", "nat", "(null)", "\\n", "?", "-", "--", ".")) | frozenset(
+    ("#n/a", "#na", "#n/a n/a", "<na>", "1.#ind", "-1.#ind", "1.#qnan", "-1.#qnan")
 )
 _WITH_UNIT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)\s*[^\W\d_].*|[<>~]=?\s*[+-]?(\d+\.?\d*|\.\d+)", re.DOTALL)
 

@@ -127,23 +127,30 @@ def merged(tables: Sequence[tuple[str, Sequence[Column]]], *, what: str = "colum
     for where, columns in tables:
         for column in columns:
             by_name.setdefault(column.name, []).append((where, column))
-    places = [where for where, _ in tables]
-    return tuple(_merged_column(found, places, what) for found in by_name.values())
+    differing = _differing(tables, what)
+    return tuple(_merged_column(found, differing.get(name, "")) for name, found in by_name.items())
 
 
-def _merged_column(found: Sequence[tuple[str, Column]], places: Sequence[str], what: str) -> Column:
+def _differing(tables: Sequence[tuple[str, Sequence[Column]]], what: str) -> dict[str, str]:
+    """Columns that are not in all files, and what is said of the first file that has other columns than the first."""
+    first_where, first = tables[0][0], {column.name for column in tables[0][1]}
+    problems: dict[str, str] = {}
+    for where, columns in tables[1:]:
+        names = {column.name for column in columns}
+        if names == first:
+            continue
+        odd = [("it lacks", sorted(first - names)), ("it has besides", sorted(names - first))]
+        said = " and ".join(f"{verb} {listed(names)}" for verb, names in odd if names)
+        problem = f"{where}: its {what} differ from those of {first_where}: {said}; give all files the same {what}"
+        problems |= {name: problem for name in names ^ first if name not in problems}
+    return problems
+
+
+def _merged_column(found: Sequence[tuple[str, Column]], differing: str) -> Column:
     """One column of several files; a problem if they do not agree."""
     telling = [(where, column) for where, column in found if not column.blank] or found[:1]
     first_where, first = telling[0]
-    problem = next((column.problem for _, column in found if column.problem), "")
-    if not problem and len(found) < len(places):
-        there = {where for where, _ in found}
-        lacking, having = next(where for where in places if where not in there), found[0][0]
-        if having == places[0]:
-            problem = f"{lacking}: its {what} differ from those of {having}: it lacks {shown(first.name)}"
-        else:
-            problem = f"{having}: its {what} differ from those of {lacking}: it has {shown(first.name)} as well"
-        problem += f"; give all files the same {what}"
+    problem = next((column.problem for _, column in found if column.problem), "") or differing
     odd = next(((where, column) for where, column in telling if column.numeric != first.numeric), None)
     if not problem and odd:
         problem = (
@@ -183,6 +190,8 @@ def choose(
         InputError: with every problem found.
     """
     present = {column.name: column for column in columns}
+    target, weight = _as_written(target, present), _as_written(weight, present)
+    features = [_as_written(name, present) for name in features]
     asked = [("target", target), *(("features", name) for name in features), ("weight", weight)]
     problems = [*_wrong_names(present, where, target, features, weight, need_target, partitions, of_run)]
     problems += dict.fromkeys(present[name].problem for _, name in asked if name in present and present[name].problem)
@@ -245,9 +254,17 @@ def _wrong_names(
         yield f"--weight={shown(weight)}: is the target too; give another column"
 
 
+def _as_written(name: str, present: Mapping[str, Column]) -> str:
+    """The column that a name means: one with other blanks is meant too, since some of them cannot be typed."""
+    if not name or name in present:
+        return name
+    alike = [column for column in present if column.split() == name.split()]
+    return alike[0] if len(alike) == 1 else name
+
+
 def _nearest(name: str, present: Iterable[str]) -> str:
     """The column that was meant, if one can tell."""
-    near = [column for column in present if " ".join(column.lower().split()) == " ".join(name.lower().split())]
+    near = [column for column in present if column.lower().split() == name.lower().split()]
     near = near or difflib.get_close_matches(name, present, n=1)
     return f"did you mean {shown(near[0])}? " if near else ""
 

@@ -44,13 +44,19 @@ class CsvReader:
     def __init__(self, files: Sequence[TableFile]):
         self._files = files
         self._headers = {}
-        tables = []
+        tables: list[tuple[str, list[Column]]] = []
         for file in files:
             line, names = _header(file)
             rows = _sample(file, _SAMPLE_ROWS if file is files[0] else _LATER_SAMPLE_ROWS)
             where = f"{file.name}:{line}"
             if len(names) == 1:
                 _refuse_other_marks(where, names[0], rows, grammar(file).delimiter)
+            numbers = [name for name in names if meant_as_number(name)]
+            if tables and numbers and set(names) != {column.name for column in tables[0][1]}:
+                raise InputError(
+                    f"{where}: the first line holds {quoted(numbers[0])}, where {tables[0][0]} has column names; add "
+                    "the header line"
+                )
             if _has_row_names(names, rows):
                 names = ("", *names)
             self._headers[file] = names

@@ -16,7 +16,7 @@ _UNPACK = {
     ".xz": "xz -d {}",
     ".lzma": "xz -d {}",
     ".zst": "zstd -d --rm {}",
-    ".lz4": "lz4 -d --rm {}",
+    ".lz4": "lz4 -d --rm {0} {2}",
     ".zip": "unzip {0} -d {1} && rm {0}",
     ".tar": "tar -xf {0} -C {1} && rm {0}",
     ".tgz": "tar -xf {0} -C {1} && rm {0}",
@@ -26,12 +26,19 @@ _PACKED = frozenset(
 )
 # Other files that hold rows for certain; what is none of all these may be a note or a picture.
 _UNREADABLE = {
-    ".xlsx": "an Excel workbook", ".xls": "an Excel workbook", ".xlsm": "an Excel workbook", ".xlsb": "an Excel workbook",
-    ".ods": "a spreadsheet", ".feather": "a Feather file", ".arrow": "an Arrow file", ".ipc": "an Arrow file",
-    ".orc": "an ORC file", ".avro": "an Avro file", ".jsonl": "lines of JSON", ".ndjson": "lines of JSON",
-    ".h5": "an HDF5 file", ".hdf5": "an HDF5 file", ".hdf": "an HDF5 file", ".dta": "a Stata file", ".sav": "an SPSS file",
-    ".sas7bdat": "a SAS file", ".tfrecord": "a TFRecord file", ".psv": "text with bars", ".tab": "text with tabs",
-}  # fmt: skip
+    **dict.fromkeys((".xlsx", ".xls", ".xlsm", ".xlsb", ".ods"), "a spreadsheet"),
+    **dict.fromkeys((".h5", ".hdf5", ".hdf"), "an HDF5 file"),
+    **dict.fromkeys((".feather", ".arrow", ".ipc"), "a Feather or Arrow file"),
+    **dict.fromkeys((".jsonl", ".ndjson"), "lines of JSON"),
+    ".orc": "an ORC file",
+    ".avro": "an Avro file",
+    ".tfrecord": "a TFRecord file",
+    ".dta": "a Stata file",
+    ".sav": "an SPSS file",
+    ".sas7bdat": "a SAS file",
+    ".psv": "text with bars",
+    ".tab": "text with tabs",
+}
 # How a file begins -> what it is, and the suffix that says so.
 _BEGINNINGS = (
     (re.compile(rb"\x1f\x8b"), "gzip-compressed", ".gz"),
@@ -39,10 +46,10 @@ _BEGINNINGS = (
     (re.compile(rb"\xfd7zXZ\0"), "xz-compressed", ".xz"),
     (re.compile(rb"[\x22-\x28]\xb5\x2f\xfd"), "zstd-compressed", ".zst"),
     (re.compile(rb"\x04\x22\x4d\x18"), "lz4-compressed", ".lz4"),
-    (re.compile(rb"PK\x03\x04"), "a zip archive or an Excel workbook", ".zip"),
+    (re.compile(rb"PK\x03\x04"), "a zip archive or a spreadsheet", ".zip"),
     (re.compile(rb"PAR1"), "Parquet", ".parquet"),
     (re.compile(rb"\x93NUMPY"), "a NumPy array", ".npy"),
-    (re.compile(rb"\xd0\xcf\x11\xe0"), "an Excel workbook", ".xls"),
+    (re.compile(rb"\xd0\xcf\x11\xe0"), "a spreadsheet", ".xls"),
     (re.compile(rb"ARROW1"), "a Feather or Arrow file", ".feather"),
     (re.compile(rb"\x89HDF"), "an HDF5 file", ".h5"),
     (re.compile(rb"Obj\x01"), "an Avro file", ".avro"),
@@ -77,7 +84,7 @@ def name_problem(path: str) -> str:
         how = f": {_unpacking(path)}" if end in _UNPACK else ", and move the packed file away"
         return f"is compressed; unpack it{how}"
     if end in _UNREADABLE:
-        return f"is {_UNREADABLE[end]}, which is not read; save it as one of {KNOWN}"
+        return f"unknown kind of table; known are {KNOWN}; this is {_UNREADABLE[end]}, so save it as one of them"
     return f"unknown kind of table; known are {KNOWN}; rename it if it is one of them"
 
 
@@ -105,7 +112,7 @@ def content_problem(path: str, head: bytes) -> str:
 
 
 def _unpacking(path: str) -> str:
-    return _command(_UNPACK[suffix(path)], path, os.path.dirname(path) or ".")
+    return _command(_UNPACK[suffix(path)], path, os.path.dirname(path) or ".", os.path.splitext(path)[0])
 
 
 def _command(words: str, *paths: str) -> str:

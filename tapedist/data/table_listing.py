@@ -99,7 +99,7 @@ class _Walk:
 
     def paths(self, starts: Iterable[str]) -> list[str]:
         """All files at and below `starts`, sorted, each path once."""
-        found = set()
+        found: set[str] = set()
         for start in starts:
             found.update(self._below(start, ()) if os.path.isdir(start) else [start])
         return sorted(found)
@@ -108,7 +108,7 @@ class _Walk:
         # Links are followed, because the rows behind them are the table's as well.
         real = os.path.realpath(folder)
         if real in above:
-            raise InputError(f"--data={shown(folder)}: is a link back to a folder above it; remove the link")
+            raise InputError(f"--data={shown(folder)}: comes back to a folder above it through a link; remove the link")
         try:
             names = sorted(os.listdir(folder))
         except OSError as error:
@@ -241,6 +241,7 @@ def _refuse_logs(data: str, root: str, paths: Iterable[str]) -> None:
             asked.add(folder)
             kind, log = _log_in(folder)
             if log:
+                log = log if os.path.isabs(data) else os.path.relpath(log)
                 raise InputError(
                     f"--data={shown(data)}: {shown(log)} belongs to {kind} table and says which of its files count; "
                     "read without it, removed rows would be there again; copy the files that count into a folder of "

@@ -55,12 +55,16 @@ class ArrayHeader:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
+class WrongKindError(InputError):
+    """A good array that cannot be a column."""
+
+
 def read_header(stream: IO[bytes], name: str, size: int) -> ArrayHeader:
     """The header of the array in `stream`, which holds `size` bytes.
 
     Raises:
-        InputError: if it is no array, if it needs pickle, if its type or shape is not a table's, or if its size is not
-            what the header says.
+        InputError: if it is no array, or if its size is not what the header says.
+        WrongKindError: if it needs pickle, or if its type or shape is not a table's.
     """
     try:
         version = np.lib.format.read_magic(stream)
@@ -69,13 +73,13 @@ def read_header(stream: IO[bytes], name: str, size: int) -> ArrayHeader:
     except (ValueError, TypeError, EOFError, SyntaxError, OSError, zipfile.BadZipFile) as error:
         raise InputError(f"{name}: not a NumPy array ({shown(str(error).splitlines()[0])}); save it again") from None
     if dtype.hasobject:
-        raise InputError(f"{name}: holds Python objects, which are never loaded; save it as float64")
+        raise WrongKindError(f"{name}: holds Python objects, which are never loaded; save it as float64")
     if dtype.names:
-        raise InputError(f"{name}: is a structured array; save one plain array a column in an .npz")
+        raise WrongKindError(f"{name}: is a structured array; save one plain array a column in an .npz")
     if dtype.kind in "cmMV" or (dtype.kind == "f" and dtype.itemsize > 8):
-        raise InputError(f"{name}: holds {dtype}, not real numbers of up to 64 bits; convert it to float64")
+        raise WrongKindError(f"{name}: holds {dtype}, not real numbers of up to 64 bits; convert it to float64")
     if len(shape) not in (1, 2) or min(shape) < 0 or (len(shape) == 2 and not shape[1]):
-        raise InputError(f"{name}: has shape {list(shape)}; a table needs [n] or [n, columns]")
+        raise WrongKindError(f"{name}: has shape {list(shape)}; a table needs [n] or [n, columns]")
     header = ArrayHeader(name, dtype, shape, fortran and len(shape) == 2, stream.tell())
     if header.offset + header.nbytes != size:
         raise InputError(
@@ -235,7 +239,7 @@ def _judged_member(
 ) -> StoredArray | CompressedArray | UnusableArray:
     try:
         return _member(file, archive, info)
-    except InputError as error:
+    except WrongKindError as error:
         return UnusableArray(info.filename.removesuffix(".npy"), error.problems[0])
 
 

@@ -44,7 +44,7 @@ class ParquetReader:
         for file in files:
             schema, metadata = _footer(file)
             self._metadata.append(metadata)
-            tables.append((file.name, without_repeats(_columns(schema), file.name)))
+            tables.append((file.name, without_repeats(_columns(file, schema), file.name)))
         self.columns = tuple(self._doubted(column) for column in merged(tables))
 
     def check_unchanged(self) -> None:
@@ -141,30 +141,36 @@ def _footer(file: TableFile) -> tuple[pa.Schema, pq.FileMetaData]:
     return schema, metadata
 
 
-def _columns(schema: pa.Schema) -> list[Column]:
+def _columns(file: TableFile, schema: pa.Schema) -> list[Column]:
     """What a file's schema says of its columns."""
-    index = _pandas_index(schema)
+    index, categories = _pandas_names(schema)
     columns = []
     for position, field in enumerate(schema):
         name, blank = field.name, pa.types.is_null(field.type)
-        label = row_labels(name, position) or ("an index that pandas wrote" if name in index else "")
-        problem = "" if name else f"column {position + 1} has no name; name it"
+        aside = row_labels(name, position)
+        if name in index:
+            aside = aside or "an index that pandas wrote"
+        elif name in categories and _numeric(field.type):
+            aside = aside or "categories, as pandas wrote them"
+        problem = "" if name else f"{file.name}: column {position + 1} has no name; name it"
         columns.append(
             Column(
                 name or f"(column {position + 1})", blank or _numeric(field.type), str(field.type), blank=blank,
-                aside=label, problem=problem,
+                aside=aside, problem=problem,
             )
         )  # fmt: skip
     return columns
 
 
-def _pandas_index(schema: pa.Schema) -> set[str]:
-    """The columns that were the index of a pandas frame, as its metadata says."""
+def _pandas_names(schema: pa.Schema) -> tuple[set[str], set[str]]:
+    """The columns that were the index of a pandas frame, and those that were categories, as its metadata says."""
     try:
         written = json.loads((schema.metadata or {}).get(b"pandas", b"{}"))
-        return {name for name in written.get("index_columns", []) if isinstance(name, str)}
-    except (ValueError, AttributeError, TypeError):
-        return set()  # Somebody else's metadata.
+        index = {name for name in written.get("index_columns", []) if isinstance(name, str)}
+        kinds = {column["field_name"]: column["pandas_type"] for column in written.get("columns", [])}
+    except (ValueError, AttributeError, TypeError, KeyError):
+        return set(), set()  # Somebody else's metadata.
+    return index, {name for name, kind in kinds.items() if kind == "categorical"}
 
 
 def _numeric(kind: pa.DataType) -> bool:
@@ -201,7 +207,8 @@ def _batch(file: TableFile, first: int, arrow: pa.RecordBatch, names: Sequence[s
         value = arrow.column(names[column])[row].as_py()
         where = f"{file.name}:row {first + row + 1}:{shown(names[column])}"
         if value is None:
-            return Cell(where, "", "is blank")
+            typed = not pa.types.is_null(arrow.column(names[column]).type)
+            return Cell(where, "None", "is not finite, the cell is blank") if typed else Cell(where, "", "is blank")
         whole = isinstance(value, int) or (isinstance(value, decimal.Decimal) and np.isnan(numbers[column][row]))
         return Cell(where, str(value), INEXACT if whole and abs(value) > 2**53 else "")
 

@@ -20,7 +20,7 @@ class Cell:
 
     Attributes:
         where: `file:line:column`, or `file:row N:column` for files without lines.
-        value: what stands there.
+        value: what stands there; empty where there is not even a number's type.
         rule: what is wrong with the text; empty if it is a number.
     """
 

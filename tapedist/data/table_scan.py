@@ -32,6 +32,7 @@ class Scanned:
             as NaN: the same for the same table in any format.
         largest: the largest magnitude of each column's good cells.
         bad: the number of bad cells of each column.
+        first_bad: the first of them, and its rule.
         suspects: columns without any good cell among the first rows; where there are any, nothing else was looked at.
         store: the rows, if they were kept.
     """
@@ -43,6 +44,7 @@ class Scanned:
     digest: str = ""
     largest: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0))
     bad: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
+    first_bad: str = ""
     suspects: tuple[str, ...] = ()
     store: MemoryStore | ScratchStore | None = None
 
@@ -161,7 +163,7 @@ def _blank_so_far(chunk: RowBatch, roles: Roles) -> Iterator[str]:
 
 
 def _is_nothing(cell: Cell) -> bool:
-    return cell.rule == "is blank" or cell.value.strip("'").lower() == "nan"
+    return cell.rule.endswith("is blank") or cell.value.strip("'").lower() == "nan"
 
 
 def _moved(memory: MemoryStore) -> ScratchStore:
@@ -181,8 +183,10 @@ def _checked(
     if not bad:
         found.largest = np.maximum(found.largest, np.abs(ends).max(axis=1))
         return chunk.columns
+    row, position = min((int(mask.argmax()), position) for position, mask in bad.items())
     if on_bad_rows == "error":
-        _refuse(chunk, bad, rule, roles)
+        raise InputError(f"{_said(chunk, row, position, rule)}; {_fix(row, position, bad, roles)}")
+    found.first_bad = found.first_bad or _said(chunk, row, position, rule)
     for position, mask in bad.items():
         found.bad[position] += int(mask.sum())
     columns = [np.where(bad[p], np.nan, column) if p in bad else column for p, column in enumerate(chunk.columns)]
@@ -201,11 +205,11 @@ def _checked(
     return columns
 
 
-def _refuse(chunk: RowBatch, bad: dict[int, np.ndarray], rule: CellRule, roles: Roles) -> None:
-    row, position = min((int(mask.argmax()), position) for position, mask in bad.items())
+def _said(chunk: RowBatch, row: int, position: int, rule: CellRule) -> str:
+    """A bad cell and the rule that it breaks."""
     cell = chunk.explain(row, position)
     reason = cell.rule or rule.broken(position, float(chunk.columns[position][row]))
-    raise InputError(f"{cell.where}: {cell.value} {reason}; {_fix(row, position, bad, roles)}")
+    return f"{cell.where}: {cell.value} {reason}" if cell.value else f"{cell.where} {reason}"
 
 
 def _fix(row: int, position: int, bad: dict[int, np.ndarray], roles: Roles) -> str:

@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 
 from tapedist.data.epoch_order import WINDOW_ROWS
-from tapedist.data.table_columns import Column, Roles, choose, listed
+from tapedist.data.table_columns import Roles, choose, listed
 from tapedist.data.table_files import shown
 from tapedist.data.table_gather import RowGather, Units, empty_rows
 from tapedist.data.table_listing import FoundFiles, find_files
+from tapedist.data.table_notices import column_notices, no_rows, partition_notice, row_notices
 from tapedist.data.table_rows import SegmentStore, TableReader
 from tapedist.data.table_scan import CellRule, Scanned, holds_numbers, scan
 from tapedist.data.table_spans import RowNumbers
@@ -140,7 +141,7 @@ def open_table(
         header = _without_blank(header, scanned.suspects, heed)
         segments, scanned = read(header, suspect=False)
     if scanned.num_rows == scanned.num_dropped:
-        raise InputError(_no_rows(header, scanned))
+        raise InputError(no_rows(shown(data), header.roles, scanned))
     rows = RowSplit(scanned.num_rows, scanned.dropped, split, test_fraction, seed)
     if not rows.count("train"):
         raise InputError(f"--test_fraction={test_fraction}: leaves no row of {shown(data)} to train on; lower it")
@@ -189,7 +190,7 @@ class TableSource:
         self.storage = _STORAGE.get(type(store), "in place")
         self.notices = tuple(_notices(header, scanned))
         self.failure: TapedistError | None = None
-        self._split, self._rule = split, rule
+        self._split, self._rule, self._roles = split, rule, roles
         self._gather = RowGather(
             store.get if isinstance(store, MemoryStore) else SegmentCache(store, memory_budget).get,
             store.starts,
@@ -304,8 +305,12 @@ class TableSource:
                 sums[position] += good.sum()
                 counts[position] += len(good)
         if not counts.all():
-            name = shown(self.feature_names[int(counts.argmin())])
-            raise InputError(f"--features={name}: has no good cell among the training rows, so no mean; leave it out")
+            name = self.feature_names[int(counts.argmin())]
+            fix = self._roles.fix_without([name])
+            raise InputError(
+                f"--features={shown(name)}: has no good cell among the training rows, so no mean; leave it out"
+                + (f" by {fix}" if fix else "")
+            )
         return sums / counts
 
 
@@ -350,18 +355,6 @@ def _without_blank(header: TableHeader, suspects: Sequence[str], heed: Callable[
     return dataclasses.replace(header, roles=roles)
 
 
-def _no_rows(header: TableHeader, scanned: Scanned) -> str:
-    data, roles = f"--data={shown(header.data)}", header.roles
-    if not scanned.num_rows:
-        return f"{data}: holds no rows below its header; give a table with rows"
-    never = [name for name, bad in zip(roles.names, scanned.bad, strict=True) if bad == scanned.num_rows]
-    what = f"{data}: holds no good row among {scanned.num_rows} below its header"
-    if not never:
-        return f"{what}; correct its bad cells"
-    fix = roles.fix_without(never) if set(never) <= set(roles.features) else ""
-    return f"{what}: no cell of {listed(never)} can be used; " + (f"leave it out by {fix}" if fix else "correct it")
-
-
 def _largest(segments: SegmentStore) -> int:
     """Bytes of the largest segment."""
     return int(np.diff(segments.starts).max(initial=0)) * segments.row_bytes
@@ -373,35 +366,11 @@ def _window_bytes(segments: SegmentStore, test_fraction: float) -> int:
 
 
 def _notices(header: TableHeader, scanned: Scanned) -> Iterator[str]:
-    name, roles = shown(header.data), header.roles
-    if scanned.num_dropped:
-        yield f"{name}: {scanned.num_dropped} of {scanned.num_rows} rows have bad cells and are left out"
-    if scanned.num_imputed:
-        yield f"{name}: {scanned.num_imputed} bad cells are replaced by the mean of their column"
-    if roles.blank:
-        yield f"{name}: columns not used, because they hold no number: {listed(roles.blank)}"
-    yield from _unused_notices(name, roles.unused)
+    yield from row_notices(shown(header.data), scanned)
+    yield from column_notices(shown(header.data), header.roles)
     if header.files:
         yield from header.files.notices
         present = {column.name for column in header.reader.columns}
         partitions = [key for key in header.files.partitions if key not in present]
-        if partitions and not roles.chosen:
-            yield (
-                f"{name}: not used, because the folders' names hold it and not the files: {listed(partitions)}; add it "
-                "to the files as a column to use it"
-            )
-
-
-def _unused_notices(name: str, unused: Sequence[Column]) -> Iterator[str]:
-    """What is said of columns that play no part, by the reason."""
-    plain = [column.name for column in unused if not column.aside and not column.doubt]
-    if plain:
-        yield f"{name}: columns not used: {', '.join(map(shown, plain))}"
-    for reason in dict.fromkeys(column.aside for column in unused if column.aside):
-        group = [column for column in unused if column.aside == reason]
-        named = tuple(column.name for column in group if column.numeric and not column.problem)
-        fix = "; name them in --features to use them" if named else ""
-        yield f"{name}: columns not used, because they are {reason}: {listed(c.name for c in group)}{fix}"
-    for column in unused:
-        if column.doubt and not column.aside:
-            yield f"{name}: column {shown(column.name)} is not used: {column.doubt}"
+        if partitions and not header.roles.chosen:
+            yield partition_notice(shown(header.data), partitions)

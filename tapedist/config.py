@@ -254,6 +254,11 @@ def _wrong_devices(config: TrainConfig) -> Iterator[str]:
             f"--virtual_shards={config.virtual_shards}, because every replica owns at least one shard; "
             "lower one or raise the other"
         )
+    if config.collective == "nccl" and config.num_virtual_devices:
+        yield (
+            f"--collective=nccl: needs GPUs, and --num_virtual_devices={config.num_virtual_devices} computes on the CPU; "
+            "drop one of them"
+        )
     if config.num_virtual_devices > 1 and config.strategy in ("default", "tpu"):
         yield (
             f"--num_virtual_devices={config.num_virtual_devices}: has no meaning with "

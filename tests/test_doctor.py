@@ -165,15 +165,15 @@ def test_run_dir(tmp_path, monkeypatch):
     assert checks.run_dir(str(deep)).status == "warning"
 
 
-def test_all_gather_verdicts():
-    good = "import os; assert 'TF_CONFIG' in os.environ; print('{\"gathered\": [0.0, 1.0]}')"
-    assert checks.all_gather(fake_program(good)).status == "ok"
-    wrong = checks.all_gather(fake_program("print('{\"gathered\": [0.0]}')"))
+def test_exchange_verdicts():
+    good = "import os; assert 'TF_CONFIG' in os.environ; print('{\"exchanged\": [1, 2]}')"
+    assert checks.exchange(fake_program(good)).status == "ok"
+    wrong = checks.exchange(fake_program("print('{\"exchanged\": [1, 0]}')"))
     assert wrong.status == "failed"
-    crashed = checks.all_gather(fake_program("import sys; sys.exit('no ports')"))
+    crashed = checks.exchange(fake_program("import sys; sys.exit('no ports')"))
     assert "worker 0 exited with 1: no ports" in crashed.detail
-    hung = checks.all_gather(fake_program("import time; time.sleep(60)"), timeout_secs=0.5)
-    assert "no all-gather within 0.5 s" in hung.detail
+    hung = checks.exchange(fake_program("import time; time.sleep(60)"), timeout_secs=0.5)
+    assert "no answer of both within 0.5 s" in hung.detail
 
 
 def test_speed():
@@ -187,7 +187,7 @@ def test_every_failure_has_a_fix():
         *(check(BROKEN) for check in (checks.tensorflow, checks.devices, checks.speed)),
         checks.gpu_libraries(BROKEN, driver=True, missing=["x"]),
         checks.cluster({"TF_CONFIG": "["}, (), None),
-        checks.all_gather(fake_program("pass")),
+        checks.exchange(fake_program("pass")),
     ]
     assert all(check.status == "failed" and check.fix for check in found)
 

@@ -11,9 +11,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 from conftest import REPO, Finished
@@ -25,16 +26,36 @@ TRAIN_MANY = str(Path(__file__).with_name("train_many.py"))
 TIMEOUT = 400
 
 SMALL = ["--n_samples=5123", "--num_features=3", "--num_epochs=7", "--statistics=false"]
-BLOCKS = ["--n_samples=300000", "--num_features=2", "--num_epochs=3", "--learning_rate=0.1", "--statistics=false"]
-CASES = {
-    "batches": ["--mode=mini_batch", "--batch_size=1000", "--optimizer=adam", *SMALL],
-    "shuffled_rows": ["--mode=mini_batch", "--batch_size=96", "--shuffle=rows", *SMALL],
-    "streamed_batches": ["--mode=mini_batch", "--batch_size=1000", "--cache=none", *SMALL],
-    "resident": ["--full_batch_engine=stream", "--dtype=float64", "--optimizer=momentum", *SMALL],
-    "held": ["--full_batch_engine=stream", "--cache=device", *BLOCKS],
-    "streamed": ["--full_batch_engine=stream", "--cache=none", *BLOCKS],
-    "moments": ["--full_batch_engine=moments", "--l2=0.01", *BLOCKS],
+WEIGHTED = [
+    "--data={table}", "--target=y", "--weight=w", "--num_epochs=3", "--learning_rate=0.1", "--test_fraction=0.2",
+    "--statistics=false",
+]  # fmt: skip
+STREAM, BATCHES = "--full_batch_engine=stream", "--mode=mini_batch"
+# Lower limits: small splits are cut into many blocks, and batches are made anew, a few at a time.
+BLOCKS = {
+    "tapedist.data.blocks:_RESIDENT_BYTES": 0,
+    "tapedist.data.blocks:_TILE_BYTES": 1024,
+    "tapedist.data.blocks:_MAX_TILES": 2,
 }
+TRANSFERS = {
+    "tapedist.training.engines.batches:_RESIDENT_BYTES": 0,
+    "tapedist.training.engines.batches:_SUPERBATCH_BYTES": 65536,
+}
+CASES: dict[str, tuple[list[str], dict[str, int]]] = {
+    "batches": ([BATCHES, "--batch_size=1000", "--optimizer=adam", *SMALL], BLOCKS),  # Their test rows are streamed.
+    "shuffled_rows": ([BATCHES, "--batch_size=96", "--shuffle=rows", *SMALL], {}),
+    "streamed_batches": ([BATCHES, "--batch_size=1000", *SMALL], TRANSFERS),
+    "resident": ([STREAM, "--dtype=float64", "--optimizer=momentum", "--eval_every_epochs=3", *SMALL], {}),
+    "held": ([STREAM, "--cache=device", *SMALL], BLOCKS),
+    "streamed": ([STREAM, "--cache=none", "--eval_every_epochs=3", *SMALL], BLOCKS),
+    "moments": (["--full_batch_engine=moments", "--l2=0.01", *SMALL], BLOCKS),
+    "whole_moments": (["--full_batch_engine=moments", *SMALL], {}),
+    "weighted_batches": ([BATCHES, "--batch_size=100", "--shuffle=rows", *WEIGHTED], {}),
+    "weighted_resident": ([STREAM, *WEIGHTED], {}),
+    "weighted_streamed": ([STREAM, "--cache=none", *WEIGHTED], BLOCKS),
+    "weighted_moments": (["--full_batch_engine=moments", *WEIGHTED], BLOCKS),
+}
+FEW = ("batches", "streamed_batches", "resident", "streamed", "moments", "weighted_streamed")
 # Some thousand gathers: long enough to be killed in the middle on any machine.
 LONG = [
     "--mode=mini_batch", "--n_samples=4000", "--batch_size=512", "--num_epochs=800", "--log_every_epochs=20",
@@ -42,22 +63,28 @@ LONG = [
 ]  # fmt: skip
 
 
-def _digests(folder: Path, *flags: str) -> dict[str, set[str]]:
-    """Digests of all cases, by name, of every worker."""
-    cases = folder / "cases.json"
-    cases.write_text(json.dumps(CASES))
+def _digests(folder: Path, *flags: str, cases: Iterable[str] = CASES, timeout: float = TIMEOUT) -> dict[str, set[str]]:
+    """Digests of cases, by name, of every worker."""
+    table = folder / "table.csv"
+    rows = np.random.default_rng(3).normal(size=(1201, 3))
+    weights = np.arange(len(rows)) % 4  # Some are 0.
+    lines = [f"{a:.6f},{b:.6f},{2 * a - b + 0.1 * c:.6f},{w}" for (a, b, c), w in zip(rows, weights, strict=True)]
+    table.write_text("\n".join(["a,b,y,w", *lines, ""]))
+    told = {name: ([word.format(table=table) for word in CASES[name][0]], CASES[name][1]) for name in cases}
+    path = folder / "cases.json"
+    path.write_text(json.dumps(told))
     program = (*warm_python(), TRAIN_MANY)
     code = (
         "import sys; from tapedist.cluster.launch import LaunchConfig, main; from tapedist.flags import CommandLine;"
         f"sys.exit(main(CommandLine(LaunchConfig, sys.argv[1:], rest='worker_argv').options(), program={program!r}))"
     )
-    words = [*flags, f"--log_dir={folder / 'logs'}", "--", "train", str(cases)]
+    words = [*flags, f"--log_dir={folder / 'logs'}", "--", "train", str(path)]
     done = subprocess.run(
-        [sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=TIMEOUT, cwd=REPO, check=False
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=timeout, cwd=REPO, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
     found: dict[str, set[str]] = {}
-    for name, digest in re.findall(r"^(?:\[\d\] )?(\w+) ([0-9a-f]{64})$", done.stdout, re.MULTILINE):
+    for name, digest in re.findall(r"^(?:\[\d+\] )?(\w+) ([0-9a-f]{64})$", done.stdout, re.MULTILINE):
         found.setdefault(name, set()).add(digest)
     return found
 
@@ -73,6 +100,27 @@ def test_all_engines_give_the_bits_of_one_process(flags: list[str], alone: dict[
     assert all(len(digests) == 1 for digests in alone.values())
     assert alone["held"] == alone["streamed"]
     assert _digests(tmp_path, *flags) == alone
+
+
+def test_so_do_more_workers_than_ten(alone: dict[str, set[str]], tmp_path: Path):
+    """TensorFlow orders tasks by their names, in which "task:10" comes before "task:2"."""
+    found = _digests(tmp_path, "--num_workers=12", cases=FEW, timeout=3 * TIMEOUT)
+    assert found == {name: alone[name] for name in FEW}
+
+
+@pytest.mark.parametrize(
+    ("config", "fewer"), [("multi_host", ["--num_epochs=2"]), ("slurm", ["--num_epochs=50"])]
+)
+def test_the_configs_for_clusters_run_on_two_workers(
+    config: str, fewer: list[str], launch: Callable[..., Launch], tapedist_command: Callable[..., Finished], tmp_path: Path
+):
+    job = [f"--flagfile={REPO}/configs/{config}.flags", "--n_samples=900000", *fewer, "--plots=false"]
+    running = launch("--num_workers=2", "--", "train", *job, f"--run_dir={tmp_path / 'two'}")
+    assert running.finish() == 0, running.text
+    alone = tapedist_command("train", *job, f"--run_dir={tmp_path / 'one'}", timeout=TIMEOUT, warm=True)
+    assert alone.code == 0, alone.err
+    assert len(_digest(alone.out)) == 1
+    assert _digest(running.text) == _digest(alone.out)
 
 
 class Launch:

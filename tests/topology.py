@@ -86,9 +86,7 @@ def _outcome(job: Mapping[str, Any]) -> dict[str, Any]:
 
     try:
         with contextlib.ExitStack() as stack:
-            for place, value in job.get("constants", {}).items():
-                module, name = place.split(":")
-                stack.enter_context(mock.patch.object(importlib.import_module(module), name, value))
+            stack.enter_context(constants(job.get("constants", {})))
             steps, engines = stack.enter_context(_watched())
             started = time.process_time()
             outcome = _trained(job)
@@ -96,6 +94,16 @@ def _outcome(job: Mapping[str, Any]) -> dict[str, Any]:
             return outcome | ({"steps": steps} if job.get("steps") else {})
     except TapedistError as error:
         return {"error": f"{type(error).__name__}: {error}"}
+
+
+@contextlib.contextmanager
+def constants(values: Mapping[str, Any]) -> Iterator[None]:
+    """While entered, sets `module:NAME` -> value."""
+    with contextlib.ExitStack() as stack:
+        for place, value in values.items():
+            module, name = place.split(":")
+            stack.enter_context(mock.patch.object(importlib.import_module(module), name, value))
+        yield
 
 
 def _trained(job: Mapping[str, Any]) -> dict[str, Any]:

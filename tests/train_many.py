@@ -2,7 +2,8 @@
 
     python tests/train_many.py train FILE [--flag=value ...]
 
-FILE holds a JSON object, name -> flags. Prints `NAME DIGEST` for each; the flags behind FILE are added to all.
+FILE holds a JSON object, name -> flags and `module:NAME` -> value, set for this training: sizes shrink so that small data
+takes the paths of large data. Prints `NAME DIGEST` for each; the flags behind FILE are added to all.
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
+
+from topology import constants
 
 from tapedist import run
 from tapedist.cluster import resolve
@@ -22,8 +26,8 @@ from tapedist.signals import StopSignals
 
 
 def main(argv: list[str]) -> None:
-    cases: dict[str, list[str]] = json.loads(Path(argv[2]).read_text())
-    configs = {name: CommandLine(TrainConfig, [*words, *argv[3:]]).options() for name, words in cases.items()}
+    cases: dict[str, Any] = json.loads(Path(argv[2]).read_text())
+    configs = {name: CommandLine(TrainConfig, [*words, *argv[3:]]).options() for name, (words, _) in cases.items()}
     first = next(iter(configs.values()))
     spec = resolve.of_run(first, os.environ)
     with (
@@ -31,11 +35,12 @@ def main(argv: list[str]) -> None:
         joined(first, spec, stop_signal=lambda: stop.signum, quiet=True) as (strategy, why, team),
     ):
         for name, config in configs.items():
-            session = run.Session(
-                config, strategy=strategy, choice=why, team=team, monitor=Monitor(), folder=None, stop=stop,
-                model=None, loss=None, source=None,
-            )  # fmt: skip
-            print(name, session.run().digest, flush=True)
+            with constants(cases[name][1]):
+                session = run.Session(
+                    config, strategy=strategy, choice=why, team=team, monitor=Monitor(), folder=None, stop=stop,
+                    model=None, loss=None, source=None,
+                )  # fmt: skip
+                print(name, session.run().digest, flush=True)
 
 
 if __name__ == "__main__":

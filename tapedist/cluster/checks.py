@@ -182,11 +182,10 @@ def cluster(environ: Mapping[str, str], workers: Sequence[str], worker_index: in
         spec = resolve(environ, workers=workers, worker_index=worker_index)
     except InputError as error:
         return Check("Cluster", "failed", " | ".join(error.problems), "correct or unset it")
+    ignored = f"; ignored: {', '.join(spec.ignored)}" if spec.ignored else ""
     if not spec.workers:
-        return Check("Cluster", "ok", f"one process ({spec.source})")
-    detail = f"worker {spec.index} of {spec.num_workers}, {spec.address} (from {spec.source})"
-    if spec.ignored:
-        detail += f"; ignored: {', '.join(spec.ignored)}"
+        return Check("Cluster", "ok", f"one process ({spec.source}){ignored}")
+    detail = f"worker {spec.index} of {spec.num_workers}, {spec.address} (from {spec.source}){ignored}"
     if port_in_use(spec.address):
         return Check("Cluster", "failed", f"{detail}; its port is in use here", "stop what holds it, or choose another")
     silent = unreachable([address for address in spec.workers if address != spec.address], timeout_secs=2.0)
@@ -214,15 +213,15 @@ def run_dir(path: str) -> Check:
     return Check("Run folder", "ok", detail)
 
 
-def all_gather(argv: Sequence[str] = (), timeout_secs: float = 60.0) -> Check:
-    """Whether two processes of this machine can exchange numbers.
+def exchange(argv: Sequence[str] = (), timeout_secs: float = 60.0) -> Check:
+    """Whether two processes of this machine can add up numbers, as training does.
 
     Args:
         argv: the program of both; by default the probe.
         timeout_secs: how long they may take.
     """
     name = "Two processes"
-    argv = argv or (sys.executable, "-m", "tapedist.cluster.probe", "gather")
+    argv = argv or (sys.executable, "-m", "tapedist.cluster.probe", "exchange")
     tether = str(Path(__file__).with_name("tether.py"))
     reservation = PortReservation(2)
     addresses = tuple(f"127.0.0.1:{port}" for port in reservation.ports)
@@ -239,18 +238,18 @@ def all_gather(argv: Sequence[str] = (), timeout_secs: float = 60.0) -> Check:
             )  # fmt: skip
         answers = [process.communicate(timeout=timeout_secs) for process in processes]
     except subprocess.TimeoutExpired:
-        fix = "try again on a less busy machine; allow connections to 127.0.0.1; unset http_proxy and https_proxy"
-        return Check(name, "failed", f"no all-gather within {timeout_secs:g} s", fix)
+        fix = "try again on a less busy machine; allow connections to 127.0.0.1"
+        return Check(name, "failed", f"no answer of both within {timeout_secs:g} s", fix)
     finally:
         for process in processes:
             process.kill()
             process.communicate()
         reservation.close()
     for rank, ((out, err), process) in enumerate(zip(answers, processes, strict=True)):
-        if process.returncode or '"gathered": [0.0, 1.0]' not in out:
+        if process.returncode or '"exchanged": [1, 2]' not in out:
             detail = f"worker {rank} exited with {process.returncode}: {_last_line(err or out)}"
             return Check(name, "failed", detail, "see the message; single-process training is not affected")
-    return Check(name, "ok", "all-gather over 127.0.0.1 works")
+    return Check(name, "ok", "they exchange numbers over 127.0.0.1")
 
 
 def speed(findings: Findings) -> Check:

@@ -36,7 +36,7 @@ def run_checks(config: DoctorConfig, environ: Mapping[str, str]) -> Iterator[Che
     yield checks.tpu(findings, environ)
     yield checks.cluster(environ, config.workers, None if config.worker_index < 0 else config.worker_index)
     yield checks.run_dir(config.run_dir or ".")
-    yield checks.all_gather()
+    yield checks.exchange()
     yield checks.speed(findings)
 
 

@@ -13,9 +13,10 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from tapedist.cluster.gpus import found_gpus, shares, visible_gpus
 from tapedist.cluster.peers import PortReservation
 from tapedist.cluster.policy import Action, Verdict
-from tapedist.cluster.resolve import ClusterSpec, check_strategy
+from tapedist.cluster.resolve import ClusterSpec, check_strategy, resolve
 from tapedist.cluster.supervisor import SignalInbox, Supervisor
 from tapedist.cluster.workers import Command, Console, Worker
 from tapedist.config import TrainConfig
@@ -39,6 +40,9 @@ class LaunchConfig(Options):
     virtual_devices_per_worker: int = option(
         0, "Split each worker's CPU into this many devices; 0 leaves it whole.", rule=between(0, 256)
     )
+    gpus_per_worker: int = option(
+        0, "GPUs of each worker, which no other worker sees; 0 divides them evenly.", rule=between(0, 256)
+    )
     log_dir: str = option(
         "", "Folder for one log file per worker; empty makes a new one in the temporary folder.", path=True
     )
@@ -50,6 +54,11 @@ class LaunchConfig(Options):
     def _wrong_combinations(self) -> Iterator[str]:
         if "://" in self.log_dir:
             yield f"--log_dir={self.log_dir!r}: must be a local path"
+        if self.gpus_per_worker and self.virtual_devices_per_worker:
+            yield (
+                f"--gpus_per_worker={self.gpus_per_worker}: has no meaning with --virtual_devices_per_worker="
+                f"{self.virtual_devices_per_worker}, which computes on CPUs; drop one of them"
+            )
         words = self.worker_argv
         if words[:1] != ("train",):
             found = repr(words[0]) if words else "nothing"
@@ -74,7 +83,7 @@ def check_training(options: LaunchConfig, config: TrainConfig) -> None:
     if options.num_workers == 1:
         return  # As its surroundings say.
     check_strategy(ClusterSpec(("",) * options.num_workers, 0, "--num_workers"), config.strategy)
-    devices = options.virtual_devices_per_worker or config.num_virtual_devices or 1
+    devices = options.gpus_per_worker or options.virtual_devices_per_worker or config.num_virtual_devices or 1
     replicas = options.num_workers * devices
     if replicas > config.virtual_shards:
         raise InputError(
@@ -104,13 +113,15 @@ def main(
         if a signal stopped the cluster.
 
     Raises:
-        InputError: if the environment names another cluster, or the logs cannot be written; nothing was started.
+        InputError: if the environment names another cluster, there are too few GPUs, or the logs cannot be written;
+            nothing was started.
     """
-    if config.num_workers > 1 and environ.get("TF_CONFIG", "").strip() not in ("", "{}"):
+    if config.num_workers > 1 and resolve({"TF_CONFIG": environ.get("TF_CONFIG", "")}).workers:
         raise InputError(
-            f"TF_CONFIG: is set, but --num_workers={config.num_workers} starts a cluster of its own; "
+            f"TF_CONFIG: names a cluster, but --num_workers={config.num_workers} starts a cluster of its own; "
             "unset TF_CONFIG, or use --num_workers=1"
         )
+    own_gpus = _shares_of_gpus(config, environ)
     log_dir = _make_log_dir(config.log_dir)
     console = Console(sys.stdout, sys.stderr)
     restarts = 0
@@ -121,8 +132,8 @@ def main(
             addresses = tuple(f"{_HOST}:{port}" for port in reservation.ports)
             console.say(f"starting {_workers_at(config.num_workers, addresses)}; logs in {log_dir}")
             commands = [
-                _command(rank, addresses, restarts, config, log_dir, [*program, *config.worker_argv], environ)
-                for rank in range(config.num_workers)
+                _command(rank, addresses, restarts, config, log_dir, [*program, *config.worker_argv], {**environ, **gpus})
+                for rank, gpus in enumerate(own_gpus)
             ]
             try:
                 verdict, workers = supervisor.run(commands, restarts_left=config.max_restarts - restarts)
@@ -133,6 +144,17 @@ def main(
                 return verdict.code
             restarts += 1
             console.say(f"restarting all workers from the last checkpoint ({restarts} of {config.max_restarts})")
+
+
+def _shares_of_gpus(config: LaunchConfig, environ: Mapping[str, str]) -> list[dict[str, str]]:
+    """What is added to each worker's environment, so that no two of them take one GPU."""
+    on_cpus = any(word.lstrip("-").startswith("num_virtual_devices=") for word in config.worker_argv)
+    if config.virtual_devices_per_worker or (on_cpus and not config.gpus_per_worker):
+        return [{}] * config.num_workers
+    if config.num_workers == 1 and not config.gpus_per_worker:
+        return [{}]
+    visible = visible_gpus(found_gpus(environ), environ.get("CUDA_VISIBLE_DEVICES"))
+    return shares(visible, workers=config.num_workers, per_worker=config.gpus_per_worker)
 
 
 def _make_log_dir(log_dir: str) -> Path:

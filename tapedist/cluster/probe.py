@@ -6,6 +6,7 @@ A TensorFlow that crashes or hangs must not take the doctor with it. Each prints
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -56,22 +57,25 @@ def speed_estimate(seconds: float, *, rows: int = 2**20) -> float:
     return rows * steps_per_call * calls / elapsed
 
 
-def gather() -> None:
-    """One all-gather over the cluster that TF_CONFIG names; prints what arrived."""
+def exchange() -> None:
+    """One sum over the cluster that TF_CONFIG names, in which each worker's number is at its own place; prints it."""
     import tapedist.numerics  # noqa: F401
     import tensorflow as tf
 
-    strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    from tapedist.cluster.proxies import without_proxy
+    from tapedist.cluster.resolve import resolve
 
-    exchange = tf.function(lambda value: strategy.gather(value, axis=0))
-    ranks = strategy.experimental_distribute_values_from_function(
-        lambda context: tf.constant([context.replica_id_in_sync_group], tf.float64)
-    )
-    result = strategy.experimental_local_results(exchange(ranks))[0]
-    _say(gathered=result.numpy().tolist())
+    spec = resolve(os.environ)
+    with without_proxy(spec.workers):
+        strategy = tf.distribute.MultiWorkerMirroredStrategy()
+        total = tf.function(lambda value: strategy.reduce("SUM", value, axis=None))
+        numbers = strategy.experimental_distribute_values_from_function(
+            lambda _: tf.one_hot(spec.index, spec.num_workers, on_value=tf.constant(spec.index + 1, tf.int64))
+        )
+        _say(exchanged=total(numbers).numpy().tolist())
 
 
-PROGRAMS: dict[str, Callable[[], None]] = {"devices": devices, "gather": gather}
+PROGRAMS: dict[str, Callable[[], None]] = {"devices": devices, "exchange": exchange}
 
 
 def _say(**facts: Any) -> None:

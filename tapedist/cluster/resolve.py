@@ -74,15 +74,22 @@ def resolve(environ: Mapping[str, str], *, workers: Sequence[str] = (), worker_i
     if environ.get("TF_CONFIG", "").strip() not in ("", "{}"):
         addresses, index = _from_tf_config(environ["TF_CONFIG"])
         also = ("the SLURM step's variables",) if "SLURM_STEP_NODELIST" in environ else ()
-        return ClusterSpec(addresses, index, "TF_CONFIG", also + flags)
+        return _of_several(ClusterSpec(addresses, index, "TF_CONFIG", also + flags))
     step = slurm.step_workers(environ)
     if step is not None:
         _refuse(*_wrong_addresses("SLURM_STEP_NODELIST", step[0]))
         return ClusterSpec(*step, "the SLURM step's variables", flags)
     if flags:
         _refuse(*_wrong_flags(workers, worker_index))
-        return ClusterSpec(tuple(workers), worker_index or 0, "--workers")
+        return _of_several(ClusterSpec(tuple(workers), worker_index or 0, "--workers"))
     return ONE_PROCESS
+
+
+def _of_several(spec: ClusterSpec) -> ClusterSpec:
+    """`spec`, of which one process is no cluster: managers of jobs name it even where it is alone."""
+    if len(spec.workers) > 1:
+        return spec
+    return ClusterSpec((), 0, f"{spec.source} names this process alone", spec.ignored)
 
 
 ONE_PROCESS = ClusterSpec((), 0, "no cluster setting")

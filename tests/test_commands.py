@@ -329,6 +329,17 @@ def test_tables_that_do_not_fit(run: Path, tmp_path: Path, capsys: pytest.Captur
     assert "less.csv: lacks age, price, which" in line
 
 
+def test_columns_of_a_table_are_found_by_name(run: Path, result: TrainResult, tmp_path: Path):
+    lines = ["note,age,when,area,rooms"]
+    lines += [f"q,{age},2024-01-01,{area},{count}" for area, count, age in rows()[:30].tolist()]
+    (tmp_path / "other.csv").write_text("\n".join(lines) + "\n")
+    output = tmp_path / "p.parquet"
+    words = [f"--run_dir={run}", f"--data={tmp_path / 'other.csv'}", f"--output={output}"]
+    assert FEATURES == ("area", "rooms", "age")
+    assert cli.main(["predict", *words]) == 0
+    assert np.array_equal(parquet.read_table(output)["prediction"].to_numpy(), result.predict(rows()[:30]))
+
+
 def test_predict_needs_no_tensorflow(run: Path, table: Path, run_python: Callable[..., Finished]):
     script = "import sys; from tapedist.cli import main; code = main(sys.argv[1:]); print(*sys.modules); sys.exit(code)"
     finished = run_python("-c", script, "predict", f"--run_dir={run}", f"--data={table}", "--output=p.csv")

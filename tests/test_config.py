@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import decimal
+import enum
+import fractions
 import math
 from pathlib import Path
 from typing import Any
@@ -143,6 +146,120 @@ def test_what_library_users_pass():
     assert values == (5, 0.5, 3.0, (1.0, 2.0), "a")
     assert [type(value) for value in values] == [int, float, float, tuple, str]
     assert TrainConfig(num_features=3, m=7).m == (7.0, 7.0, 7.0)
+
+
+class Mode(str, enum.Enum):  # noqa: UP042  (What older programs write; its `str` is "Mode.MINI".)
+    MINI = "mini_batch"
+
+
+class Choice(enum.Enum):
+    MINI = "mini_batch"
+    RATE = np.float32(0.1)
+    LEVEL = 7
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "meant"),
+    [
+        *((name, given, bool(given)) for name in ("fit_intercept", "plots") for given in np.array([True, False])),
+        ("fit_intercept", np.array(False), False),
+        ("standardize", np.True_, "true"),
+        ("statistics", np.False_, "false"),
+        ("num_epochs", np.uint8(7), 7),
+        ("num_epochs", np.array(7), 7),
+        ("num_epochs", Choice.LEVEL, 7),
+        # A float32 means its own decimal number, not the float64 of the same bits.
+        ("learning_rate", np.float32(0.1), 0.1),
+        ("learning_rate", np.float16(0.1), 0.1),
+        ("learning_rate", np.array(0.1, np.float32), 0.1),
+        ("learning_rate", np.longdouble(0.5), 0.5),
+        ("learning_rate", Choice.RATE, 0.1),
+        ("learning_rate", decimal.Decimal("0.1"), 0.1),
+        ("learning_rate", fractions.Fraction(1, 10), 0.1),
+        ("learning_rate", np.str_("auto"), "auto"),
+        ("mode", np.array(["mini_batch"])[0], "mini_batch"),
+        ("mode", Mode.MINI, "mini_batch"),
+        ("mode", Choice.MINI, "mini_batch"),
+        ("run_dir", np.str_("runs/a"), "runs/a"),
+        ("data", Path("t.csv"), "t.csv"),
+        ("features", np.array(["a", "b"]), ("a", "b")),
+        ("features", ["a", np.str_("b"), Mode.MINI], ("a", "b", "mini_batch")),
+        ("m", np.array([0.1, 2], np.float32), (0.1, 2.0)),
+        ("m", [np.float32(0.1), 2], (0.1, 2.0)),
+    ],
+)
+def test_values_that_come_out_of_numpy_or_an_enumeration(name: str, given: Any, meant: Any):
+    beside = {"features": {"data": "t.csv"}, "data": {"target": "y"}, "m": {"num_features": 2}}.get(name, {})
+    config = TrainConfig(**{name: given, **beside})
+    value = getattr(config, name)
+    assert value == meant
+    assert type(value) is type(meant)
+    if isinstance(meant, tuple):
+        assert [type(item) for item in value] == [type(item) for item in meant]
+    assert config.fingerprint() == TrainConfig(**{name: meant, **beside}).fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "said"),
+    [
+        ("fit_intercept", np.int64(1), "--fit_intercept=np.int64(1): must be of type bool, not int64"),
+        ("fit_intercept", np.array([True]), "--fit_intercept=array([ True]): must be of type bool, not ndarray"),
+        ("num_epochs", np.True_, "--num_epochs=np.True_: must be of type int, not bool"),
+        ("num_epochs", np.float64(5), "--num_epochs=np.float64(5.0): must be of type int, not float64; give 5"),
+        ("num_epochs", 1e3, "--num_epochs=1000.0: must be of type int, not float; give 1000"),
+        ("num_epochs", 2.5, "--num_epochs=2.5: must be of type int, not float"),
+        ("learning_rate", np.complex64(1), "--learning_rate=np.complex64(1+0j): must be of type float, not complex64"),
+        ("learning_rate", np.timedelta64(5, "s"), "must be of type float, not timedelta64"),
+        ("learning_rate", np.array([0.1]), "--learning_rate=array([0.1]): must be of type float, not ndarray"),
+        ("mode", Choice.LEVEL, "--mode=<Choice.LEVEL: 7>: must be of type str, not Choice"),
+        ("data", np.zeros((2, 2)), "--data='array([[0., 0.],\\n       [0., 0.]])': must be of type str, not ndarray"),
+        ("features", {"a", "b"}, "must be a list of names, not set"),
+        ("m", np.zeros((1, 1)), "--m=array([[0.]]): must be a list of numbers, not ndarray"),
+    ],
+)
+def test_values_that_only_look_right(name: str, given: Any, said: str):
+    with pytest.raises(InputError) as caught:
+        TrainConfig(**{name: given})
+    assert said in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+class TwoSplits:
+    """As much of a source as is asked for its rows."""
+
+    def __init__(self, test: int = 0):
+        self._rows = {"train": 80, "test": test}
+
+    def num_rows(self, split: str) -> int:
+        return self._rows[split]
+
+
+@pytest.mark.parametrize(
+    ("settings", "test_rows", "said"),
+    [
+        ({}, 0, []),
+        ({"test_fraction": 0.0}, 0, []),
+        ({"test_fraction": 0.0}, 9, ["--test_fraction=0.0; ArraySource(..., test_rows=N) holds rows out"]),
+        (
+            {"test_fraction": 0.5, "data": "no_such.csv", "target": "y"},
+            0,
+            ["--data=no_such.csv, --target=y, --test_fraction=0.5; ArraySource(..., test_rows=N) holds rows out"],
+        ),
+        ({"n_samples": 50, "m": (1.0, 2.0), "num_features": 2}, 0, ["--n_samples=50, --num_features=2, --m=1.0,2.0"]),
+        (
+            {"data": "t.csv", "split": "index", "on_bad_rows": "drop"},
+            0,
+            ["--data=t.csv, --on_bad_rows=drop, --split=index"],
+        ),
+    ],
+)
+def test_settings_of_rows_do_nothing_beside_a_source(settings: dict[str, Any], test_rows: int, said: list[str]):
+    wanted = [f"no effect with rows from a source of your own: {text}" for text in said]
+    assert list(TrainConfig(**settings).without_effect_beside(TwoSplits(test_rows))) == wanted
+    config = TrainConfig(**settings, momentum=0.5)
+    assert list(config.without_effect_beside(TwoSplits(test_rows)))[-1] == (
+        "no effect with --optimizer=sgd: --momentum=0.5"
+    )
 
 
 def test_what_depends_on_the_source():

@@ -260,6 +260,79 @@ def test_head_closes_the_output_and_the_process_ends_well():
     assert (process.returncode, errors) == (0, "")
 
 
+class Bare:
+    """What many programs put in place of standard output: it can write, and nothing else."""
+
+    def __init__(self):
+        self.text = ""
+
+    def write(self, text):
+        self.text += text
+
+
+class BareTerminal(Bare):
+    def isatty(self):
+        return True
+
+
+class Undecided(Bare):
+    encoding = None
+
+    def isatty(self):
+        raise RuntimeError("no window")
+
+    def flush(self):
+        pass
+
+
+class Gone(Undecided):
+    def write(self, text):
+        raise RuntimeError("the window is closed")
+
+
+class Silent:
+    pass
+
+
+def _shown(stream):
+    console = Console(log_every_epochs=10, stream=stream)
+    assert console.width is None
+    begin(console, epochs=10)
+    for epoch in range(11):
+        console.record(row(epoch, 2.0))
+        console.advance(epoch=epoch, step=epoch, loss=2.0, examples_per_sec=1e6)
+    console.close()
+    console.say("Learned")
+
+
+@pytest.mark.parametrize("kind", [Bare, BareTerminal, Undecided, io.StringIO])
+def test_objects_in_place_of_standard_output(kind):
+    stream = kind()
+    _shown(stream)
+    lines = ["Training samples: 8000", "Test samples: 2000", "Epoch: 0, loss 2.000", "Epoch: 10, loss 2.000", "Learned"]
+    text = stream.getvalue() if isinstance(stream, io.StringIO) else stream.text
+    assert text.splitlines() == lines
+
+
+@pytest.mark.parametrize("kind", [Gone, Silent, io.BytesIO, "closed"])
+def test_objects_that_take_no_text_silence_the_console_only(kind, caplog):
+    stream = io.StringIO() if kind == "closed" else kind()
+    if kind == "closed":
+        stream.close()
+    _shown(stream)
+    assert len(caplog.records) == 1
+    assert "the run goes on without it" in caplog.text
+
+
+def test_characters_that_the_output_has_not_are_escaped():
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    console = Console(log_every_epochs=1, stream=stream)
+    console.say("größe")
+    console.say("next")
+    console.close()
+    assert stream.buffer.getvalue() == rb"gr\xf6\xdfe" + b"\nnext\n"
+
+
 def test_no_output_at_all():
     code = "import os, sys\nos.close(1)\nsys.stdout = None\n" + _HEAD
     done = subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, cwd=_ROOT)

@@ -71,3 +71,18 @@ def test_refusals(rows: tuple[np.ndarray, np.ndarray]):
         TapeRegressor(learning_rate=-1).fit(x, y)
     with pytest.raises(ValueError, match="features"):
         TapeRegressor(num_epochs=1).fit(x, y).predict(x[:, :2])
+
+
+def test_masks_are_refused(rows: tuple[np.ndarray, np.ndarray]):
+    """scikit-learn's own checks take the numbers under a mask for rows."""
+    x, y = (np.ma.array(column) for column in rows)
+    model = TapeRegressor(num_epochs=1).fit(x, y, sample_weight=np.ma.ones(len(y)))  # A mask that hides nothing.
+    model.predict(x)
+    for name, position in (("X", 0), ("y", 1), ("sample_weight", 2)):
+        arrays = [x.copy(), y.copy(), np.ma.ones(len(y))]
+        arrays[position][:5] = np.ma.masked
+        with pytest.raises(InputError, match=f"^{name}: .* of its numbers are under a mask"):
+            TapeRegressor(num_epochs=1).fit(arrays[0], arrays[1], sample_weight=arrays[2])
+    x[0, 0] = np.ma.masked
+    with pytest.raises(InputError, match=r"^X: 1 of its numbers is under a mask"):
+        model.predict(x)

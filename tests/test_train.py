@@ -20,7 +20,8 @@ from tapedist.data.array_source import ArraySource
 from tapedist.errors import DivergedError, InputError, StateError
 from tapedist.run import train
 
-SMALL: dict[str, Any] = {"n_samples": 500, "num_epochs": 5, "learning_rate": 0.05, "strategy": "default"}
+OWN_ROWS: dict[str, Any] = {"num_epochs": 5, "learning_rate": 0.05, "strategy": "default"}
+SMALL: dict[str, Any] = {"n_samples": 500, **OWN_ROWS}
 
 
 class Rowwise:
@@ -55,6 +56,25 @@ def test_no_epochs_evaluate_the_initial_parameters():
     assert (result.steps, result.epochs, result.weights.tolist(), result.bias) == (0, 0, [0.0], 0.0)
     assert result.train_loss == pytest.approx(9**2 + 2**2 + 1, rel=0.2)
     assert result.test_loss == pytest.approx(9**2 + 2**2 + 1, rel=0.4)
+
+
+def test_notices_are_warnings_where_nothing_is_printed(capsys: pytest.CaptureFixture[str]):
+    source = ArraySource(np.arange(9.0)[:, np.newaxis], np.arange(9.0))
+    config = TrainConfig(num_epochs=1, test_fraction=0.5, momentum=0.5, plots=False)
+    with pytest.warns(UserWarning, match="no effect") as caught:
+        train(config, source=source)
+    said = [str(warning.message) for warning in caught]
+    assert said == [
+        "no effect with rows from a source of your own: --test_fraction=0.5; "
+        "ArraySource(..., test_rows=N) holds rows out",
+        "no effect with --optimizer=sgd: --momentum=0.5",
+    ]
+    assert {warning.filename for warning in caught} == {__file__}  # They point at the call.
+    assert capsys.readouterr().out == ""
+    train(config, source=source, quiet=False)
+    assert [line for line in capsys.readouterr().out.splitlines() if "no effect" in line] == [
+        f"Notice: {sentence}" for sentence in said
+    ]
 
 
 def test_a_batch_larger_than_the_rows_is_noticed(capsys: pytest.CaptureFixture[str]):
@@ -92,7 +112,7 @@ def test_too_many_devices_touch_nothing(tmp_path: Path):
 
 def test_rows_that_may_be_sorted_are_shuffled_one_by_one(capsys: pytest.CaptureFixture[str]):
     """Only synthetic rows are known to be independent draws."""
-    config = {**SMALL, "mode": "mini_batch", "batch_size": 50}
+    config = {**OWN_ROWS, "mode": "mini_batch", "batch_size": 50}
     auto, rows, batches = (
         train(TrainConfig(**config, shuffle=shuffle), source=curve(501)).digest
         for shuffle in ("auto", "rows", "batches")
@@ -104,10 +124,10 @@ def test_an_own_model_is_resumed_by_another_process_but_not_by_another_model(tmp
     def build() -> TwoLayers:
         return TwoLayers()
 
-    config = {**SMALL, "run_dir": str(tmp_path / "run"), "plots": False}
+    config = {**OWN_ROWS, "run_dir": str(tmp_path / "run"), "plots": False}
     train(TrainConfig(**config), model=build, loss=quartic, source=curve(501))
     more = train(TrainConfig(**{**config, "num_epochs": 9}), model=lambda: TwoLayers(), loss=quartic, source=curve(501))
-    straight = train(TrainConfig(**{**SMALL, "num_epochs": 9}), model=TwoLayers, loss=quartic, source=curve(501))
+    straight = train(TrainConfig(**{**OWN_ROWS, "num_epochs": 9}), model=TwoLayers, loss=quartic, source=curve(501))
     assert (more.steps, more.digest) == (9, straight.digest)
     with pytest.raises(StateError, match="model"):
         train(TrainConfig(**{**config, "num_epochs": 12}), model=Logarithm, loss=quartic, source=curve(501))
@@ -124,7 +144,7 @@ def test_an_own_loss_need_not_have_a_name(tmp_path: Path):
 
 
 def test_an_own_model_comes_back_trained():
-    result = train(TrainConfig(**{**SMALL, "num_epochs": 200}), model=TwoLayers, loss=quartic, source=curve(501))
+    result = train(TrainConfig(**{**OWN_ROWS, "num_epochs": 200}), model=TwoLayers, loss=quartic, source=curve(501))
     source = curve(501)
     test = slice(source.train, None)
     error = result.model(tf.constant(source.x[test], tf.float32)) - source.y[test]
@@ -134,11 +154,11 @@ def test_an_own_model_comes_back_trained():
 
 
 def test_an_own_model_predicts_for_any_kind_of_numbers():
-    result = train(TrainConfig(**{**SMALL, "num_epochs": 1}), model=TwoLayers, source=curve(400))
+    result = train(TrainConfig(**{**OWN_ROWS, "num_epochs": 1}), model=TwoLayers, source=curve(400))
     x = np.random.default_rng(0).normal(size=(7, 3))
     assert np.array_equal(result.predict(x.astype(np.float32)), result.predict(x.astype(np.float32).astype(np.float64)))
     assert result.predict(x.tolist()).shape == (7,)
-    with pytest.raises(InputError, match=r"x: has shape \[3, 2\]; must be \[k, 3\]"):
+    with pytest.raises(InputError, match=r"x: has shape \[3, 2\]; must be \[rows, 3\]"):
         result.predict(np.ones((3, 2)))
 
 

@@ -61,6 +61,7 @@ class ArraySource:
         self._train = len(self._columns[1]) - _test_rows(test_rows, len(self._columns[1]))
         self.num_features = features.shape[1]
         self.feature_names = names or wanted or tuple(f"x{j}" for j in range(self.num_features))
+        _check_nameless(self.feature_names)
         self.target_name = _target_name(y, self.feature_names)
         _check_numbers(self._columns, self.feature_names, self._train)
         # Training divides weights, which count in proportion only, by 2 to the power of it.
@@ -156,6 +157,11 @@ def _wanted_names(names: Any) -> tuple[str, ...]:
     if repeated := sorted({name for name in wanted if wanted.count(name) > 1}):
         raise InputError(f"feature_names: names {listed(repeated)} more than once; name each column once")
     return wanted
+
+
+def _check_nameless(names: Sequence[str]) -> None:
+    if "" in names:
+        raise InputError(f"x: column {names.index('') + 1} has no name, by which it could be found again; name it")
 
 
 def _column(column: Any, where: str) -> np.ndarray:

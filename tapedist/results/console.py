@@ -177,10 +177,10 @@ class Console:
                 _flush(stream)
 
 
-def _is_terminal(stream: TextIO | None) -> bool:
+def _is_terminal(stream: Any) -> bool:
     """Whether `stream` is a terminal that a bar can be drawn on; an object that cannot say so is none."""
     try:
-        return stream is not None and bool(stream.isatty()) and os.environ.get("TERM") != "dumb"
+        return hasattr(stream, "flush") and bool(stream.isatty()) and os.environ.get("TERM") != "dumb"
     except Exception:  # A program's own stream may lack the method, or raise anything.
         return False
 

@@ -17,6 +17,7 @@ from typing import Any, Generic, TypeVar
 from absl import flags
 
 from tapedist.errors import InputError
+from tapedist.options import Default
 from tapedist.text_values import READERS, quoted, shown, written, wrong_characters
 
 HELP_FLAGS = ("help", "helpfull", "h")
@@ -249,7 +250,10 @@ def _read_flagfile(path: str) -> tuple[tuple[int, int], list[str]]:
 def config_to_flagfile(config: Any) -> str:
     """The text of a flagfile that says `config`: every field, one per line, so that later defaults do not change it.
 
+    A default that is still to be resolved is left out, because a flag would say it as the user's own.
+
     Args:
         config: an instance of a dataclass made of `options.option` fields.
     """
-    return "".join(f"--{field.name}={written(getattr(config, field.name))}\n" for field in dataclasses.fields(config))
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    return "".join(f"--{name}={written(v)}\n" for name, v in values.items() if not isinstance(v, Default))

@@ -68,7 +68,7 @@ BAD = {
     ),
     "num_epochs negative": (
         ["--num_epochs=-1"],
-        ["--num_epochs=-1: must be from 0 (evaluate the initial parameters) to 2**53"],
+        ["--num_epochs=-1: must be from 0 (evaluate the initial parameters) to 2**53, or auto"],
     ),
     "test_fraction 1": (["--test_fraction=1"], ["--test_fraction=1: must be in [0, 1)"]),
     "test_fraction negative": (["--test_fraction=-0.1"], ["--test_fraction=-0.1: must be in [0, 1)"]),
@@ -171,7 +171,7 @@ BAD = {
             "'junk': is not a flag; write --NAME=VALUE",
             "--batch_size=2.5: must be a whole number",
             "--mode=fast: must be one of full_batch, mini_batch",
-            "--num_epochs=-1: must be from 0 (evaluate the initial parameters) to 2**53",
+            "--num_epochs=-1: must be from 0 (evaluate the initial parameters) to 2**53, or auto",
             "--learning_rate=0: must be finite and above 0, or auto; try 0.001",
         ],
     ),

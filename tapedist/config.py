@@ -256,8 +256,8 @@ def _wrong_devices(config: TrainConfig) -> Iterator[str]:
         )
     if config.collective == "nccl" and config.num_virtual_devices:
         yield (
-            f"--collective=nccl: needs GPUs, and --num_virtual_devices={config.num_virtual_devices} computes on the CPU; "
-            "drop one of them"
+            f"--collective=nccl: needs GPUs, and --num_virtual_devices={config.num_virtual_devices} computes on the "
+            "CPU; drop one of them"
         )
     if config.num_virtual_devices > 1 and config.strategy in ("default", "tpu"):
         yield (

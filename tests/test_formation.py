@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import Finished
@@ -14,8 +16,9 @@ from conftest import Finished
 from tapedist.cluster.formation import await_peers
 from tapedist.cluster.peers import PortReservation
 from tapedist.cluster.ports import exposure, listening
+from tapedist.cluster.proxies import without_proxy
 from tapedist.cluster.resolve import ClusterSpec
-from tapedist.errors import PeerLostError
+from tapedist.errors import InputError, PeerLostError, TapedistError
 
 
 @pytest.fixture
@@ -61,8 +64,131 @@ def test_the_missing_are_named_in_time(addresses: tuple[str, ...]):
     assert f"no answer from {silent}, {addresses[2]} (rank 2) within --cluster_timeout_secs=0.5;" in str(caught.value)
 
 
+def _formed(specs: list[ClusterSpec], facts: list[dict[str, Any]], *, timeout_secs: float = 60.0) -> list[str]:
+    """What each process that has its own view of the cluster ends with: the error's words, or nothing."""
+    said = ["still waits"] * len(specs)
+
+    def worker(i: int) -> None:
+        try:
+            await_peers(specs[i], timeout_secs, facts=facts[i])
+            said[i] = ""
+        except TapedistError as error:
+            said[i] = f"{error.exit_code} {error}"
+
+    threads = [threading.Thread(target=worker, args=(i,)) for i in range(len(specs))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    return said
+
+
+def test_other_devices_are_named_by_all(addresses: tuple[str, ...]):
+    facts = [
+        {"device_kind": "GPU", "devices": 4},
+        {"device_kind": "GPU", "devices": 4},
+        {"device_kind": "CPU", "devices": 1},
+    ]
+    said = _formed([ClusterSpec(addresses, rank, "test") for rank in range(3)], facts)
+    assert len(set(said)) == 1
+    kind, number = said[0].removeprefix("2 ").split("\n")
+    assert kind.startswith(
+        f'rank 2 ({addresses[2]}): device_kind is "CPU", but "GPU" on rank 0 ({addresses[0]}); give all'
+    )
+    assert number.startswith(f"rank 2 ({addresses[2]}): devices is 1, but 4 on rank 0 ({addresses[0]}); give all")
+    assert _formed([ClusterSpec(addresses, rank, "test") for rank in range(3)], facts[:1] * 3) == [""] * 3
+
+
+def test_one_process_under_two_names(addresses: tuple[str, ...]):
+    port = addresses[0].rpartition(":")[2]
+    twice = (f"127.0.0.1:{port}", f"localhost:{port}")
+    said = _formed([ClusterSpec(twice, 0, "test")], [{}])
+    assert said[0].startswith(
+        f"2 addresses '{twice[0]}' (rank 0) and '{twice[1]}' (rank 1) lead to this process itself;"
+    )
+    others = (addresses[1], *twice)
+    said = _formed([ClusterSpec(others, 0, "test"), ClusterSpec(others, 1, "test")], [{}, {}])
+    assert all(f"'{twice[0]}' (rank 1) and '{twice[1]}' (rank 2) lead to" in words for words in said), said
+
+
+def test_processes_of_one_index_or_of_other_lists(addresses: tuple[str, ...]):
+    a, b, c = addresses
+    # Each at its own port, both as rank 0: lists in another order, as two hosts with the same command have them.
+    said = _formed([ClusterSpec((a, b), 0, "test"), ClusterSpec((b, a), 0, "test")], [{}, {}])
+    assert said[0].startswith("2 ")
+    assert said[1].startswith("2 ")
+    assert any("takes itself for rank 0, but is rank 1 here" in words or "is rank 0 as well" in words for words in said)
+    said = _formed([ClusterSpec((a, b), 0, "test"), ClusterSpec((a, b, c), 1, "test")], [{}, {}])
+    assert any("knows of 3 workers, but here are 2" in words for words in said), said
+    assert any("knows of 2 workers, but here are 3" in words for words in said), said
+    said = _formed([ClusterSpec((a, b), 0, "test"), ClusterSpec((a, b), 0, "test")], [{}, {}], timeout_secs=3)
+    assert sorted(words.split()[0] for words in said) == ["2", "75"]
+    assert any("is in use or not permitted" in words and "same --worker_index" in words for words in said)
+
+
+def test_another_server_is_no_worker(addresses: tuple[str, ...]):
+    with socket.create_server(("127.0.0.1", int(addresses[1].rpartition(":")[2]))) as server:
+
+        def greet() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    with server.accept()[0] as connection:
+                        connection.sendall(b"SSH-2.0-OpenSSH_9.6\r\n")
+
+        threading.Thread(target=greet, daemon=True).start()
+        said = _formed([ClusterSpec(addresses[:2], 0, "test")], [{}], timeout_secs=1)
+        server.shutdown(socket.SHUT_RDWR)
+    assert said[0].startswith(f"75 no answer from {addresses[1]} (rank 1, where something else listens) within")
+
+
+def test_names_that_cannot_be_looked_up(addresses: tuple[str, ...]):
+    unknown = "nosuchhost.invalid:2223"
+    said = _formed([ClusterSpec((unknown, addresses[0]), 0, "test")], [{}], timeout_secs=1000)
+    assert said[0].startswith(f"2 own address '{unknown}': this machine cannot look the host up (")
+    said = _formed([ClusterSpec((addresses[0], unknown), 0, "test")], [{}], timeout_secs=1)
+    assert f"no answer from {unknown} (rank 1, whose name cannot be looked up: " in said[0]
+    assert "; correct the address, start the missing worker, or" in said[0]
+
+
+def test_a_pods_name_may_come_late(monkeypatch: pytest.MonkeyPatch):
+    from tapedist.cluster import peers
+
+    calls: list[str] = []
+
+    def lookup(host: str, *_: object, **__: object) -> list[object]:
+        calls.append(host)
+        if len(calls) < 3:
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return []
+
+    monkeypatch.setattr(peers, "_LOOKUP_EVERY_SECS", 0.01)
+    monkeypatch.setattr(peers.socket, "getaddrinfo", lookup)
+    pod = {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}
+    peers.check_own_name("job-worker-0.team.svc:2222", timeout_secs=60, environ=pod)
+    assert len(calls) == 3
+    calls.clear()
+    with pytest.raises(InputError, match="cannot look the host up"):
+        peers.check_own_name("job-worker-0.team.svc:2222", timeout_secs=60, environ={})
+
+
 def test_waiting_ends_when_somebody_asks_to_stop(addresses: tuple[str, ...]):
     await_peers(ClusterSpec(addresses, 0, "test"), 1e6, stopped=lambda: True)
+
+
+@pytest.mark.parametrize(
+    ("before", "wanted"),
+    [
+        ({}, "a,10.0.0.2,::1"),
+        ({"no_proxy": "local, b"}, "local, b,a,10.0.0.2,::1"),
+        ({"no_proxy": "b", "no_grpc_proxy": "c,a"}, "c,a,10.0.0.2,::1"),
+        ({"no_proxy": "", "http_proxy": "http://p:1"}, "a,10.0.0.2,::1"),
+    ],
+)
+def test_workers_are_exempt_from_proxies_as_long_as_they_are_together(before: dict[str, str], wanted: str):
+    environ = dict(before)
+    with without_proxy(["a:1", "10.0.0.2:2", "[::1]:3", "a:2"], environ):
+        assert environ == {**before, "no_grpc_proxy": wanted}
+    assert environ == before
 
 
 def test_where_this_process_listens():

@@ -55,7 +55,7 @@ CASES: dict[str, tuple[list[str], dict[str, int]]] = {
     "weighted_streamed": ([STREAM, "--cache=none", *WEIGHTED], BLOCKS),
     "weighted_moments": (["--full_batch_engine=moments", *WEIGHTED], BLOCKS),
 }
-FEW = ("batches", "streamed_batches", "resident", "streamed", "moments", "weighted_streamed")
+FEW = ("batches", "resident", "moments", "weighted_streamed")
 # Some thousand gathers: long enough to be killed in the middle on any machine.
 LONG = [
     "--mode=mini_batch", "--n_samples=4000", "--batch_size=512", "--num_epochs=800", "--log_every_epochs=20",
@@ -108,11 +108,13 @@ def test_so_do_more_workers_than_ten(alone: dict[str, set[str]], tmp_path: Path)
     assert found == {name: alone[name] for name in FEW}
 
 
-@pytest.mark.parametrize(
-    ("config", "fewer"), [("multi_host", ["--num_epochs=2"]), ("slurm", ["--num_epochs=50"])]
-)
+@pytest.mark.parametrize(("config", "fewer"), [("multi_host", ["--num_epochs=2"]), ("slurm", ["--num_epochs=50"])])
 def test_the_configs_for_clusters_run_on_two_workers(
-    config: str, fewer: list[str], launch: Callable[..., Launch], tapedist_command: Callable[..., Finished], tmp_path: Path
+    config: str,
+    fewer: list[str],
+    launch: Callable[..., Launch],
+    tapedist_command: Callable[..., Finished],
+    tmp_path: Path,
 ):
     job = [f"--flagfile={REPO}/configs/{config}.flags", "--n_samples=900000", *fewer, "--plots=false"]
     running = launch("--num_workers=2", "--", "train", *job, f"--run_dir={tmp_path / 'two'}")
@@ -301,6 +303,40 @@ def test_a_worker_that_hangs_while_its_server_answers(
             worker.kill()
 
 
+def test_workers_with_other_devices_are_named_by_all(
+    child_env: dict[str, str], addresses: tuple[str, ...], tmp_path: Path
+):
+    def start(rank: int, *flags: str) -> subprocess.Popen[str]:
+        words = ["train", f"--workers={','.join(addresses)}", f"--worker_index={rank}", *flags]
+        return subprocess.Popen(
+            [*warm_python(), "-m", "tapedist", *words],
+            env=child_env, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    workers = [start(0), start(1, "--num_virtual_devices=2")]
+    try:
+        for worker in workers:
+            _, err = worker.communicate(timeout=TIMEOUT)
+            assert worker.returncode == 2, err
+            problems = [line for line in err.splitlines() if line.startswith("tapedist: error: ")]
+            assert len(problems) == 1
+            assert f"rank 1 ({addresses[1]}): devices is 2, but 1 on rank 0 ({addresses[0]}); give all" in problems[0]
+    finally:
+        for worker in workers:
+            worker.kill()
+
+
+def test_a_proxy_for_the_web_is_no_obstacle(launch: Callable[..., Launch], child_env: dict[str, str]):
+    for name in ("http_proxy", "https_proxy", "grpc_proxy", "all_proxy"):
+        child_env |= {name: "http://127.0.0.1:9", name.upper(): "http://127.0.0.1:9"}
+    child_env |= {"no_proxy": "elsewhere.example", "NO_PROXY": "elsewhere.example"}
+    running = launch(
+        "--num_workers=2", "--", "train", "--n_samples=4000", "--num_epochs=20", "--cluster_timeout_secs=60"
+    )
+    assert running.finish() == 0, running.text
+    assert len(_digest(running.text)) == 1
+
+
 def test_workers_with_other_settings_are_named_by_all(
     child_env: dict[str, str], addresses: tuple[str, ...], tmp_path: Path
 ):
@@ -331,6 +367,9 @@ def test_workers_with_other_settings_are_named_by_all(
         (["--workers=a:1,b:1"], "--worker_index must say which"),
         (["--workers=a:1,b:1", "--worker_index=2"], "--worker_index=2: must be from 0 to 1"),
         (["--workers=a:1,b", "--worker_index=0"], "has no port"),
+        (["--workers=localhost:1,127.0.0.1:01", "--worker_index=0"], "and, as 'localhost:1', to rank 0"),
+        (["--workers=nosuchhost.invalid:2222,127.0.0.1:2223", "--worker_index=0"], "cannot look the host up"),
+        (["--collective=nccl", "--num_virtual_devices=2"], "--collective=nccl: needs GPUs"),
         (["--worker_index=0"], "needs --workers"),
         (
             ["--workers=a:1,b:1", "--worker_index=0", "--strategy=default"],

@@ -294,3 +294,44 @@ def test_nodelist(text, nodes):
 def test_resolving_imports_no_tensorflow():
     code = f"import sys; import {resolve_module.__name__}; sys.exit('tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("localhost:2222", "127.0.0.1:2222"),
+        ("127.0.0.1:2222", "127.0.0.1:02222"),
+        ("localhost:2222", "LocalHost:2222"),
+        ("localhost:2222", "localhost.:2222"),
+        ("localhost:2222", "[::1]:2222"),
+        ("127.0.0.1:2222", "127.0.0.2:2222"),
+        ("127.0.0.1:2222", "0.0.0.0:2222"),
+        ("[::]:2222", "[::1]:2222"),
+        ("[::1]:2222", "[0:0:0:0:0:0:0:1]:2222"),
+        ("[::ffff:10.0.0.1]:2222", "10.0.0.1:2222"),
+        ("[2001:db8::1]:2222", "[2001:0DB8:0::1]:2222"),
+        ("host0:2222", "HOST0.:2222"),
+        ("ip6-localhost:2222", "localhost.localdomain:2222"),
+    ],
+)
+def test_one_address_under_two_spellings(first, second):
+    said = f"{second!r} is given to rank 1 and, as {first!r}, to rank 0; give every process its own host:port"
+    for environ, workers in (({}, (first, second)), (tf_config({"worker": [first, second]}, FIRST), ())):
+        with pytest.raises(InputError, match=re.escape(said)):
+            resolve(environ, workers=workers, worker_index=0)
+
+
+def test_other_addresses_stay_apart():
+    workers = ("localhost:2222", "127.0.0.1:2223", "10.0.0.1:2222", "10.0.0.10:2222", "host:2222", "host.domain:2222")
+    assert resolve({}, workers=workers, worker_index=0).workers == workers
+
+
+@pytest.mark.parametrize("job", ["chief", "worker"])
+def test_one_process_is_no_cluster_whatever_names_it(job):
+    spec = resolve(tf_config({job: ["a:1"]}, {"type": job, "index": 0}), workers=["x:1", "y:1"], worker_index=0)
+    assert (spec.workers, spec.num_workers, spec.index, spec.address) == ((), 1, 0, "")
+    assert spec.source == "TF_CONFIG names this process alone"
+    assert spec.ignored == ("--workers",)
+    for strategy in ("auto", "default", "mirrored", "multiworker", "tpu"):
+        check_strategy(spec, strategy)
+    assert resolve({}, workers=["a:1"], worker_index=0).workers == ()

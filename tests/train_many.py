@@ -2,8 +2,8 @@
 
     python tests/train_many.py train FILE [--flag=value ...]
 
-FILE holds a JSON object, name -> flags and `module:NAME` -> value, set for this training: sizes shrink so that small data
-takes the paths of large data. Prints `NAME DIGEST` for each; the flags behind FILE are added to all.
+FILE holds a JSON object, name -> flags and `module:NAME` -> value, set for this training: sizes shrink so that small
+data takes the paths of large data. Prints `NAME DIGEST` for each; the flags behind FILE are added to all.
 """
 
 from __future__ import annotations

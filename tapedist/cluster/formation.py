@@ -224,8 +224,8 @@ class _Roll:
             return f"the process at {workers[rank]!r} (rank {rank}) {problem}"
         if card.rank != rank:
             return (
-                f"the process at {workers[rank]!r} takes itself for rank {card.rank}, but is rank {rank} here; give all "
-                "processes the same list of workers, and every one its own --worker_index"
+                f"the process at {workers[rank]!r} takes itself for rank {card.rank}, but is rank {rank} here; give "
+                "all processes the same list of workers, and every one its own --worker_index"
             )
         return ""
 
@@ -243,7 +243,7 @@ class _Roll:
         return [
             f"rank {rank} ({self.spec.workers[rank]}): {key} is {json.dumps(card.facts.get(key))}, but "
             f"{json.dumps(chief.facts.get(key))} on rank {chief.rank} ({self.spec.workers[chief.rank]}); give all "
-            "workers equally many devices of one kind (CUDA_VISIBLE_DEVICES, --num_virtual_devices) and one --collective"
+            "workers as many devices of one kind (CUDA_VISIBLE_DEVICES, --num_virtual_devices) and one --collective"
             for rank, card in sorted(self._cards.items())
             for key in sorted(chief.facts.keys() | card.facts.keys())
             if card.facts.get(key) != chief.facts.get(key)

@@ -70,8 +70,8 @@ def shares(visible: Sequence[str], *, workers: int, per_worker: int) -> list[dic
     if not 0 < share * workers <= len(visible):
         raise InputError(
             f"--num_workers={workers}{f' --gpus_per_worker={per_worker}' if per_worker else ''}: there are "
-            f"{len(visible)} GPU(s) here, and two workers cannot share one; use {_that_fits(len(visible), workers)}, or "
-            "set CUDA_VISIBLE_DEVICES=-1 and --gpus_per_worker=0 to train on CPUs"
+            f"{len(visible)} GPU(s) here, and two workers cannot share one; use {_that_fits(len(visible), workers)}, "
+            "or set CUDA_VISIBLE_DEVICES=-1 and --gpus_per_worker=0 to train on CPUs"
         )
     return [{"CUDA_VISIBLE_DEVICES": ",".join(visible[i * share : (i + 1) * share])} for i in range(workers)]
 

@@ -132,7 +132,9 @@ def main(
             addresses = tuple(f"{_HOST}:{port}" for port in reservation.ports)
             console.say(f"starting {_workers_at(config.num_workers, addresses)}; logs in {log_dir}")
             commands = [
-                _command(rank, addresses, restarts, config, log_dir, [*program, *config.worker_argv], {**environ, **gpus})
+                _command(
+                    rank, addresses, restarts, config, log_dir, [*program, *config.worker_argv], {**environ, **gpus}
+                )
                 for rank, gpus in enumerate(own_gpus)
             ]
             try:

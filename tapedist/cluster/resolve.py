@@ -148,7 +148,7 @@ def _wrong_addresses(setting: str, addresses: Sequence[Any]) -> Iterator[str]:
             yield f"{setting}: address {address!r} of rank {rank} {problem}"
         elif (key := _meaning(address)) in seen:
             first = addresses[seen[key]]
-            other = "" if first == address else f", there as {first!r}"
+            other = "" if first == address else f", as {first!r},"
             yield (
                 f"{setting}: address {address!r} is given to rank {rank} and{other} to rank {seen[key]}; "
                 "give every process its own host:port"

@@ -7,33 +7,47 @@ update runs on every topology. The rules follow Keras' definitions, so results c
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import tapedist.numerics  # noqa: F401  (before TensorFlow)
 import tensorflow as tf
 
 from tapedist.config import TrainConfig
 
-# (parameters [P], slots [s, P], gradient [P], step) -> (parameters [P], slots [s, P]); `step` counts from 1, float64.
-Update = Callable[[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
+# (parameters [P], slots [s, P], gradient [P], step, *constants) -> (parameters [P], slots [s, P]); all float64, and
+# `step` counts from 1.
+Rule = Callable[..., tuple[tf.Tensor, tf.Tensor]]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Optimizer:
-    """An update rule.
+    """An update rule and its constants.
 
     Attributes:
         num_slots: `s`.
-        update: the rule.
+        rule: a function of the module's, so that runs of other constants are served by one compiled program.
+        constants: numbers or float64 arrays, its last arguments.
     """
 
     num_slots: int
-    update: Update
+    rule: Rule
+    constants: tuple[Any, ...] = ()
+
+    def update(
+        self, theta: tf.Tensor, slots: tf.Tensor, g: tf.Tensor, step: tf.Tensor, constants: Sequence[Any] | None = None
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """One update, by its own constants or those of another run."""
+        return self.rule(theta, slots, g, step, *(self.constants if constants is None else constants))
 
 
 def sgd(learning_rate: float) -> Optimizer:
     """`theta <- theta - learning_rate * g`."""
-    return Optimizer(0, lambda theta, slots, g, step: (theta - learning_rate * g, slots))
+    return Optimizer(0, _sgd, (learning_rate,))
+
+
+def _sgd(theta: tf.Tensor, slots: tf.Tensor, g: tf.Tensor, step: tf.Tensor, rate: Any) -> tuple[tf.Tensor, tf.Tensor]:
+    return theta - rate * g, slots
 
 
 def momentum(learning_rate: float, mu: float, *, nesterov: bool) -> Optimizer:
@@ -43,12 +57,22 @@ def momentum(learning_rate: float, mu: float, *, nesterov: bool) -> Optimizer:
     `theta <- theta + mu * v - learning_rate * g`.
     """
 
-    def update(theta: tf.Tensor, slots: tf.Tensor, g: tf.Tensor, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        push = learning_rate * g
-        velocity = mu * slots[0] - push
-        return theta + (mu * velocity - push if nesterov else velocity), velocity[tf.newaxis]
+    return Optimizer(1, _nesterov if nesterov else _momentum, (learning_rate, mu))
 
-    return Optimizer(1, update)
+
+def _momentum(
+    theta: tf.Tensor, slots: tf.Tensor, g: tf.Tensor, step: tf.Tensor, rate: Any, mu: Any
+) -> tuple[tf.Tensor, tf.Tensor]:
+    velocity = mu * slots[0] - rate * g
+    return theta + velocity, velocity[tf.newaxis]
+
+
+def _nesterov(
+    theta: tf.Tensor, slots: tf.Tensor, g: tf.Tensor, step: tf.Tensor, rate: Any, mu: Any
+) -> tuple[tf.Tensor, tf.Tensor]:
+    push = rate * g
+    velocity = mu * slots[0] - push
+    return theta + (mu * velocity - push), velocity[tf.newaxis]
 
 
 def adam(learning_rate: float, beta_1: float, beta_2: float, epsilon: float) -> Optimizer:
@@ -57,15 +81,25 @@ def adam(learning_rate: float, beta_1: float, beta_2: float, epsilon: float) -> 
     `theta <- theta - learning_rate * sqrt(1 - beta_2**t) / (1 - beta_1**t) * m / (sqrt(v) + epsilon)`.
     """
 
-    def update(theta: tf.Tensor, slots: tf.Tensor, g: tf.Tensor, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        first = slots[0] + (g - slots[0]) * (1 - beta_1)
-        second = slots[1] + (g * g - slots[1]) * (1 - beta_2)
-        # Constants of the right type at once: a cast would take a Python float through float32.
-        rate = learning_rate * tf.sqrt(1 - tf.pow(tf.constant(beta_2, g.dtype), step))
-        rate /= 1 - tf.pow(tf.constant(beta_1, g.dtype), step)
-        return theta - rate * first / (tf.sqrt(second) + epsilon), tf.stack([first, second])
+    return Optimizer(2, _adam, (learning_rate, beta_1, beta_2, epsilon))
 
-    return Optimizer(2, update)
+
+def _adam(
+    theta: tf.Tensor,
+    slots: tf.Tensor,
+    g: tf.Tensor,
+    step: tf.Tensor,
+    rate: Any,
+    beta_1: Any,
+    beta_2: Any,
+    epsilon: Any,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    first = slots[0] + (g - slots[0]) * (1 - beta_1)
+    second = slots[1] + (g * g - slots[1]) * (1 - beta_2)
+    # Tensors of the right type at once: a cast would take a Python float through float32.
+    step_rate = rate * tf.sqrt(1 - tf.pow(tf.convert_to_tensor(beta_2, g.dtype), step))
+    step_rate /= 1 - tf.pow(tf.convert_to_tensor(beta_1, g.dtype), step)
+    return theta - step_rate * first / (tf.sqrt(second) + epsilon), tf.stack([first, second])
 
 
 def from_config(config: TrainConfig, *, auto_rate: float | None = None) -> Optimizer:

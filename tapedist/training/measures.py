@@ -20,7 +20,7 @@ def _gradient(theta: Any, slots: Any, gradient: Any, step: Any) -> tuple[Any, An
     return gradient, slots
 
 
-_GRADIENT = Optimizer(0, _gradient)
+_GRADIENT = Optimizer(0, _gradient, told=True)
 
 
 def evaluator(engine: Engine, heed: Callable[[], bool]) -> Callable[[np.ndarray], tuple[float, float]]:

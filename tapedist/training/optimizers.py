@@ -28,11 +28,15 @@ class Optimizer:
         num_slots: `s`.
         rule: a function of the module's, so that runs of other constants are served by one compiled program.
         constants: numbers or float64 arrays, its last arguments.
+        told: whether they are tensors to the compiled program, so that one serves all values of them, rather than
+            compiled in. Where a rule adds two products, the compiler multiplies and adds one of them without rounding
+            in between, and which one depends on what is a constant: such rules would have other bits.
     """
 
     num_slots: int
     rule: Rule
     constants: tuple[Any, ...] = ()
+    told: bool = False
 
     def update(
         self, theta: tf.Tensor, slots: tf.Tensor, g: tf.Tensor, step: tf.Tensor, constants: Sequence[Any] | None = None
@@ -43,7 +47,7 @@ class Optimizer:
 
 def sgd(learning_rate: float) -> Optimizer:
     """`theta <- theta - learning_rate * g`."""
-    return Optimizer(0, _sgd, (learning_rate,))
+    return Optimizer(0, _sgd, (learning_rate,), told=True)
 
 
 def _sgd(theta: tf.Tensor, slots: tf.Tensor, g: tf.Tensor, step: tf.Tensor, rate: Any) -> tuple[tf.Tensor, tf.Tensor]:
@@ -96,9 +100,9 @@ def _adam(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     first = slots[0] + (g - slots[0]) * (1 - beta_1)
     second = slots[1] + (g * g - slots[1]) * (1 - beta_2)
-    # Tensors of the right type at once: a cast would take a Python float through float32.
-    step_rate = rate * tf.sqrt(1 - tf.pow(tf.convert_to_tensor(beta_2, g.dtype), step))
-    step_rate /= 1 - tf.pow(tf.convert_to_tensor(beta_1, g.dtype), step)
+    # Constants of the right type at once: a cast would take a Python float through float32.
+    step_rate = rate * tf.sqrt(1 - tf.pow(tf.constant(beta_2, g.dtype), step))
+    step_rate /= 1 - tf.pow(tf.constant(beta_1, g.dtype), step)
     return theta - step_rate * first / (tf.sqrt(second) + epsilon), tf.stack([first, second])
 
 

@@ -8,8 +8,9 @@ The state is one flat float64 vector: the parameters `[P]`, then the optimizer's
     total     = gather, then fold in shard order                 (every replica, the same numbers)
     new state = divide, add the penalty, apply the update rule   (every replica, the same compiled function)
 
-A compiled program serves all runs that differ only in rows and numbers: the limit of the loss, the penalty and the
-constants of the update rule are handed over with each call, as one float64 vector, the settings.
+A compiled program serves all runs of one kind, whatever their rows. What differs between them is handed over with each
+call, as one float64 vector, the settings: the limit of the loss and, where the update rule allows it, the weights of
+the penalty and the constants of the rule.
 
 A record is what a step leaves for the log: `(sum w*loss, sum w, penalty, parameters...)`, all at the parameters before
 its update; the parameters are there only if they are few. Rows with weights are counted beside, in one more number of
@@ -143,8 +144,8 @@ class StepPrograms(Replicas):
         self._repeats = not model.pure or is_own(loss)
         self._in_pieces = not model.pure and self.on_cpu
         self._optimizer = optimizer
-        self._has_penalty = l2 != 0
-        penalty = [l2, model.penalized] if self._has_penalty else []
+        self._l2 = l2
+        penalty = (l2, model.penalized) if l2 else ()
         constants = [np.asarray(value, np.float64) for value in (*penalty, *optimizer.constants)]
         self._shapes = tuple(value.shape for value in constants)
         self._constants = np.concatenate([np.zeros(0), *(value.ravel() for value in constants)])
@@ -158,8 +159,9 @@ class StepPrograms(Replicas):
         rule, model = self._optimizer.rule, self._model
         # What the caller wrote may look at anything else, and change with it.
         if model.key is not None and not is_own(self._row_loss) and _is_plain(rule):
-            settings = (self._has_penalty, self._shapes, self.num_slots, self.dtype, self.weighted)
-            self.share_traces((type(model), model.key, self._row_loss, rule, settings, own))
+            compiled = b"" if self._optimizer.told else self._constants.tobytes()
+            kind = (bool(self._l2), self._shapes, compiled, self.num_slots, self.dtype, self.weighted)
+            self.share_traces((type(model), model.key, self._row_loss, rule, kind, own))
 
     def settings(self, limit: float) -> np.ndarray:
         """What a program is told of its run, float64 `[1 + c]`.
@@ -167,19 +169,22 @@ class StepPrograms(Replicas):
         Args:
             limit: a loss above it, or not finite, means divergence.
         """
-        return np.concatenate([[limit], self._constants])
+        return np.concatenate([[limit], self._constants if self._optimizer.told else []])
 
     @property
     def num_settings(self) -> int:
-        return 1 + len(self._constants)
+        return len(self.settings(0.0))
 
-    def _unpacked(self, settings: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor], list[tf.Tensor]]:
+    def _unpacked(self, settings: tf.Tensor) -> tuple[tf.Tensor, list[Any], list[Any]]:
         """The limit; the penalty's weight and what it weighs `[P]`, if there is one; the rule's constants."""
-        sizes = [math.prod(shape) for shape in self._shapes]
-        limit, *flat = tf.split(settings, [1, *sizes])
-        constants = [tf.reshape(piece, shape) for piece, shape in zip(flat, self._shapes, strict=True)]
-        split = 2 * self._has_penalty
-        return limit[0], constants[:split], constants[split:]
+        optimizer = self._optimizer
+        if not optimizer.told:
+            penalty = [self._l2, tf.constant(self._model.penalized)] if self._l2 else []
+            return settings[0], penalty, list(optimizer.constants)
+        limit, *flat = tf.split(settings, [1, *(math.prod(shape) for shape in self._shapes)])
+        told = [tf.reshape(piece, shape) for piece, shape in zip(flat, self._shapes, strict=True)]
+        first = len(told) - len(optimizer.constants)
+        return limit[0], told[:first], told[first:]
 
     def rows_sum(self, masters: tf.Tensor, rows: Rows, count: tf.Tensor | None) -> tf.Tensor:
         """`(sum w*loss, sum w, sum w*gradient)` of the first `count` of `rows`.
@@ -284,7 +289,7 @@ class StepPrograms(Replicas):
         theta, slots = state[:count], tf.reshape(state[count:], [self.num_slots, count])
         gradient = total[2 : 2 + count] / weight
         penalty = tf.zeros([], tf.float64)
-        if self._has_penalty:
+        if self._l2:
             l2, penalized = weights[0], weights[1] * theta
             penalty = l2 * tf.reduce_sum(penalized * theta)
             gradient += 2 * l2 * penalized

@@ -11,13 +11,14 @@ import contextlib
 import dataclasses
 import difflib
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import tapedist
-from tapedist import flags, process, quiet
+from tapedist import flags, process, quiet, signals
 from tapedist.cluster import doctor, launch
 from tapedist.cluster.doctor import DoctorConfig
 from tapedist.cluster.launch import LaunchConfig
@@ -29,6 +30,12 @@ from tapedist.settings import GROUPS
 from tapedist.text_values import quoted, shown
 
 _MAX_LINES = 20
+_SIGNALS = (
+    "SIGINT, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2 and SIGXCPU save and leave, with the exit code 128 and the signal's "
+    "number (130, 143, 129, 138, 140, 152); the same command goes on from there. So SLURM's --signal=USR1@120 or "
+    "TERM@120 saves two minutes before the time limit. A second SIGINT leaves at once. What was ignored at the start, "
+    "as SIGHUP is under nohup, stays ignored."
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,6 +47,7 @@ class Command:
         options: the dataclass whose fields are the command's flags.
         run: takes the options; returns an exit code, or None for 0.
         examples: command lines for the help, without `tapedist`.
+        notes: what its help says about signals.
         groups: the first field of each group of flags -> the group's heading in the help.
         rest: the field that receives the words after `--`, if the command takes any.
         answers: whether what it prints is what it is for, so that a full disk behind standard output is an error.
@@ -49,6 +57,7 @@ class Command:
     options: type
     run: Callable[[Any], int | None]
     examples: tuple[str, ...] = ()
+    notes: str = ""
     groups: Mapping[str, str] = dataclasses.field(default_factory=dict)
     rest: str = ""
     answers: bool = False
@@ -116,6 +125,7 @@ COMMANDS: dict[str, Command] = {
         options=TrainConfig,
         run=_train,
         groups=GROUPS,
+        notes=_SIGNALS,
         examples=(
             "train --flagfile=configs/tutorial.flags",
             "train --n_samples=1e9 --run_dir=runs/billion",
@@ -153,6 +163,7 @@ COMMANDS: dict[str, Command] = {
         options=LaunchConfig,
         run=_launch,
         rest="worker_argv",
+        notes="Signals go on to the workers, which save and leave; the exit code is 128 and the signal's number.",
         examples=(
             "launch --num_workers=2 -- train --flagfile=configs/mini_batch.flags",
             "launch --num_workers=4 --max_restarts=10 --log_dir=logs -- train --run_dir=runs/four",
@@ -181,7 +192,7 @@ def main(argv: Sequence[str] | None = None, *, commands: Mapping[str, Command] =
     words = list(sys.argv[1:] if argv is None else argv)
     line: flags.CommandLine[Any] | None = None
     try:
-        with process.sigterm_raises():
+        with signals.signals_raise():
             name = words[0] if words else ""
             if name == "help" and len(words) > 1:
                 name, words = words[1], [words[1], "--help"]
@@ -203,7 +214,7 @@ def main(argv: Sequence[str] | None = None, *, commands: Mapping[str, Command] =
                 if command.answers:
                     process.check_output()
                 return code
-    except (Exception, KeyboardInterrupt, process.Terminated) as error:
+    except (Exception, KeyboardInterrupt, signals.Terminated) as error:
         return _report(error, with_traceback=line is not None and line.verbosity > 0)
 
 
@@ -241,8 +252,8 @@ def _explained(error: BaseException) -> tuple[int, Sequence[str]]:
         return error.exit_code, error.problems
     if isinstance(error, TapedistError):
         return error.exit_code, [str(error)]
-    if isinstance(error, process.Terminated):
-        return 143, ["stopped by SIGTERM"]
+    if isinstance(error, signals.Terminated):
+        return 128 + error.signum, [f"stopped by {signal.Signals(error.signum).name}"]
     if isinstance(error, KeyboardInterrupt):
         return 130, ["stopped by SIGINT"]
     if isinstance(error, MemoryError):

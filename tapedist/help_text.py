@@ -23,6 +23,8 @@ class _Command(Protocol):
     @property
     def examples(self) -> tuple[str, ...]: ...
     @property
+    def notes(self) -> str: ...
+    @property
     def groups(self) -> Mapping[str, str]: ...
     @property
     def rest(self) -> str: ...
@@ -60,6 +62,8 @@ def command_help(name: str, command: _Command) -> str:
         _row("--verbosity=0", "1 shows the traceback of an error."),
         _row("--help", "Prints this."),
     ]
+    if command.notes:
+        lines += ["\nSignals:\n", *(f"  {line}\n" for line in textwrap.wrap(command.notes, _WIDTH - 2))]
     return "".join(lines)
 
 

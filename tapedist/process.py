@@ -1,16 +1,12 @@
-"""What the command does with its process: the standard streams, and SIGTERM before anything else handles it."""
+"""What the command does with its process: its standard streams and its limits."""
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import resource
-import signal
 import sys
-import threading
-from collections.abc import Iterable, Iterator
-from types import FrameType
+from collections.abc import Iterable
 from typing import Any, TextIO
 
 from tapedist.errors import InputError, StorageError
@@ -22,27 +18,6 @@ _READER_GONE = frozenset({errno.EPIPE, errno.ECONNRESET})
 
 # Errors of the storage, not of the program.
 STORAGE_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO})
-
-
-class Terminated(BaseException):
-    """SIGTERM, as KeyboardInterrupt is SIGINT: no `except Exception` on the way up may swallow it."""
-
-
-@contextlib.contextmanager
-def sigterm_raises() -> Iterator[None]:
-    """Lets SIGTERM raise `Terminated`, where this thread may say so and nobody else has said what it does."""
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
-        yield
-        return
-
-    def raise_terminated(signum: int, frame: FrameType | None) -> None:
-        raise Terminated
-
-    signal.signal(signal.SIGTERM, raise_terminated)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def check_memory_limit() -> None:

@@ -53,8 +53,8 @@ def train(
         DivergedError: if the loss or the parameters left the finite numbers; the last checkpoint stays.
         StorageError: if the run folder cannot be written.
         PeerLostError: if another worker of the cluster was lost, hangs or never came.
-        Interrupted: if SIGINT or SIGTERM came; the state is saved. Handlers are installed only in the main thread, and
-            restored.
+        Interrupted: if SIGINT or SIGTERM came, or SIGHUP, SIGUSR1, SIGUSR2 or SIGXCPU where nobody handles or ignores
+            it; the state is saved. Handlers are installed only in the main thread, and restored.
         MemoryError: if the rows do not fit.
     """
     _check_arguments(config, model=model, source=source)

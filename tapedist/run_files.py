@@ -13,7 +13,7 @@ from tapedist import flags
 from tapedist.config import TrainConfig
 from tapedist.data.blocks import Source
 from tapedist.filesystem import write_atomic
-from tapedist.results import figures
+from tapedist.results import own_matplotlib
 from tapedist.results.outcome import TrainResult
 from tapedist.results.run_report import report_page
 from tapedist.run_folder import RunFolder
@@ -63,6 +63,9 @@ def keep(
     model = result.as_model_json() | {"rows": source.fingerprint(), "own_source": own_source}
     write_atomic(folder.model, _json(model))
     if config.plots:
+        with own_matplotlib.importable():
+            from tapedist.results import figures
+
         figures.draw(folder.plots, result, source=source, path=path)
         page = report_page(config=config, model=model, environment=environment, history=result.history, source=source)
         write_atomic(folder.report, page)

@@ -87,7 +87,7 @@ def test_sums_and_update_apart_give_the_bits_of_one_program(case: str):
         for step, slot in enumerate(slots):
             found = [partials(at, *share, tf.constant(slot))[:shards] for share in shares]
             at, record, _ = steps._compiled_apply(
-                at, tf.concat(found, 0)[:V], tf.constant(step, tf.int64), tf.constant(np.inf, tf.float64)
+                at, tf.concat(found, 0)[:V], tf.constant(step, tf.int64), tf.constant(steps.settings(np.inf))
             )
             records.append(record.numpy())
         np.testing.assert_array_equal(np.array(records), whole.records)

@@ -46,9 +46,7 @@ class LaunchConfig(Options):
     log_dir: str = option(
         "", "Folder for one log file per worker; empty makes a new one in the temporary folder.", path=True
     )
-    stop_timeout_secs: float = option(
-        60.0, "Seconds the workers may take to save after SIGTERM or SIGINT.", rule=POSITIVE
-    )
+    stop_timeout_secs: float = option(60.0, "Seconds the workers may take to save after a signal.", rule=POSITIVE)
     worker_argv: tuple[str, ...] = option(("train",), "What each worker runs: the words after '--'.", rule=ANY)
 
     def _wrong_combinations(self) -> Iterator[str]:
@@ -109,8 +107,8 @@ def main(
         environ: what the workers inherit.
 
     Returns:
-        The exit code: 0, the code of a worker with a real error, 75 if a worker was lost once too often, 130 or 143
-        if a signal stopped the cluster.
+        The exit code: 0, the code of a worker with a real error, 75 if a worker was lost once too often, or 128 and the
+        number of the signal that stopped the cluster.
 
     Raises:
         InputError: if the environment names another cluster, there are too few GPUs, or the logs cannot be written;

@@ -10,8 +10,10 @@ import enum
 import signal
 from collections.abc import Mapping
 
+from tapedist import signals
+
 _PEER_LOST = 75
-_STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
+_STOPPED = tuple(128 + number for number in (*signals.ALWAYS, *signals.UNLESS_HANDLED))
 
 # A worker that lost a peer leaves by itself within a moment; one that does not is the one that hangs.
 _SETTLE_SECS = 5.0

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from types import FrameType, TracebackType
 from typing import Any
 
+from tapedist import signals
 from tapedist.cluster.policy import Action, Verdict, describe, judge
 from tapedist.cluster.workers import Command, Console, Worker
 
@@ -22,9 +23,7 @@ class SignalInbox:
         os.set_blocking(self._read, False)
         os.set_blocking(self._write, False)
         self._old_descriptor = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
-        watched = [signal.SIGCHLD, signal.SIGTERM, signal.SIGINT]
-        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # As under nohup.
-            watched.append(signal.SIGHUP)
+        watched = [signal.SIGCHLD, *signals.ALWAYS, *signals.unhandled()]
         self._old_handlers: dict[int, Any] = {number: signal.signal(number, _wake_only) for number in watched}
         return self
 
@@ -118,8 +117,7 @@ class Supervisor:
             return
         name = signal.Signals(signum).name
         if self.stop_signal is None:
-            # The terminal went away: save, as on SIGTERM.
-            self.stop_signal = signal.SIGTERM if signum == signal.SIGHUP else signum
+            self.stop_signal = signum
             self._console.say(f"{name}: asking the workers to save and leave")
             attempt.send(self.stop_signal)
         elif signum == signal.SIGINT:

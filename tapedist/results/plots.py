@@ -16,6 +16,7 @@ import numpy as np
 
 from tapedist.filesystem import storage_error
 from tapedist.results import plot_style as style
+from tapedist.results.own_matplotlib import own_settings
 from tapedist.results.prediction import predict_rows
 from tapedist.results.sampling import caption, sampled, thinned
 from tapedist.training.observer import Row
@@ -126,14 +127,15 @@ def draw_all(
     except OSError as error:
         raise storage_error("create", directory, error) from error
     features, target = list(feature_names), target_name
-    figures = {
-        "training_data": data_figure("Training data", train, style.TRAIN, features, target, fitted),
-        "test_data": data_figure("Test data", test, style.TEST, features, target, fitted),
-        "test_fit": fit_figure(test, fitted, truth, features, target) if fitted else None,
-        "loss_curve": loss_figure(history),
-        "parameter_path": path_figure(path, truth, optimum, features) if path else None,
-    }
-    return [style.save(figure, directory / f"{name}.png") for name, figure in figures.items() if figure]
+    with own_settings():
+        figures = {
+            "training_data": data_figure("Training data", train, style.TRAIN, features, target, fitted),
+            "test_data": data_figure("Test data", test, style.TEST, features, target, fitted),
+            "test_fit": fit_figure(test, fitted, truth, features, target) if fitted else None,
+            "loss_curve": loss_figure(history),
+            "parameter_path": path_figure(path, truth, optimum, features) if path else None,
+        }
+        return [style.save(figure, directory / f"{name}.png") for name, figure in figures.items() if figure]
 
 
 def data_figure(

@@ -38,6 +38,7 @@ class BlockSteps(StepPrograms):
         super().__init__(**programs)
         self._tile_rows = tile_rows
         self._parallel = parallel
+        self.trace_once(tile_rows, parallel)
 
     @functools.cached_property
     def _block_sum(self) -> Any:
@@ -67,7 +68,19 @@ class BlockSteps(StepPrograms):
             parallel=self._parallel,
         )
 
-    # Blocks in device memory.
+    # Blocks in device memory. A cache for each object: one of the class would keep them all.
+
+    @functools.cached_property
+    def _start(self) -> Any:
+        return functools.cache(self._start_program)
+
+    @functools.cached_property
+    def _push(self) -> Any:
+        return functools.cache(self._push_program)
+
+    @functools.cached_property
+    def _held_loop(self) -> Any:
+        return functools.cache(self._held_loop_program)
 
     def hold(self, elements: Any) -> HeldBlocks:
         """Takes all blocks of an epoch into device memory.
@@ -81,17 +94,15 @@ class BlockSteps(StepPrograms):
             if specs is None:
                 local = [self.strategy.experimental_local_results(column)[0] for column in rows]
                 specs = tuple(tf.TensorSpec(column.shape, column.dtype) for column in local)
-                handles = self._start(specs)()
-            handles = self._push(specs)(handles, rows)
+                handles = self._traced._start(specs)()
+            handles = self._traced._push(specs)(handles, rows)
             counts.append(count)
-        return HeldBlocks(handles, specs or (), self._stack(*counts))
+        return HeldBlocks(handles, specs or (), self._traced._stack(*counts))
 
-    @functools.cache  # noqa: B019  (lives as long as the run)
-    def _start(self, specs: Specs) -> Any:
+    def _start_program(self, specs: Specs) -> Any:
         return tf.function(lambda: self.on_replicas(lambda: BlockList.empty(specs).handles), autograph=False)
 
-    @functools.cache  # noqa: B019  (lives as long as the run)
-    def _push(self, specs: Specs) -> Any:
+    def _push_program(self, specs: Specs) -> Any:
         def push(handles, rows):  # type: ignore[no-untyped-def]
             return BlockList(handles, specs).with_block(rows).handles
 
@@ -104,18 +115,17 @@ class BlockSteps(StepPrograms):
 
         return tf.function(lambda *counts: self.on_replicas(stack, *counts), autograph=False)
 
-    @functools.cache  # noqa: B019  (lives as long as the run)
-    def _held_loop(self, specs: Specs) -> Any:
-        def replica_step(state, handles, counts, step, limit):  # type: ignore[no-untyped-def]
+    def _held_loop_program(self, specs: Specs) -> Any:
+        def replica_step(state, handles, counts, step, settings):  # type: ignore[no-untyped-def]
             flat = self._block_partials(state, BlockList(handles, specs), tf.reshape(counts, [-1]))
             shards = counts.shape[0]
             by_round = tf.transpose(tf.reshape(flat, [shards, -1, self.partial_width]), [1, 0, 2])
             sums = fixed_order.fold_rounds(by_round, shape=[shards, self.partial_width])
-            return self.gather_and_apply(state, sums, step, limit)
+            return self.gather_and_apply(state, sums, step, settings)
 
-        def loop(state, handles, counts, step, num_steps, limit):  # type: ignore[no-untyped-def]
+        def loop(state, handles, counts, step, num_steps, settings):  # type: ignore[no-untyped-def]
             def one_step(i, state):  # type: ignore[no-untyped-def]
-                return self.on_replicas(replica_step, state, handles, counts, step + tf.cast(i, tf.int64), limit)
+                return self.on_replicas(replica_step, state, handles, counts, step + tf.cast(i, tf.int64), settings)
 
             return self.repeat(one_step, state, num_steps)
 
@@ -124,9 +134,9 @@ class BlockSteps(StepPrograms):
     def run(self, state: np.ndarray, held: HeldBlocks, *, step: int, num_steps: int, limit: float) -> CallResult:
         """`num_steps` updates over blocks in device memory; arguments as in `SlotSteps.run`."""
         return self.result(
-            *self._held_loop(held.specs)(
+            *self._traced._held_loop(held.specs)(
                 tf.constant(state), held.handles, held.counts, tf.constant(step, tf.int64),
-                tf.constant(num_steps), tf.constant(limit, tf.float64),
+                tf.constant(num_steps), tf.constant(self.settings(limit)),
             )
         )  # fmt: skip
 
@@ -138,9 +148,9 @@ class BlockSteps(StepPrograms):
 
     @functools.cached_property
     def _finish(self) -> Any:
-        def finish(state, sums, step, limit):  # type: ignore[no-untyped-def]
+        def finish(state, sums, step, settings):  # type: ignore[no-untyped-def]
             return self.repeat(
-                lambda i, state: self.on_replicas(self.gather_and_apply, state, sums, step, limit),
+                lambda i, state: self.on_replicas(self.gather_and_apply, state, sums, step, settings),
                 state,
                 tf.constant(1),
             )
@@ -149,12 +159,14 @@ class BlockSteps(StepPrograms):
 
     def add_blocks(self, state: np.ndarray, sums: Any, blocks: Any, places: list[int]) -> Any:
         """The shards' sums on each replica, plus the next blocks' partials at the parameters in `state`."""
-        return self._turns(sums, blocks, places, tf.constant(state[: self.num_parameters]))
+        return self._traced._turns(sums, blocks, places, tf.constant(state[: self.num_parameters]))
 
     def finish(self, state: np.ndarray, sums: Any, *, step: int, limit: float) -> CallResult:
         """The update that an epoch's `sums` make, per-replica `[ceil(V / R), width]`."""
         return self.result(
-            *self._finish(tf.constant(state), sums, tf.constant(step, tf.int64), tf.constant(limit, tf.float64))
+            *self._traced._finish(
+                tf.constant(state), sums, tf.constant(step, tf.int64), tf.constant(self.settings(limit))
+            )
         )
 
 

@@ -5,6 +5,7 @@ The weighted mean over rows is taken elsewhere, once, with one global denominato
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import tapedist.numerics  # noqa: F401  (before TensorFlow)
@@ -23,6 +24,7 @@ def absolute(y_hat: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
     return tf.abs(y_hat - y)
 
 
+@functools.cache  # One function for each delta, by which compiled programs are found again.
 def huber(delta: float) -> Loss:
     """Squared near 0 and linear beyond `delta` (Huber, "Robust estimation of a location parameter", 1964).
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -13,8 +14,13 @@ from tapedist.training.engines import Engine, MomentsEngine, Setup
 from tapedist.training.optimizers import Optimizer
 from tapedist.training.quadratic import QuadraticSteps
 
-# An update rule that leaves the gradient in the place of the parameters.
-_GRADIENT = Optimizer(0, lambda theta, slots, gradient, step: (gradient, slots))
+
+def _gradient(theta: Any, slots: Any, gradient: Any, step: Any) -> tuple[Any, Any]:
+    """An update rule that leaves the gradient in the place of the parameters."""
+    return gradient, slots
+
+
+_GRADIENT = Optimizer(0, _gradient, told=True)
 
 
 def evaluator(engine: Engine, heed: Callable[[], bool]) -> Callable[[np.ndarray], tuple[float, float]]:

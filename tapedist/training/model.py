@@ -7,7 +7,7 @@ masters; a model is bound to a compute-type copy of them inside the compiled ste
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -37,6 +37,7 @@ class Model(Protocol):
         num_parameters: `P`.
         penalized: float64 `[P]`, 1 where the L2 penalty applies, 0 elsewhere.
         pure: whether `bind` touches no variable, so that whole training loops may become one XLA program.
+        key: tells apart models that are traced differently; None if another one must never be served by its traces.
         summed: whether `bind_shards` is there and predicts by sums, whose bits do not depend on the number of shards.
     """
 
@@ -44,6 +45,7 @@ class Model(Protocol):
     num_parameters: int
     penalized: np.ndarray
     pure: bool
+    key: Hashable | None
     summed: bool
 
     @property
@@ -72,6 +74,7 @@ class LinearModel:
     def __init__(self, num_features: int, *, fit_intercept: bool = True):
         self.num_features = num_features
         self.fit_intercept = fit_intercept
+        self.key = (num_features, fit_intercept)
         self.summed = num_features <= _SUMMED_SIDE_BY_SIDE
         self.num_parameters = num_features + fit_intercept
         self.penalized = np.ones(self.num_parameters)
@@ -153,6 +156,7 @@ class ModuleModel:
     """
 
     pure = False
+    key = None  # Its variables are its own.
     summed = False
     bind_shards = None
 

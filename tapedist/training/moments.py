@@ -109,7 +109,7 @@ class MomentSteps(Replicas):
         super().__init__(strategy=strategy, num_shards=num_shards, partial_width=width)
         self._columns = num_features + 1
         self._num_rows, self._weighted, self._split = num_rows, weighted, split
-        self._of_shards: Any = None
+        self._of_shards: dict[Any, Any] = {}
         self._tile_rows = tile_rows
         self._turns = BlockTurns(
             self,
@@ -117,6 +117,7 @@ class MomentSteps(Replicas):
             merge=tf.function(self._merged, jit_compile=True, autograph=False),
             parallel=parallel,
         )
+        self.share_traces((num_features, weighted, tile_rows, parallel))
 
     def _block(self, rows: Rows, count: tf.Tensor) -> tf.Tensor:
         """Moments `[N]` of a block's first `count` rows."""
@@ -148,6 +149,14 @@ class MomentSteps(Replicas):
 
         return fixed_order.shard_partials(one, first=tf.constant(0), num_shards=shards, width=self.partial_width)
 
+    def _program(self, rows: Any, counts: Any) -> Any:
+        """`_split_program` of rows of these shapes."""
+        local = self.strategy.experimental_local_results
+        key = tuple((local(column)[0].shape, local(column)[0].dtype) for column in (*rows, counts))
+        if key not in self._of_shards:
+            self._of_shards[key] = self._split_program(rows, counts)
+        return self._of_shards[key]
+
     def _split_program(self, rows: Any, counts: Any) -> Any:
         """`(rows, counts) -> moments [N]`; of one replica a single compiled call."""
         if self.strategy.num_replicas_in_sync == 1:
@@ -173,14 +182,12 @@ class MomentSteps(Replicas):
         Raises:
             MissingRowsError: if they do not hold every row once.
         """
-        if self._of_shards is None:
-            self._of_shards = self._split_program(rows, counts)
-        found = self.strategy.experimental_local_results(self._of_shards(rows, counts))[0]
+        found = self.strategy.experimental_local_results(self._traced._program(rows, counts)(rows, counts))[0]
         return self._complete(found.numpy())
 
     def add_blocks(self, sums: Any, blocks: Any, places: list[int]) -> Any:
         """The shards' moments on each replica, with the next blocks merged in; arguments as in `BlockTurns`."""
-        return self._turns(sums, blocks, places)
+        return self._traced._turns(sums, blocks, places)
 
     def finish(self, sums: Any) -> Moments:
         """The moments of all shards, of each replica's `[ceil(V / R), N]`.
@@ -188,7 +195,7 @@ class MomentSteps(Replicas):
         Raises:
             MissingRowsError: if they are not those of every row once.
         """
-        return self._complete(self._fold(tf.constant(self.gathered(sums))).numpy())
+        return self._complete(self._traced._fold(tf.constant(self.gathered(sums))).numpy())
 
     def _complete(self, vector: np.ndarray) -> Moments:
         """The moments `[N]`, if every row has joined once."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -17,26 +18,43 @@ import tensorflow as tf
 
 from tapedist.config import TrainConfig
 
-# (parameters [P], slots [s, P], gradient [P], step) -> (parameters [P], slots [s, P]); `step` counts from 1, float64.
-Update = Callable[[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
+# (parameters [P], slots [s, P], gradient [P], step, *constants) -> (parameters [P], slots [s, P]); all float64, and
+# `step` counts from 1.
+Rule = Callable[..., tuple[tf.Tensor, tf.Tensor]]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Optimizer:
-    """An update rule.
+    """An update rule and its constants.
 
     Attributes:
         num_slots: `s`.
-        update: the rule.
+        rule: a function of the module's, so that runs of other constants are served by one compiled program.
+        constants: numbers or float64 arrays, its last arguments.
+        told: whether they are tensors to the compiled program, so that one serves all values of them, rather than
+            compiled in. Where a rule adds two products, the compiler multiplies and adds one of them without rounding
+            in between, and which one depends on what is a constant: such rules would have other bits.
     """
 
     num_slots: int
-    update: Update
+    rule: Rule
+    constants: tuple[Any, ...] = ()
+    told: bool = False
+
+    def update(
+        self, theta: tf.Tensor, slots: tf.Tensor, g: tf.Tensor, step: tf.Tensor, constants: Sequence[Any] | None = None
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """One update, by its own constants or those of another run."""
+        return self.rule(theta, slots, g, step, *(self.constants if constants is None else constants))
 
 
 def sgd(learning_rate: float) -> Optimizer:
     """`theta <- theta - learning_rate * g`."""
-    return Optimizer(0, lambda theta, slots, g, step: (theta - learning_rate * g, slots))
+    return Optimizer(0, _sgd, (learning_rate,), told=True)
+
+
+def _sgd(theta: tf.Tensor, slots: tf.Tensor, g: tf.Tensor, step: tf.Tensor, rate: Any) -> tuple[tf.Tensor, tf.Tensor]:
+    return theta - rate * g, slots
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,13 +75,6 @@ class Rate:
     hold: float = math.inf
     curvature: float = 1.0
 
-    def at(self, step: tf.Tensor) -> tf.Tensor | float:
-        """The rate of a step, which counts from 1, float64."""
-        if math.isinf(self.hold):
-            return self.first
-        behind = tf.maximum(step - self.hold, tf.zeros_like(step))
-        return tf.ones_like(step) / (1 / self.first + self.curvature * behind)
-
 
 def metric_sgd(rate: Rate, metric: np.ndarray) -> Optimizer:
     """`theta <- theta - rate * metric g`: gradient descent in the metric of a matrix, such as an inverse Hessian.
@@ -72,13 +83,23 @@ def metric_sgd(rate: Rate, metric: np.ndarray) -> Optimizer:
         rate: over the steps.
         metric: float64 `[P, P]`, symmetric.
     """
+    return Optimizer(0, _metric_sgd, (rate.first, rate.hold, rate.curvature, metric), told=True)
 
-    def update(theta: tf.Tensor, slots: tf.Tensor, g: tf.Tensor, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        # A sum of products, whose bits do not follow the number of threads as those of a product of matrices do.
-        direction = tf.reduce_sum(tf.constant(metric) * g, 1)
-        return theta - rate.at(step) * direction, slots
 
-    return Optimizer(0, update)
+def _metric_sgd(
+    theta: tf.Tensor,
+    slots: tf.Tensor,
+    g: tf.Tensor,
+    step: tf.Tensor,
+    first: Any,
+    hold: Any,
+    curvature: Any,
+    metric: Any,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    behind = tf.maximum(step - hold, tf.zeros_like(step))
+    rate = tf.ones_like(step) / (tf.ones_like(step) / first + curvature * behind)
+    # A sum of products, whose bits do not follow the number of threads as those of a product of matrices do.
+    return theta - rate * tf.reduce_sum(metric * g, 1), slots
 
 
 def momentum(learning_rate: float, mu: float, *, nesterov: bool) -> Optimizer:
@@ -88,12 +109,22 @@ def momentum(learning_rate: float, mu: float, *, nesterov: bool) -> Optimizer:
     `theta <- theta + mu * v - learning_rate * g`.
     """
 
-    def update(theta: tf.Tensor, slots: tf.Tensor, g: tf.Tensor, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        push = learning_rate * g
-        velocity = mu * slots[0] - push
-        return theta + (mu * velocity - push if nesterov else velocity), velocity[tf.newaxis]
+    return Optimizer(1, _nesterov if nesterov else _momentum, (learning_rate, mu))
 
-    return Optimizer(1, update)
+
+def _momentum(
+    theta: tf.Tensor, slots: tf.Tensor, g: tf.Tensor, step: tf.Tensor, rate: Any, mu: Any
+) -> tuple[tf.Tensor, tf.Tensor]:
+    velocity = mu * slots[0] - rate * g
+    return theta + velocity, velocity[tf.newaxis]
+
+
+def _nesterov(
+    theta: tf.Tensor, slots: tf.Tensor, g: tf.Tensor, step: tf.Tensor, rate: Any, mu: Any
+) -> tuple[tf.Tensor, tf.Tensor]:
+    push = rate * g
+    velocity = mu * slots[0] - push
+    return theta + (mu * velocity - push), velocity[tf.newaxis]
 
 
 def adam(learning_rate: float, beta_1: float, beta_2: float, epsilon: float) -> Optimizer:
@@ -102,15 +133,25 @@ def adam(learning_rate: float, beta_1: float, beta_2: float, epsilon: float) -> 
     `theta <- theta - learning_rate * sqrt(1 - beta_2**t) / (1 - beta_1**t) * m / (sqrt(v) + epsilon)`.
     """
 
-    def update(theta: tf.Tensor, slots: tf.Tensor, g: tf.Tensor, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        first = slots[0] + (g - slots[0]) * (1 - beta_1)
-        second = slots[1] + (g * g - slots[1]) * (1 - beta_2)
-        # Constants of the right type at once: a cast would take a Python float through float32.
-        rate = learning_rate * tf.sqrt(1 - tf.pow(tf.constant(beta_2, g.dtype), step))
-        rate /= 1 - tf.pow(tf.constant(beta_1, g.dtype), step)
-        return theta - rate * first / (tf.sqrt(second) + epsilon), tf.stack([first, second])
+    return Optimizer(2, _adam, (learning_rate, beta_1, beta_2, epsilon))
 
-    return Optimizer(2, update)
+
+def _adam(
+    theta: tf.Tensor,
+    slots: tf.Tensor,
+    g: tf.Tensor,
+    step: tf.Tensor,
+    rate: Any,
+    beta_1: Any,
+    beta_2: Any,
+    epsilon: Any,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    first = slots[0] + (g - slots[0]) * (1 - beta_1)
+    second = slots[1] + (g * g - slots[1]) * (1 - beta_2)
+    # Constants of the right type at once: a cast would take a Python float through float32.
+    step_rate = rate * tf.sqrt(1 - tf.pow(tf.constant(beta_2, g.dtype), step))
+    step_rate /= 1 - tf.pow(tf.constant(beta_1, g.dtype), step)
+    return theta - step_rate * first / (tf.sqrt(second) + epsilon), tf.stack([first, second])
 
 
 def from_config(config: TrainConfig, *, auto_rate: float | None = None) -> Optimizer:

@@ -101,20 +101,27 @@ def _solved(matrix: np.ndarray, right: np.ndarray, target: float) -> tuple[np.nd
 class QuadraticSteps(StepPrograms):
     """Thousands of epochs on a quadratic form, as one XLA program; every worker runs the same one."""
 
-    @functools.cache  # noqa: B019  (lives as long as the run)
-    def _loop(self, num_features: int) -> Any:
-        """The program, of one vector: the state, the step, how many steps, the limit, and `QuadraticForm.parts`."""
+    def __init__(self, **programs: Any):
+        super().__init__(**programs)
+        self.trace_once()
+
+    @functools.cached_property
+    def _loop(self) -> Any:
+        return functools.cache(self._program)
+
+    def _program(self, num_features: int) -> Any:
+        """The program, of one vector: the state, the step, how many steps, the settings, and `QuadraticForm.parts`."""
         count, d = self.num_parameters, num_features
-        sizes = [count + self.num_slots * count, 1, 1, 1, count, 1, d * d, d]
+        sizes = [count + self.num_slots * count, 1, 1, self.num_settings, count, 1, d * d, d]
 
         def loop(numbers):  # type: ignore[no-untyped-def]
-            state, step, num_steps, limit, optimum, least, spread, means = tf.split(numbers, sizes)
+            state, step, num_steps, settings, optimum, least, spread, means = tf.split(numbers, sizes)
             step, num_steps = tf.cast(step[0], tf.int64), tf.cast(num_steps[0], tf.int32)
-            limit, least, spread = limit[0], least[0], tf.reshape(spread, [d, d])
+            least, spread = least[0], tf.reshape(spread, [d, d])
 
             def body(i, state, records, _):  # type: ignore[no-untyped-def]
                 total = self._total(state[:count], optimum, least, spread, means)
-                state, record, ok = self.apply(state, total[tf.newaxis], step + tf.cast(i, tf.int64), limit)
+                state, record, ok = self.apply(state, total[tf.newaxis], step + tf.cast(i, tf.int64), settings)
                 return i + 1, state, step_records.with_row(records, i, record), ok
 
             records = step_records.empty(MAX_STEPS_PER_CALL, width=self.record_width)
@@ -139,8 +146,10 @@ class QuadraticSteps(StepPrograms):
     def run(self, state: np.ndarray, form: QuadraticForm, *, step: int, num_steps: int, limit: float) -> CallResult:
         """Up to `num_steps` updates; arguments as in `SlotSteps.run`."""
         # Handing over a tensor costs more than a hundred epochs, so there is one each way besides the records.
-        bounds = [step, min(num_steps, MAX_STEPS_PER_CALL), limit]
-        numbers, records = self._loop(len(form.means))(tf.constant(np.concatenate([state, bounds, *form.parts])))
+        bounds = [step, min(num_steps, MAX_STEPS_PER_CALL), *self.settings(limit)]
+        numbers, records = self._traced._loop(len(form.means))(
+            tf.constant(np.concatenate([state, bounds, *form.parts]))
+        )
         found = numbers.numpy()
         begun, applied = (int(number) for number in found[-2:])
         return CallResult(found[:-2], records.numpy()[:begun], applied)

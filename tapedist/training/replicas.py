@@ -6,7 +6,7 @@ Legend: `V` shards, `R` replicas.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,19 @@ class Replicas:
         self.strategy = strategy
         self.num_shards = num_shards
         self.partial_width = partial_width
+        self._traced: Any = self
+
+    def share_traces(self, key: Hashable) -> None:
+        """Takes the traced programs of the first object of this class with this `key` on the same strategy.
+
+        What XLA compiles for a function is never given back, several MiB each, so that one process could not train
+        often. The programs live as long as their strategy.
+
+        Args:
+            key: all that the traces depend on, beside the shapes of their arguments.
+        """
+        kept = vars(self.strategy).setdefault("_tapedist_programs", {})
+        self._traced = kept.setdefault((type(self), self.num_shards, self.partial_width, key), self)
 
     def on_replicas(self, replica_fn: Callable[..., Any], *args: Any) -> Any:
         """Calls `replica_fn` on every replica with its share of `args`."""
@@ -74,7 +87,7 @@ class Replicas:
 
     def gathered(self, sums: Any) -> np.ndarray:
         """The inverse of `scattered`."""
-        return self.strategy.experimental_local_results(self._gather_sums(sums))[0].numpy()
+        return self.strategy.experimental_local_results(self._traced._gather_sums(sums))[0].numpy()
 
     @functools.cached_property
     def _gather_sums(self) -> Any:

@@ -35,6 +35,7 @@ class SlotSteps(StepPrograms):
     def __init__(self, *, even: bool, **programs: Any):
         super().__init__(**programs)
         self._even = even
+        self.trace_once(even)
 
     def _sums_side_by_side(self, shard_rows: int, rows: Rows) -> bool:
         """Whether the shards are summed by one kernel: it saves a loop's trips, as long as its rows stay in the cache.
@@ -68,14 +69,14 @@ class SlotSteps(StepPrograms):
     def _fused_loop(self) -> Any:
         """Many steps as one XLA program, for one replica."""
 
-        def loop(state, rows, counts, slots, step, num_steps, limit):  # type: ignore[no-untyped-def]
+        def loop(state, rows, counts, slots, step, num_steps, settings):  # type: ignore[no-untyped-def]
             # Step and slot travel as one tensor, and what can be told after the loop is not counted in it: XLA runs the
             # kernels of a body one after the other up to eight of them, and hands more to its threads, which costs
             # more than the kernels.
             def body(place, state, records, _):  # type: ignore[no-untyped-def]
                 i, slot = place[0], place[1]
                 partials = self._slot_partials(state, rows, counts, slot)[: self.num_shards]
-                state, record, ok = self.apply(state, partials, step + tf.cast(i, tf.int64), limit)
+                state, record, ok = self.apply(state, partials, step + tf.cast(i, tf.int64), settings)
                 records = step_records.with_row(records, i, record)
                 return tf.stack([i + 1, tf.gather(slots, i + 1)]), state, records, ok
 
@@ -94,13 +95,13 @@ class SlotSteps(StepPrograms):
         """Many steps of several replicas: each replica's sums are one XLA program, the gather is outside it."""
         slot_partials = tf.function(self._slot_partials, jit_compile=True, autograph=False)
 
-        def replica_step(state, rows, counts, slot, step, limit):  # type: ignore[no-untyped-def]
-            return self.gather_and_apply(state, slot_partials(state, rows, counts, slot), step, limit)
+        def replica_step(state, rows, counts, slot, step, settings):  # type: ignore[no-untyped-def]
+            return self.gather_and_apply(state, slot_partials(state, rows, counts, slot), step, settings)
 
-        def loop(state, rows, counts, slots, step, num_steps, limit):  # type: ignore[no-untyped-def]
+        def loop(state, rows, counts, slots, step, num_steps, settings):  # type: ignore[no-untyped-def]
             def one_step(i, state):  # type: ignore[no-untyped-def]
                 at = step + tf.cast(i, tf.int64)
-                return self.on_replicas(replica_step, state, rows, counts, tf.gather(slots, i), at, limit)
+                return self.on_replicas(replica_step, state, rows, counts, tf.gather(slots, i), at, settings)
 
             return self.repeat(one_step, state, num_steps)
 
@@ -119,12 +120,12 @@ class SlotSteps(StepPrograms):
             step: updates applied before.
             limit: loss above which the run has diverged.
         """
-        loop = self._fused_loop if self.fusable else self._replicated_loop
+        loop = self._traced._fused_loop if self.fusable else self._traced._replicated_loop
         padded = np.zeros(MAX_STEPS_PER_CALL + 1, np.int32)  # One more, which the last step looks up.
         padded[: len(slots)] = slots
         return self.result(
             *loop(
                 tf.constant(state), rows, counts, tf.constant(padded), tf.constant(step, tf.int64),
-                tf.constant(len(slots)), tf.constant(limit, tf.float64),
+                tf.constant(len(slots)), tf.constant(self.settings(limit)),
             )
         )  # fmt: skip

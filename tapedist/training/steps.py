@@ -8,6 +8,10 @@ The state is one flat float64 vector: the parameters `[P]`, then the optimizer's
     total     = gather, then fold in shard order                 (every replica, the same numbers)
     new state = divide, add the penalty, apply the update rule   (every replica, the same compiled function)
 
+A compiled program serves all runs of one kind, whatever their rows. What differs between them is handed over with each
+call, as one float64 vector, the settings: the limit of the loss and, where the update rule allows it, the weights of
+the penalty and the constants of the rule.
+
 A record is what a step leaves for the log: `(sum w*loss, sum w, penalty, parameters...)`, all at the parameters before
 its update; the parameters are there only if they are few. Rows with weights are counted beside, in one more number of
 each partial and record: without weights `sum w` is their number.
@@ -17,7 +21,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+import inspect
+import math
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import numpy as np
@@ -33,6 +39,7 @@ from tapedist.training.optimizers import Optimizer
 from tapedist.training.replicas import Replicas
 
 MAX_STEPS_PER_CALL = 4096
+_PACKAGE = __name__.partition(".")[0] + "."
 _MAX_RECORDED_PARAMETERS = 16
 # Eigen shares the sums of longer products out to threads whatever XLA's flags say, and their bits follow the number of
 # threads: with 65 columns of float64 from 256 rows on with 8 threads, from 512 rows on with 2. Up to 192 rows 1 to 64
@@ -138,6 +145,46 @@ class StepPrograms(Replicas):
         self._in_pieces = not model.pure and self.on_cpu
         self._optimizer = optimizer
         self._l2 = l2
+        penalty = (l2, model.penalized) if l2 else ()
+        constants = [np.asarray(value, np.float64) for value in (*penalty, *optimizer.constants)]
+        self._shapes = tuple(value.shape for value in constants)
+        self._constants = np.concatenate([np.zeros(0), *(value.ravel() for value in constants)])
+
+    def trace_once(self, *own: Hashable) -> None:
+        """Shares the traces with other runs of the same kind; see `Replicas.share_traces`.
+
+        Args:
+            *own: what they depend on beside the arguments of this class.
+        """
+        rule, model = self._optimizer.rule, self._model
+        # What the caller wrote may look at anything else, and change with it.
+        if model.key is not None and not is_own(self._row_loss) and _is_plain(rule):
+            compiled = b"" if self._optimizer.told else self._constants.tobytes()
+            kind = (bool(self._l2), self._shapes, compiled, self.num_slots, self.dtype, self.weighted)
+            self.share_traces((type(model), model.key, self._row_loss, rule, kind, own))
+
+    def settings(self, limit: float) -> np.ndarray:
+        """What a program is told of its run, float64 `[1 + c]`.
+
+        Args:
+            limit: a loss above it, or not finite, means divergence.
+        """
+        return np.concatenate([[limit], self._constants if self._optimizer.told else []])
+
+    @property
+    def num_settings(self) -> int:
+        return len(self.settings(0.0))
+
+    def _unpacked(self, settings: tf.Tensor) -> tuple[tf.Tensor, list[Any], list[Any]]:
+        """The limit; the penalty's weight and what it weighs `[P]`, if there is one; the rule's constants."""
+        optimizer = self._optimizer
+        if not optimizer.told:
+            penalty = [self._l2, tf.constant(self._model.penalized)] if self._l2 else []
+            return settings[0], penalty, list(optimizer.constants)
+        limit, *flat = tf.split(settings, [1, *(math.prod(shape) for shape in self._shapes)])
+        told = [tf.reshape(piece, shape) for piece, shape in zip(flat, self._shapes, strict=True)]
+        first = len(told) - len(optimizer.constants)
+        return limit[0], told[:first], told[first:]
 
     def rows_sum(self, masters: tf.Tensor, rows: Rows, count: tf.Tensor | None) -> tf.Tensor:
         """`(sum w*loss, sum w, sum w*gradient)` of the first `count` of `rows`.
@@ -224,7 +271,7 @@ class StepPrograms(Replicas):
         return tf.concat([tf.cast(tf.reshape(piece, [shards, -1]), tf.float64) for piece in pieces], 1)
 
     def apply(
-        self, state: tf.Tensor, partials: tf.Tensor, step: tf.Tensor, limit: tf.Tensor
+        self, state: tf.Tensor, partials: tf.Tensor, step: tf.Tensor, settings: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Fold, divide, penalise, update: `(new state, record, ok)`.
 
@@ -232,9 +279,10 @@ class StepPrograms(Replicas):
             state: float64 `[P + s * P]`.
             partials: float64 `[V, P + 2]`, or one more with weights.
             step: int64, updates applied before this one.
-            limit: float64; a loss above it, or not finite, means divergence: the state comes back as it was.
+            settings: float64, see `settings`; where the run has diverged, the state comes back as it was.
         """
         count = self.num_parameters
+        limit, weights, constants = self._unpacked(settings)
         total = fixed_order.fold(partials)
         # A batch whose weights are all zero has no loss, and moves nothing by itself.
         loss_sum, weight = total[0], tf.where(tf.equal(total[1], 0.0), tf.ones_like(total[1]), total[1])
@@ -242,10 +290,11 @@ class StepPrograms(Replicas):
         gradient = total[2 : 2 + count] / weight
         penalty = tf.zeros([], tf.float64)
         if self._l2:
-            penalized = tf.constant(self._model.penalized) * theta
-            penalty = self._l2 * tf.reduce_sum(penalized * theta)
-            gradient += 2 * self._l2 * penalized
-        new_theta, new_slots = self._optimizer.update(theta, slots, gradient, tf.cast(step + 1, tf.float64))
+            l2, penalized = weights[0], weights[1] * theta
+            penalty = l2 * tf.reduce_sum(penalized * theta)
+            gradient += 2 * l2 * penalized
+        number = tf.cast(step + 1, tf.float64)
+        new_theta, new_slots = self._optimizer.update(theta, slots, gradient, number, constants)
         new_state = tf.concat([new_theta, tf.reshape(new_slots, [-1])], 0)
         ok = (loss_sum <= limit * weight) & tf.math.is_finite(loss_sum) & tf.reduce_all(tf.math.is_finite(new_state))
         record = tf.stack([loss_sum, total[1], penalty])
@@ -259,10 +308,10 @@ class StepPrograms(Replicas):
     def _compiled_apply(self) -> Any:
         return tf.function(self.apply, jit_compile=True, autograph=False)
 
-    def gather_and_apply(self, state: tf.Tensor, partials: tf.Tensor, step: tf.Tensor, limit: tf.Tensor) -> Any:
+    def gather_and_apply(self, state: tf.Tensor, partials: tf.Tensor, step: tf.Tensor, settings: tf.Tensor) -> Any:
         """`apply` on all replicas' partials; called on each replica with its own."""
         everyones = fixed_order.gather(partials[: self.replica_width], num_shards=self.num_shards)
-        return self._compiled_apply(state, everyones, step, limit)
+        return self._compiled_apply(state, everyones, step, settings)
 
     def repeat(self, one_step: Callable[..., Any], state: tf.Tensor, num_steps: tf.Tensor) -> tuple[tf.Tensor, ...]:
         """Runs `one_step(i, state) -> per-replica (state, record, ok)` until done or not ok, as graph operations.
@@ -289,6 +338,11 @@ class StepPrograms(Replicas):
         if self.weighted:
             return CallResult(state.numpy(), found[:, :-1], int(applied), found[:, -1])
         return CallResult(state.numpy(), found, int(applied), found[:, 1])
+
+
+def _is_plain(function: Callable[..., Any]) -> bool:
+    """Whether all that a function looks at are its arguments, as far as this package can promise."""
+    return inspect.isfunction(function) and not function.__closure__ and function.__module__.startswith(_PACKAGE)
 
 
 def value_and_gradient(function: Callable[[tf.Tensor], tf.Tensor], at: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -170,5 +170,7 @@ def _linear(config: TrainConfig, source: Source, units: RawUnits | StandardUnits
         initial = model.initial_parameters(init=config.init, seed=config.seed)
         initial[list(units.left_out)] = 0.0
         return model, initial, ""
-    start, digest = warm_start(config.init_from, feature_names=source.feature_names, fit_intercept=config.fit_intercept)
-    return model, units.from_raw(start), digest
+    start, earlier = warm_start(
+        config.init_from, feature_names=source.feature_names, fit_intercept=config.fit_intercept
+    )
+    return model, units.from_raw(start, earlier.center, earlier.bias_at_center), earlier.digest

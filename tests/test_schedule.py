@@ -88,7 +88,7 @@ def test_rows_and_looks_become_rarer_in_a_run_without_a_known_end():
         num_epochs=10**6, steps_per_epoch=1, log_every_epochs=10, eval_every_epochs=0, checkpoint_every_steps=0,
         check_every_epochs=10, slowing=True,
     )  # fmt: skip
-    logged = list(schedule.logged(range(0, 10**6)))
+    logged = list(schedule.logged(range(10**6)))
     decades = [range(0, 1000, 10), *(range(10**k, 10 ** (k + 1), 10 ** (k - 1)) for k in (3, 4, 5))]
     assert logged == [epoch for decade in decades for epoch in decade]
     assert all(schedule.logs(epoch) and schedule.checks(epoch) for epoch in logged)

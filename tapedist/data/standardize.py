@@ -47,7 +47,7 @@ class RawUnits:
     def at_center(self, parameters: np.ndarray) -> tuple[np.ndarray | None, float | None]:
         return None, None
 
-    def from_raw(self, parameters: np.ndarray) -> np.ndarray:
+    def from_raw(self, parameters: np.ndarray, center: np.ndarray | None = None, at_center: float = 0.0) -> np.ndarray:
         return np.array(parameters, np.float64)
 
     def penalized(self, penalized: np.ndarray) -> np.ndarray:
@@ -126,7 +126,7 @@ class StandardUnits:
         weights[list(self.left_out)] = 0.0
         if not self.fit_intercept:
             return weights
-        return np.append(weights, self._shifted(parameters[d], weights, sign=1))
+        return np.append(weights, _moved(parameters[d], weights, -self.center, less=-self.target_center))
 
     def at_center(self, parameters: np.ndarray) -> tuple[np.ndarray, float]:
         """`center [d]` and the prediction there in raw units, for parameters `[P]` in the units of training.
@@ -136,15 +136,24 @@ class StandardUnits:
         bias = float(parameters[len(self.scale)]) if self.fit_intercept else 0.0
         return self.center, bias + self.target_center
 
-    def from_raw(self, parameters: np.ndarray) -> np.ndarray:
-        """`[P]` in the units of training."""
+    def from_raw(self, parameters: np.ndarray, center: np.ndarray | None = None, at_center: float = 0.0) -> np.ndarray:
+        """`[P]` in the units of training, of raw ones.
+
+        Args:
+            parameters: the weights, then the bias.
+            center: where the prediction is known with more digits than the bias has, float64 `[d]`; or None.
+            at_center: the prediction there.
+        """
         d = len(self.scale)
         raw = np.array(parameters[:d], np.float64)
-        raw[list(self.left_out)] = 0.0
         weights = raw * self.scale
+        weights[list(self.left_out)] = 0.0
         if not self.fit_intercept:
             return weights
-        return np.append(weights, self._shifted(parameters[d], raw, sign=-1))
+        # What a feature that is left out has added at the center stays in the bias.
+        if center is None:
+            return np.append(weights, _moved(parameters[d], raw, self.center, less=self.target_center))
+        return np.append(weights, _moved(at_center, raw, self.center, -center, less=self.target_center))
 
     def penalized(self, penalized: np.ndarray) -> np.ndarray:
         """Factors of the L2 penalty `[P]` that make it the penalty of the raw weights: the objective stays the same."""
@@ -156,13 +165,24 @@ class StandardUnits:
         factors[list(self.left_out)] = 0.0
         return factors
 
-    def _shifted(self, bias: float, raw_weights: np.ndarray, *, sign: int) -> float:
-        """`bias + sign * (target_center - sum_j center_j * w_j)`, exact but for the last rounding."""
-        if not (np.isfinite(raw_weights).all() and np.isfinite(bias)):
-            return float("nan")
-        products = (Fraction(c) * Fraction(w) for c, w in zip(self.center.tolist(), raw_weights.tolist(), strict=True))
-        shift = Fraction(self.target_center) - sum(products, Fraction(0))
-        return float(Fraction(float(bias)) + sign * shift)
+
+def _moved(bias: float, weights: np.ndarray, *shifts: np.ndarray, less: float = 0.0) -> float:
+    """`bias + sum_j (shifts_j) * weights_j - less`, exact but for the last rounding.
+
+    Args:
+        bias: the prediction somewhere.
+        weights: float64 `[d]`.
+        *shifts: float64 `[d]` each, which together lead from there to where it is wanted.
+        less: subtracted.
+    """
+    if not (np.isfinite(weights).all() and np.isfinite(bias)):
+        return float("nan")
+    total = Fraction(float(bias)) - Fraction(float(less))
+    for shift in shifts:
+        total += sum(
+            (Fraction(s) * Fraction(w) for s, w in zip(shift.tolist(), weights.tolist(), strict=True)), Fraction(0)
+        )
+    return float(total)
 
 
 class StandardizedSource:

@@ -155,7 +155,7 @@ def find_start(run_dir: str) -> FittedModel:
         raise InputError(*(f"--init_from: {problem}" for problem in error.problems)) from None
 
 
-def warm_start(run_dir: str, *, feature_names: Sequence[str], fit_intercept: bool) -> tuple[np.ndarray, str]:
+def warm_start(run_dir: str, *, feature_names: Sequence[str], fit_intercept: bool) -> tuple[np.ndarray, FittedModel]:
     """The parameters of another run, for `--init_from`.
 
     Args:
@@ -164,7 +164,7 @@ def warm_start(run_dir: str, *, feature_names: Sequence[str], fit_intercept: boo
         fit_intercept: whether this run has a bias.
 
     Returns:
-        float64 `[P]` in raw units, and the other run's digest.
+        float64 `[P]` in raw units, and the model that they are of.
 
     Raises:
         InputError: if there is no such run, or it has other features or a bias that this one has not.
@@ -176,4 +176,4 @@ def warm_start(run_dir: str, *, feature_names: Sequence[str], fit_intercept: boo
         raise InputError(f"--init_from={shown(run_dir)}: must have the features {names[1]}, but it has {names[0]}")
     if model.fit_intercept and not fit_intercept:
         raise InputError(f"--init_from={shown(run_dir)}: has a bias; drop --fit_intercept=false, or start from another")
-    return (np.append(model.weights, model.bias) if fit_intercept else model.weights), model.digest
+    return (np.append(model.weights, model.bias) if fit_intercept else model.weights), model

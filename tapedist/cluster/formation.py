@@ -1,9 +1,9 @@
 """Before TensorFlow forms a cluster: wait until every worker is there, for a limited time, and agree on what all need.
 
-TensorFlow itself waits for ever, without a word and deaf to signals, and fails late and in riddles where workers bring
-other devices. So each worker first opens its own port and connects to all others. Whoever is connected to says who it
-is, by a card; whoever connects answers by its own. Once all have answered, each closes its port and leaves the rest to
-TensorFlow's server there, which is also what a worker that is a moment late then finds.
+TensorFlow itself waits for ever, without a word and deaf to signals, and fails late and with obscure messages where
+workers bring different devices. So each worker first opens its own port and connects to all others. The accepting side
+sends who it is, then the connecting one does (`_Info`). Once all have answered, each closes its port and leaves the
+rest to TensorFlow's server there, which is also what a worker that is a moment late then finds.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _MAX_PROBES = 64
 # So long the others can still hear what is wrong.
 _LINGER_SECS = 1.0
 _GREETING = b"tapedist "
-_MAX_CARD_BYTES = 2**20
+_MAX_INFO_BYTES = 2**20
 
 
 @dataclasses.dataclass(frozen=True)
-class _Card:
-    """Who a process takes itself for.
+class _Info:
+    """What a process sends about itself.
 
     Attributes:
         process: a number of its own, by which it is known again at another address.
@@ -53,7 +53,7 @@ class _Card:
         return _GREETING + json.dumps(dataclasses.asdict(self)).encode() + b"\n"
 
     @classmethod
-    def of_line(cls, line: bytes) -> _Card | None:
+    def of_line(cls, line: bytes) -> _Info | None:
         """None if it is none: another program, such as TensorFlow's server, says something else."""
         try:
             told = json.loads(line.removeprefix(_GREETING)) if line.startswith(_GREETING) else {}
@@ -85,21 +85,21 @@ def await_peers(
         PeerLostError: if some did not answer in time; they are named.
     """
     check_own_name(spec.address, stopped=stopped, timeout_secs=timeout_secs)
-    own = _Card(secrets.token_hex(16), spec.index, spec.num_workers, facts or {})
-    roll = _Roll(spec, own)
+    own = _Info(secrets.token_hex(16), spec.index, spec.num_workers, facts or {})
+    registry = _Registry(spec, own)
     end = clock() + timeout_secs
-    with _Door(spec.address, own, roll):
+    with _Listener(spec.address, own, registry):
         missing = dict.fromkeys(range(spec.num_workers), "")
         while missing.keys() - {spec.index} and not stopped():
-            missing = _ask(roll, own, missing, min(_PROBE_SECS, max(0.1, end - clock())))
-            if roll.problems:
+            missing = _ask(registry, own, missing, min(_PROBE_SECS, max(0.1, end - clock())))
+            if registry.problems:
                 time.sleep(_LINGER_SECS)
-                raise InputError(*roll.problems[:1])
+                raise InputError(*registry.problems[:1])
             if missing.keys() - {spec.index}:
                 if clock() >= end:
                     raise PeerLostError(missed(missing, spec, timeout_secs))
                 time.sleep(_RETRY_SECS)
-        if problems := roll.differences():
+        if problems := registry.differences():
             time.sleep(_LINGER_SECS)
             raise InputError(*problems)
 
@@ -121,147 +121,156 @@ def missed(missing: Mapping[int, str], spec: ClusterSpec, timeout_secs: float) -
     )
 
 
-def _ask(roll: _Roll, own: _Card, ranks: Mapping[int, str], timeout_secs: float) -> dict[int, str]:
+def _ask(registry: _Registry, own: _Info, ranks: Mapping[int, str], timeout_secs: float) -> dict[int, str]:
     """Connects to workers, side by side; those that did not answer, each with what is known of why."""
 
     def one(rank: int) -> tuple[int, str | None]:
-        return rank, _visit(roll, own, rank, timeout_secs)
+        return rank, _visit(registry, own, rank, timeout_secs)
 
     with ThreadPoolExecutor(min(_MAX_PROBES, len(ranks))) as pool:
         return {rank: why for rank, why in pool.map(one, ranks) if why is not None}
 
 
-def _visit(roll: _Roll, own: _Card, rank: int, timeout_secs: float) -> str | None:
-    """Exchanges cards at the address of worker `rank`: None if it has answered."""
-    host, port = split_address(roll.spec.workers[rank])
+def _visit(registry: _Registry, own: _Info, rank: int, timeout_secs: float) -> str | None:
+    """Exchanges `_Info` at the address of worker `rank`: None if it has answered."""
+    host, port = split_address(registry.spec.workers[rank])
     try:
         with socket.create_connection((host, port), timeout=timeout_secs) as connection:
             # Who has come here, and left, has TensorFlow's server there by now, which says nothing. So does a stopped
             # process, for which the kernel accepts; but that one never came.
-            has_come = roll.has(rank)
-            connection.settimeout(_SILENCE_SECS if has_come else timeout_secs)
+            has_called = registry.has_called(rank)
+            connection.settimeout(_SILENCE_SECS if has_called else timeout_secs)
             stream = connection.makefile("rwb")
             try:
-                card = _Card.of_line(stream.readline(_MAX_CARD_BYTES))
+                info = _Info.of_line(stream.readline(_MAX_INFO_BYTES))
             except TimeoutError:
-                return None if has_come or roll.has(rank) else ", where something listens that says nothing"
-            if card is None:
-                return None if has_come or roll.has(rank) else ", where something else listens"
-            roll.found(rank, card)
+                is_there = has_called or registry.has_called(rank)
+                return None if is_there else ", where something listens that says nothing"
+            if info is None:
+                return None if has_called or registry.has_called(rank) else ", where something else listens"
+            registry.add_answer(rank, info)
             stream.write(own.line())
             stream.flush()
-            stream.readline(_MAX_CARD_BYTES)  # It has been read.
+            stream.readline(_MAX_INFO_BYTES)  # It has been read.
             return None
-    except socket.gaierror as error:
-        return f", whose name cannot be looked up: {error.strerror}"
+    except (socket.gaierror, UnicodeError) as error:
+        return f", whose name cannot be looked up: {getattr(error, 'strerror', None) or error}"
+    except ConnectionError:
+        # Who has called here and closed its port by now is on its way to TensorFlow's server, which opens it again.
+        return None if registry.has_called(rank) else _why(host, registry)
     except OSError:
-        here = is_this_machine(host) and not is_this_machine(split_address(roll.spec.address)[0])
-        return ", which every machine takes for itself" if here else ""
+        return _why(host, registry)
 
 
-class _Roll:
-    """The cards of all workers, as they come in from several threads.
+def _why(host: str, registry: _Registry) -> str:
+    """What may be wrong with an address at which nobody answers; empty if nothing is known."""
+    own_host = split_address(registry.spec.address)[0]
+    return ", which every machine takes for itself" if is_this_machine(host) and not is_this_machine(own_host) else ""
+
+
+class _Registry:
+    """What is known of all workers, as it comes in from several threads.
 
     Attributes:
         spec: the cluster.
-        problems: what cannot be, a sentence each.
+        problems: contradictions, a sentence each.
     """
 
-    def __init__(self, spec: ClusterSpec, own: _Card):
+    def __init__(self, spec: ClusterSpec, own: _Info):
         self.spec = spec
         self.problems: list[str] = []
         self._own = own
-        self._cards = {spec.index: own}
+        self._infos = {spec.index: own}
         self._at: dict[str, int] = {own.process: spec.index}
         self._lock = threading.Lock()
 
-    def found(self, rank: int, card: _Card) -> None:
-        """Worker `rank`'s address leads to the process of `card`."""
+    def add_answer(self, rank: int, info: _Info) -> None:
+        """Notes that the process at the address of worker `rank` has sent `info`."""
         with self._lock:
-            if problem := self._wrong_place(rank, card):
+            if problem := self._wrong_place(rank, info):
                 self.problems.append(problem)
             else:
-                self._at[card.process] = rank
-                self._cards[rank] = card
+                self._at[info.process] = rank
+                self._infos[rank] = info
 
-    def has(self, rank: int) -> bool:
-        """Whether the card of `rank` has come."""
+    def has_called(self, rank: int) -> bool:
+        """Whether worker `rank` is known already."""
         with self._lock:
-            return rank in self._cards and rank != self._own.rank
+            return rank in self._infos and rank != self._own.rank
 
-    def told(self, card: _Card) -> None:
-        """A process has come, which says who it is."""
+    def add_caller(self, info: _Info) -> None:
+        """Notes that a process has connected here and sent `info`."""
         with self._lock:
-            if card.process == self._own.process:
+            if info.process == self._own.process:
                 return
-            if problem := self._wrong_worker(card):
-                self.problems.append(f"a process that has come {problem}")
-            elif card.rank == self._own.rank:
+            if problem := self._wrong_worker(info):
+                self.problems.append(f"a process that connected to this one {problem}")
+            elif info.rank == self._own.rank:
                 self.problems.append(
-                    f"another process, which has come, is rank {card.rank} as well; give every process its own "
-                    "--worker_index (or task index in TF_CONFIG)"
+                    f"a process that connected to this one takes itself for rank {info.rank}, which this one is; give "
+                    "every process its own --worker_index (or task index in TF_CONFIG)"
                 )
             else:
-                self._cards.setdefault(card.rank, card)
+                self._infos.setdefault(info.rank, info)
 
-    def _wrong_place(self, rank: int, card: _Card) -> str:
+    def _wrong_place(self, rank: int, info: _Info) -> str:
         workers, own = self.spec.workers, self._own
-        same = self._at.get(card.process, rank)
+        same = self._at.get(info.process, rank)
         if same != rank:
-            who = "this process itself" if card.process == own.process else "one process"
+            who = "this process itself" if info.process == own.process else "one process"
             return (
                 f"addresses {workers[same]!r} (rank {same}) and {workers[rank]!r} (rank {rank}) lead to {who}; give "
                 "every process its own host:port, and its own --worker_index"
             )
         if rank == own.rank:
-            if card.process == own.process:
+            if info.process == own.process:
                 return ""
             return (
                 f"own address {workers[rank]!r} (rank {rank}) leads to another process, which takes itself for rank "
-                f"{card.rank}; give every process its own --worker_index, and the address of the machine it runs on"
+                f"{info.rank}; give every process its own --worker_index, and the address of the machine it runs on"
             )
-        if problem := self._wrong_worker(card):
+        if problem := self._wrong_worker(info):
             return f"the process at {workers[rank]!r} (rank {rank}) {problem}"
-        if card.rank != rank:
+        if info.rank != rank:
             return (
-                f"the process at {workers[rank]!r} takes itself for rank {card.rank}, but is rank {rank} here; give "
+                f"the process at {workers[rank]!r} takes itself for rank {info.rank}, but is rank {rank} here; give "
                 "all processes the same list of workers, and every one its own --worker_index"
             )
         return ""
 
-    def _wrong_worker(self, card: _Card) -> str:
-        if card.num_workers == self._own.num_workers:
+    def _wrong_worker(self, info: _Info) -> str:
+        if info.num_workers == self._own.num_workers and 0 <= info.rank < info.num_workers:
             return ""
         return (
-            f"knows of {card.num_workers} workers, but here are {self._own.num_workers}; give all processes the same "
+            f"knows of {info.num_workers} workers, but here are {self._own.num_workers}; give all processes the same "
             "list of workers"
         )
 
     def differences(self) -> list[str]:
-        """Facts that are not those of rank 0, as far as cards have come."""
-        chief = self._cards.get(0, self._own)
+        """Facts that are not those of rank 0, as far as workers are known."""
+        chief = self._infos.get(0, self._own)
         return [
-            f"rank {rank} ({self.spec.workers[rank]}): {key} is {json.dumps(card.facts.get(key))}, but "
+            f"rank {rank} ({self.spec.workers[rank]}): {key} is {json.dumps(info.facts.get(key))}, but "
             f"{json.dumps(chief.facts.get(key))} on rank {chief.rank} ({self.spec.workers[chief.rank]}); give all "
             "workers as many devices of one kind (CUDA_VISIBLE_DEVICES, --num_virtual_devices) and one --collective"
-            for rank, card in sorted(self._cards.items())
-            for key in sorted(chief.facts.keys() | card.facts.keys())
-            if card.facts.get(key) != chief.facts.get(key)
+            for rank, info in sorted(self._infos.items())
+            for key in sorted(chief.facts.keys() | info.facts.keys())
+            if info.facts.get(key) != chief.facts.get(key)
         ]
 
 
-class _Door:
-    """Accepts connections on this worker's port and says to each who it is.
+class _Listener:
+    """Accepts connections on this worker's port and exchanges `_Info` on each.
 
     Raises:
         InputError: if the port is not free, when entered.
     """
 
-    def __init__(self, address: str, own: _Card, roll: _Roll):
-        self._address, self._own, self._roll = address, own, roll
+    def __init__(self, address: str, own: _Info, registry: _Registry):
+        self._address, self._own, self._registry = address, own, registry
         self._closing = False
 
-    def __enter__(self) -> _Door:
+    def __enter__(self) -> _Listener:
         dual = socket.has_dualstack_ipv6()
         self._server = socket.socket(socket.AF_INET6 if dual else socket.AF_INET, socket.SOCK_STREAM)
         try:
@@ -300,8 +309,8 @@ class _Door:
             stream = connection.makefile("rwb")
             stream.write(self._own.line())
             stream.flush()
-            card = _Card.of_line(stream.readline(_MAX_CARD_BYTES))
-            if card:
-                self._roll.told(card)
+            info = _Info.of_line(stream.readline(_MAX_INFO_BYTES))
+            if info:
+                self._registry.add_caller(info)
                 stream.write(b"heard\n")
                 stream.flush()

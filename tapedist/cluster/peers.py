@@ -44,7 +44,7 @@ def unreachable(addresses: Iterable[str], timeout_secs: float) -> list[str]:
 def _answers(target: tuple[str, int], timeout_secs: float) -> bool:
     try:
         socket.create_connection(target, timeout=timeout_secs).close()
-    except OSError:
+    except (OSError, UnicodeError):  # A part of a name may be empty, or too long for any name.
         return False
     return True
 
@@ -139,7 +139,7 @@ def check_own_name(
         try:
             socket.getaddrinfo(split_address(address)[0], None, type=socket.SOCK_STREAM)
             return
-        except (socket.gaierror, UnicodeError) as error:  # A part of a name may be too long for any name.
+        except (socket.gaierror, UnicodeError) as error:
             if time.monotonic() >= end:
                 reason = getattr(error, "strerror", None) or error
                 raise InputError(

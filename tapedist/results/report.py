@@ -51,6 +51,7 @@ class ReportData:
     Attributes:
         title: the page's title.
         subtitle: one line under it, such as when and on what the run was made.
+        advice: sentences on how far training ended from its optimum, which come first.
         highlights: the few facts shown large; at most six look good.
         notes: what the reader must know, such as that training stopped early.
         parameters: what was learned; empty if the model is not linear.
@@ -69,6 +70,7 @@ class ReportData:
 
     title: str
     subtitle: str = ""
+    advice: Sequence[str] = ()
     highlights: Mapping[str, object] = dataclasses.field(default_factory=dict)
     notes: Sequence[str] = ()
     parameters: Sequence[Parameter] = ()
@@ -97,6 +99,7 @@ def _body(report: ReportData) -> Iterable[str]:
     if report.subtitle:
         yield f'<p class="quiet">{text(report.subtitle)}</p>'
     yield "</header>"
+    yield from (f'<p class="note">{text(_sentence(advice))}</p>' for advice in report.advice)
     if report.highlights:
         tiles = (
             f'<div class="tile"><dt>{text(k)}</dt><dd>{_value(v)}</dd></div>' for k, v in report.highlights.items()
@@ -120,6 +123,10 @@ def _body(report: ReportData) -> Iterable[str]:
     hint = "SHA-256 of the parameters. Runs with the same digest found the same parameters, bit for bit."
     yield _section("digest", "Digest", f'{digest}<p class="quiet">{hint}</p>')
     yield _section("environment", "Environment", _facts(report.environment), long=True)
+
+
+def _sentence(words: str) -> str:
+    return f"{words[:1].upper()}{words[1:]}."
 
 
 def _section(name: str, title: str, content: str, *, long: bool = False) -> str:

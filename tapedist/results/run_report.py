@@ -56,6 +56,7 @@ def report_page(
         ReportData(
             title=f"{model['target_name'] or 'y'} by {_features(model['feature_names'])}",
             subtitle=_subtitle(config, environment, own_source=own_source),
+            advice=model.get("advice") or (),
             highlights=_highlights(model, fit),
             notes=notes,
             parameters=_parameters(model, fit, source),

@@ -173,7 +173,7 @@ def test_arrays_have_the_statistics_of_their_own_numbers(monkeypatch: pytest.Mon
     ("settings", "words"),
     [
         ({"num_epochs": 2}, r"training ended \d+ standard errors .* --learning_rate=auto or more"),
-        ({"num_epochs": 2, "mode": "mini_batch", "learning_rate": 1e-6}, r"training ended .*; --learning_rate=auto or more"),
+        ({"num_epochs": 2, "mode": "mini_batch", "learning_rate": 1e-6}, r"training ended .*=auto or more"),
         ({"num_epochs": 2, "loss": "huber"}, r"the loss fell by no more than 0\.\d%.*the target keeps its units"),
         ({"loss": "absolute", "learning_rate": 3000.0}, ""),
         ({"l2": 1e-7}, ""),  # Not even at its own optimum is it near that of least squares.

@@ -84,12 +84,14 @@ class ExtendedMoments:
         elif self.weight_scale != 1:
             w = np.ones(len(y))
         raw = np.concatenate([np.asarray(x).T, np.reshape(y, (1, -1))], dtype=np.float64)
-        self._check_finite(raw)
         if not len(y):
             return
+        largest = np.abs(raw).max(axis=1)
+        self._check_finite(raw, largest)
         if not self.num_rows:
             self._choose_shift_and_scale(raw, w)
         self.num_rows += len(y)
+        self.largest = np.maximum(self.largest, largest)
         self._note_quantum(raw)
         high, low = two_sum(raw, -self.shift[:, None])
         self._make_room(high, w)
@@ -103,15 +105,14 @@ class ExtendedMoments:
             left = list(_slices(Extended(*two_sum(product, error + columns.lo * weights))))
         self.sums = self.sums + _exact_product(left, right)
 
-    def _check_finite(self, raw: np.ndarray) -> None:
-        limits = np.full((len(raw), 1), _MOST)
+    def _check_finite(self, raw: np.ndarray, largest: np.ndarray) -> None:
+        limits = np.full(len(raw), _MOST)
         limits[-1] = _MOST_TARGET
-        bad = ~(np.abs(raw) < limits)
-        if bad.any():
-            column, row = np.argwhere(bad)[0]
+        if not (largest < limits).all():  # NaN if any number is.
+            column, row = np.argwhere(~(np.abs(raw) < limits[:, None]))[0]
             raise InputError(
                 f"{self.names[column]!r}: holds {raw[column, row]}; values must be finite and below "
-                f"{limits[column, 0]:g}; drop such rows or use other units"
+                f"{limits[column]:g}; drop such rows or use other units"
             )
 
     def _choose_shift_and_scale(self, raw: np.ndarray, w: np.ndarray | None) -> None:
@@ -136,7 +137,6 @@ class ExtendedMoments:
 
     def _note_quantum(self, raw: np.ndarray) -> None:
         """Lowers the quanta to those of a chunk. Columns of ordinary decimals are not looked at a second time."""
-        self.largest = np.maximum(self.largest, np.abs(raw).max(axis=1))
         open_columns = np.flatnonzero(self.exact(2.0**-53))
         values = raw[open_columns]
         quantum = np.where((np.rint(values) == values).all(axis=1), 1.0, 0.0)
@@ -149,11 +149,13 @@ class ExtendedMoments:
 
     def _make_room(self, shifted: np.ndarray, w: np.ndarray | None) -> None:
         """Brings the sums to larger units where the first rows were no measure of these ones."""
-        exponents = np.frexp(np.abs(shifted).max(axis=1))[1]
-        needed, grown = np.ldexp(1.0, exponents), exponents > np.frexp(self.scale[1:])[1] + _ROOM
+        exponents = np.frexp(self.scale[1:])[1]
         # Columns that were zero so far have no unit yet.
-        begun = (np.diag(self.sums.hi)[1:] == 0) & np.any(shifted, axis=1)
-        if (grown | begun).any():
+        begun = np.diag(self.sums.hi)[1:] == 0
+        if (begun | (np.frexp(self.largest + np.abs(self.shift))[1] > exponents + _ROOM)).any():
+            largest = np.abs(shifted).max(axis=1)
+            needed = np.ldexp(1.0, np.frexp(largest)[1])
+            grown, begun = np.frexp(largest)[1] > exponents + _ROOM, begun & (largest > 0)
             shrink = np.ones(len(self.scale))
             shrink[1:][grown & ~begun] = (self.scale[1:] / needed)[grown & ~begun]
             self.scale[1:] = np.where(grown | begun, needed, self.scale[1:])

@@ -20,6 +20,8 @@ from tapedist.errors import InputError
 
 REPO = Path(__file__).resolve().parents[1]
 
+TWO_PROCESSES = '{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 0}}'
+
 # Behaves as `plan[attempt][rank]` says, in a folder where each start of each rank leaves a file.
 WORKER = '''
 import json, os, signal, socket, subprocess, sys, time
@@ -414,7 +416,8 @@ def test_all_wrong_settings_at_once():
         (2, ["report"], {}, "found 'report' after '--', but only train"),
         (2, ["train", "--workers=a:1,b:2"], {}, "--workers: has no meaning"),
         (2, ["train", "--worker_index=0"], {}, "--worker_index: has no meaning"),
-        (2, ["train"], {"TF_CONFIG": "{1}"}, "TF_CONFIG: is set"),
+        (2, ["train"], {"TF_CONFIG": "{1}"}, "TF_CONFIG: is not JSON"),
+        (2, ["train"], {"TF_CONFIG": TWO_PROCESSES}, "TF_CONFIG: names a cluster, but --num_workers=2"),
     ],
 )
 def test_wrong_commands(num_workers, argv, environ, said):
@@ -449,3 +452,9 @@ def test_what_no_worker_would_take_is_refused_before_any_is_started(words, said,
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     assert said in lines[0]
+
+
+def test_a_cluster_of_one_process_is_no_obstacle(stage):
+    alone = '{"cluster": {"chief": ["a:1"]}, "task": {"type": "chief", "index": 0}}'
+    assert stage.run([[0, 0]], environ={"TF_CONFIG": alone}) == 0
+    assert [len(start["tf_config"]["cluster"]["worker"]) for start in stage.all_starts()] == [2, 2]

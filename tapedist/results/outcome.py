@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from tapedist.errors import InputError
+from tapedist.process import check_fork
 from tapedist.results.prediction import predict_rows
 from tapedist.results.statistics import Statistics
 from tapedist.training.observer import Row
@@ -69,9 +70,10 @@ class TrainResult:
         """Predictions `[k]` for rows `[k, d]` in raw units; those of a linear model equal `tapedist predict`'s bits.
 
         Raises:
-            InputError: if `x` has another shape.
+            InputError: if `x` has another shape, or a module is asked in a fork of a process that has used TensorFlow.
         """
         if self.model is not None:
+            check_fork()
             x, d = np.asarray(x), len(self.feature_names)
             if x.ndim != 2 or x.shape[1] != d:
                 raise InputError(f"x: has shape {list(x.shape)}; must be [k, {d}]")

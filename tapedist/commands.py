@@ -22,6 +22,7 @@ from tapedist.data.table_columns import listed
 from tapedist.errors import InputError, StateError, TapedistError
 from tapedist.filesystem import write_atomic
 from tapedist.flags import CommandLine
+from tapedist.process import check_fork
 from tapedist.results.evaluation import evaluate_rows
 from tapedist.results.model_file import FittedModel, read_content, read_model
 from tapedist.results.prediction_file import check_output, write_columns
@@ -174,6 +175,7 @@ def _check_columns(data: str, needed: Sequence[str]) -> None:
 
 def _start_tensorflow() -> None:
     """Imports TensorFlow and finds the devices, without what native libraries say about it."""
+    check_fork()
     with quiet.quiet_start():
         import tapedist.numerics  # noqa: F401  (before TensorFlow)
         import tensorflow as tf

@@ -84,3 +84,7 @@ class Interrupted(TapedistError):
         super().__init__(f"stopped by {name}{when}")
         self.signum = signum
         self.exit_code = 128 + signum
+        self._when = when
+
+    def __reduce__(self) -> tuple[type[Interrupted], tuple[int, str]]:
+        return type(self), (self.signum, self._when)  # For pools of processes, which would wait for ever without it.

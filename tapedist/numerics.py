@@ -1,7 +1,8 @@
 """What must be set before TensorFlow is imported: XLA's flags and quiet logs.
 
-Every module that imports TensorFlow imports this one first. Values that the user already set are respected; XLA reads
-its flags once, when it first compiles, so a program that imported TensorFlow earlier is usually still in time.
+Every module that imports TensorFlow imports this one first. What the user already set is respected, and of XLA's flags
+those are added that he did not set. XLA reads them once, when it first compiles, so a program that imported TensorFlow
+earlier is usually still in time.
 
 * `tree_reduction_rewriter` turns a long sum on the CPU into a tree of windows that is several times slower than the
   plain vectorised loop.
@@ -20,6 +21,27 @@ XLA_FLAGS = (
     "--xla_disable_hlo_passes=tree_reduction_rewriter,cpu-parallel-task-assigner --xla_cpu_multi_thread_eigen=false"
 )
 
-os.environ.setdefault("XLA_FLAGS", XLA_FLAGS)
+_in_use = ""
+
+
+def _completed(flags: str) -> str:
+    """`flags`, and those of ours that are not among them."""
+    words = flags.split()
+    if words and not words[0].startswith("-"):  # The name of a file that holds them.
+        return flags
+    names = {word.partition("=")[0] for word in words}
+    missing = [word for word in XLA_FLAGS.split() if word.partition("=")[0] not in names]
+    return " ".join(filter(None, [flags.strip(), *missing]))
+
+
+def flags_in_use() -> str:
+    """The flags that XLA reads, to be asked for before it first compiles; a change after that is none."""
+    global _in_use
+    if not _in_use:
+        _in_use = os.environ["XLA_FLAGS"] = _completed(os.environ.get("XLA_FLAGS", ""))
+    return _in_use
+
+
+os.environ["XLA_FLAGS"] = _completed(os.environ.get("XLA_FLAGS", ""))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")

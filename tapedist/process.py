@@ -1,4 +1,4 @@
-"""What the command does with its process: its standard streams and its limits."""
+"""What becomes of the process: its standard streams, its limits, and whether it is a fork."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from tapedist.errors import InputError, StorageError
 
 # Address space that TensorFlow takes to start: libraries, thread stacks, compilers. With less it aborts the process.
 _LEAST_ADDRESS_SPACE = 4 * 1024**3
+
+_forked = False
 
 _READER_GONE = frozenset({errno.EPIPE, errno.ECONNRESET})
 
@@ -31,6 +33,34 @@ def check_memory_limit() -> None:
         raise InputError(
             f"ulimit -v {limit // 1024}: the memory limit must leave TensorFlow {_LEAST_ADDRESS_SPACE // 1024} KiB of "
             "address space to start; raise it, or limit resident memory instead"
+        )
+
+
+def _tensorflow_has_started() -> bool:
+    """Whether TensorFlow has made the threads that serve its operations, in this process or the one that it forked."""
+    module = sys.modules.get("tensorflow.python.eager.context")
+    context = getattr(module, "_context", None)
+    return getattr(context, "_context_handle", None) is not None
+
+
+def _note_fork() -> None:
+    global _forked
+    _forked = _tensorflow_has_started()
+
+
+os.register_at_fork(after_in_child=_note_fork)
+
+
+def check_fork() -> None:
+    """Refuses a process whose TensorFlow would hang or crash, because its threads have stayed behind a fork.
+
+    Raises:
+        InputError: if TensorFlow had started before this process was forked.
+    """
+    if _forked:
+        raise InputError(
+            "multiprocessing: this process was forked from one in which TensorFlow had started, which TensorFlow does "
+            'not survive; make processes by multiprocessing.get_context("spawn"), or before the first training'
         )
 
 

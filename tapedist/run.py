@@ -11,6 +11,7 @@ from typing import Any
 import tapedist.numerics  # noqa: F401  (before TensorFlow)
 import tensorflow as tf
 
+from tapedist import process, surroundings
 from tapedist.cluster import resolve
 from tapedist.cluster.membership import joined
 from tapedist.config import TrainConfig
@@ -48,7 +49,9 @@ def train(
         What was found.
 
     Raises:
-        InputError: if the config does not fit the devices or the rows; nothing was touched.
+        InputError: if the config does not fit the devices or the rows, or the program around is not fit for it (a fork
+            of one that has used TensorFlow, a strategy's scope, a graph, functions that run eagerly); nothing was
+            touched.
         StateError: if the run folder's state cannot be trusted or belongs to another run.
         DivergedError: if the loss or the parameters left the finite numbers; the last checkpoint stays.
         StorageError: if the run folder cannot be written.
@@ -57,6 +60,7 @@ def train(
             it; the state is saved. Handlers are installed only in the main thread, and restored.
         MemoryError: if the rows do not fit.
     """
+    surroundings.check()
     _check_arguments(config, model=model, source=source)
     spec = resolve.of_run(config, os.environ)
     # The chief alone reads, writes and speaks.
@@ -108,6 +112,7 @@ def train_in(
     """`train` in a folder that is open already, and under a cluster that is known; see there."""
     config = config.resolved(own_rows=is_users(config, source), own_model=model is not None, own_loss=loss is not None)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(surroundings.left_aside())
         # Several processes leave together: the others must hear of a signal first.
         stop = stack.enter_context(StopSignals(always_noted=spec.num_workers > 1))
         monitor = Monitor.of_run(
@@ -136,5 +141,10 @@ def train_in(
 
 
 def find_devices() -> None:
-    """Makes TensorFlow look for devices, which some of its libraries comment on."""
+    """Makes TensorFlow look for devices, which some of its libraries comment on.
+
+    Raises:
+        InputError: in a fork of a process that has used TensorFlow.
+    """
+    process.check_fork()
     tf.config.list_physical_devices()

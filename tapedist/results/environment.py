@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-import tapedist.numerics  # noqa: F401  (before TensorFlow)
+import tapedist.numerics as numerics  # (before TensorFlow)
 import tensorflow as tf
 
 
@@ -21,7 +21,7 @@ def numerics_class() -> dict[str, Any]:
     return {
         "tensorflow": tf.__version__,
         "numpy": np.__version__,
-        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "xla_flags": numerics.flags_in_use(),
         "machine": platform.machine(),
         "instruction_sets": _instruction_sets(),
         "device_kinds": kinds,

@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from tapedist.errors import InputError
 from tapedist.filesystem import OWN_PREFIX, POSIX, storage_error
+from tapedist.process import check_fork
 from tapedist.results.model_file import FittedModel
 
 
@@ -65,9 +66,11 @@ def export_model(model: FittedModel, directory: Path) -> Path:
         The new version's folder.
 
     Raises:
-        InputError: if something that is no folder has the directory's name.
+        InputError: if something that is no folder has the directory's name, or in a fork of a process that has used
+            TensorFlow.
         StorageError: if it cannot be written; no half version is left.
     """
+    check_fork()
     if directory.exists() and not directory.is_dir():
         raise InputError(f"{str(directory)!r}: is no folder; remove it")
     temporary = directory / f"{OWN_PREFIX}-{os.getpid()}"

@@ -12,6 +12,7 @@ import numpy as np
 
 from tapedist.data import frames
 from tapedist.errors import InputError
+from tapedist.process import check_fork
 from tapedist.results.prediction import predict_rows
 from tapedist.results.statistics import Statistics
 from tapedist.training.observer import Row
@@ -81,7 +82,8 @@ class TrainResult:
                 Arrow table, a dict of arrays, a structured array), from which the columns are taken by name.
 
         Raises:
-            InputError: if `x` has another shape, lacks a feature or does not hold numbers.
+            InputError: if `x` has another shape, lacks a feature or does not hold numbers, or a module is asked in a fork of
+                a process that has used TensorFlow.
         """
         frames.check_row_labels(x=x)
         x, _ = frames.matrix(x, "x", names=self.feature_names)
@@ -90,6 +92,7 @@ class TrainResult:
             one = "; one row of them is np.asarray(x).reshape(1, -1)" if x.shape == (d,) else ""
             raise InputError(f"x: has shape {list(x.shape)}; must be [rows, {d}], one column per feature{one}")
         if self.model is not None:
+            check_fork()
             return np.asarray(self.model(x.astype(self.model.trainable_variables[0].dtype.as_numpy_dtype)))
         return predict_rows(x, self.weights, self._bias_at_center, self.center)
 

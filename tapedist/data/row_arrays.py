@@ -37,6 +37,16 @@ def row_arrays(source: Source, split: str, indices: RowNumbers) -> RowArrays:
     return x, y, rest[0] if rest else None
 
 
+def taken_as_float32(source: Source) -> bool:
+    """Whether a source has no numbers of its own but what training takes from it, and those are float32."""
+    if hasattr(source, "rows"):
+        return False
+    import tapedist.numerics  # noqa: F401  (before TensorFlow)
+    import tensorflow as tf
+
+    return source.take("train", tf.zeros([1], tf.int64))[0].dtype == tf.float32
+
+
 def row_ranges(
     source: Source, split: str, *, block_rows: int = BLOCK_ROWS, heed: Callable[[], object] = lambda: None
 ) -> Iterator[range]:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from tapedist.data.blocks import Source
-from tapedist.data.row_arrays import row_blocks
+from tapedist.data.row_arrays import row_blocks, taken_as_float32
 from tapedist.data.standardize import ColumnMoments, centred_products
 from tapedist.results.extended import Extended
 from tapedist.results.least_squares import FLOAT32_ROUNDING, FLOAT64_ROUNDING, LeastSquares, from_moments, least_squares
@@ -186,7 +186,7 @@ def optimum(
         if fit is not None:
             return fit
     if whatever_it_costs or quick or (is_table and d + 2 <= _FEW_COLUMNS):
-        precision = FLOAT64_ROUNDING if is_table else FLOAT32_ROUNDING
+        precision = FLOAT32_ROUNDING if taken_as_float32(source) else FLOAT64_ROUNDING
         blocks = functools.partial(row_blocks, source, "train", heed=heed)
         return least_squares(blocks, num_features=d, precision=precision, **known)
     return None if moments is None else _from_moments(moments, n, digits=0, **known)

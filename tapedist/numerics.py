@@ -17,6 +17,8 @@ from __future__ import annotations
 
 import os
 
+from tapedist import own_matplotlib
+
 XLA_FLAGS = (
     "--xla_disable_hlo_passes=tree_reduction_rewriter,cpu-parallel-task-assigner --xla_cpu_multi_thread_eigen=false"
 )
@@ -45,3 +47,7 @@ def flags_in_use() -> str:
 os.environ["XLA_FLAGS"] = _completed(os.environ.get("XLA_FLAGS", ""))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+
+# Keras, which TensorFlow brings along, imports matplotlib, and fails where that does.
+with own_matplotlib.importable():
+    pass

@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from tapedist import flags
+from tapedist import flags, own_matplotlib
 from tapedist.config import TrainConfig
 from tapedist.data.blocks import Source
 from tapedist.filesystem import write_atomic
-from tapedist.results import own_matplotlib
 from tapedist.results.outcome import TrainResult
 from tapedist.results.run_report import report_page
 from tapedist.run_folder import RunFolder

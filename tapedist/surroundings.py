@@ -24,8 +24,8 @@ def check() -> None:
     numerics.flags_in_use()
     if not tf.executing_eagerly():
         raise InputError(
-            "train: was called while a graph is made (in a tf.function, a Dataset.map, tf.Graph().as_default() or after "
-            "disable_eager_execution()); call it outside, as plain Python"
+            "train: was called where TensorFlow makes a graph (in a tf.function, a Dataset.map or "
+            "tf.Graph().as_default(), or after disable_eager_execution()); call it outside, with eager execution on"
         )
     if tf.config.functions_run_eagerly():
         raise InputError(

@@ -15,7 +15,8 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # counts.
 FLOORS = {
     "errors": 0,
-    "numerics": 0,
+    "own_matplotlib": 0,
+    "numerics": 0.1,
     "text_values": 0,
     "options": 0.4,
     "settings": 0.8,

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from tapedist.filesystem import storage_error
+from tapedist.own_matplotlib import own_settings
 from tapedist.results import plot_style as style
-from tapedist.results.own_matplotlib import own_settings
 from tapedist.results.prediction import predict_rows
 from tapedist.results.sampling import caption, sampled, thinned
 from tapedist.training.observer import Row

@@ -82,8 +82,8 @@ class TrainResult:
                 Arrow table, a dict of arrays, a structured array), from which the columns are taken by name.
 
         Raises:
-            InputError: if `x` has another shape, lacks a feature or does not hold numbers, or a module is asked in a fork
-                of a process that has used TensorFlow.
+            InputError: if `x` has another shape, lacks a feature or does not hold numbers, or if a module is asked in a
+                fork of a process that has used TensorFlow.
         """
         frames.check_row_labels(x=x)
         x, _ = frames.matrix(x, "x", names=self.feature_names)

@@ -40,6 +40,11 @@ def lossy(found, *, num_shards):
     whole = gather(found, num_shards=num_shards)
     return tf.tensor_scatter_nd_update(whole, [[9]], tf.zeros([1, found.shape[1]], tf.float64))
 
+def misplaced(found, *, num_shards):
+    '''The replicas in another order: padding comes in, and the shards that it pushes out are cut off.'''
+    width = found.shape[0]
+    return tf.roll(gather(found, num_shards=3 * width), width, axis=0)[:num_shards]
+
 def doubled(found, *, num_shards):
     whole = gather(found, num_shards=num_shards)
     return tf.tensor_scatter_nd_add(whole, [[8]], whole[9:10])
@@ -60,6 +65,7 @@ def short_test(strategy, source, plan, **rest):
 
 FAULTS = {
     "lossy": (partials, "gather", lossy),
+    "misplaced": (partials, "gather", misplaced),
     "doubled": (partials, "gather", doubled),
     "short": (pipeline, "distribute", short),
     "test": (pipeline, "distribute", short_test),
@@ -157,6 +163,31 @@ def test_every_engine_refuses_such_a_pass_and_applies_nothing(fault: str, where:
         wanted = 390 if "batches" in name else ROWS
         assert int(counts[2]) == wanted, name
         assert (int(counts[1]) > wanted) == (fault == "doubled"), f"{name}: {words}"
+        assert (code, applied) == (1, 0), name
+
+
+def test_padding_of_even_shards_counts_for_nothing(table: Path):
+    """It has a shard's shape, and where all shards are equally long no row is compared with their lengths."""
+    even = table.with_name("even.csv")
+    even.write_text("".join(table.read_text().splitlines(keepends=True)[:1201]))
+    where = {"strategy": "mirrored", "num_virtual_devices": 3}
+    forms = {
+        "resident": ({**STREAM, "n_samples": 1200}, {}),
+        "in a loop": ({**STREAM, "n_samples": 160_000}, {}),  # Too many for one kernel.
+        "batches": ({**BATCHES, "n_samples": 1200, "batch_size": 400}, {}),
+        "streamed batches": ({**BATCHES, "n_samples": 1200, "batch_size": 400}, NONE_HELD),
+    }
+    weighted = {"data": str(even), "target": "y", "weight": "w", "standardize": "false", "split": "index"}
+    jobs = {name: ({**config, **where}, values, "misplaced") for name, (config, values) in forms.items()}
+    jobs |= {
+        f"weighted {name}": ({**forms[name][0], **where, "n_samples": 10_000, **weighted}, {}, "misplaced")
+        for name in ("resident", "batches")
+    }
+    found = _run(jobs)
+    for name, (words, code, applied) in found.items():
+        counts = re.match(r"(\d+) rows were summed where the train split has (\d+) to sum", words)
+        assert counts, f"{name}: {words}"
+        assert int(counts[1]) == int(counts[2]) * 14 // 16, name  # Two of three times six places are padding.
         assert (code, applied) == (1, 0), name
 
 

@@ -61,7 +61,7 @@ class SlotSteps(StepPrograms):
         def shard_sum(place: tf.Tensor) -> tf.Tensor:
             first = place * shard_rows
             piece = tuple(slice_rows(column, first, shard_rows) for column in rows)
-            return self.rows_sum(masters, piece, None if self._even else tf.gather(flat_counts, place))
+            return self.rows_sum(masters, piece, tf.gather(flat_counts, place), even=self._even)
 
         return fixed_order.shard_partials(shard_sum, first=slot * width, num_shards=width, width=self.partial_width)
 

@@ -186,7 +186,7 @@ class StepPrograms(Replicas):
         first = len(told) - len(optimizer.constants)
         return limit[0], told[:first], told[first:]
 
-    def rows_sum(self, masters: tf.Tensor, rows: Rows, count: tf.Tensor | None) -> tf.Tensor:
+    def rows_sum(self, masters: tf.Tensor, rows: Rows, count: tf.Tensor, *, even: bool = False) -> tf.Tensor:
         """`(sum w*loss, sum w, sum w*gradient)` of the first `count` of `rows`.
 
         On a CPU, rows of an own model are summed piece after piece, so short that no product sums over many of them.
@@ -194,19 +194,20 @@ class StepPrograms(Replicas):
         Args:
             masters: float64 `[P]`.
             rows: `(x [k, d], y [k][, w [k]])`; beyond `count`, and where the weight is 0, they must be zeros.
-            count: int32; None if it is `k`, which spares each sum a comparison for each row.
+            count: int32.
+            even: whether it is `k` as far as anything is made of the sums, which spares a comparison for each row.
 
         Returns:
             float64 `[P + 2]`, and the count behind them if the rows have weights.
         """
         number = rows[1].shape[0]
         if not self._in_pieces or number <= PRODUCT_ROWS:
-            return self._tape_sum(masters, rows, count)
+            return self._tape_sum(masters, rows, count, even=even)
 
         def piece_sum(first: tf.Tensor | int, length: int) -> tf.Tensor:
             piece = tuple(slice_rows(column, first, length) for column in rows)
-            left = None if count is None else tf.clip_by_value(count - first, 0, length)
-            return self._tape_sum(masters, piece, left)
+            left = tf.clip_by_value(count - first, 0, length)
+            return self._tape_sum(masters, piece, left, even=even)
 
         whole, rest = divmod(number, PRODUCT_ROWS)
         total = fixed_order.running_sum(
@@ -214,9 +215,9 @@ class StepPrograms(Replicas):
         )
         return total + piece_sum(whole * PRODUCT_ROWS, rest) if rest else total
 
-    def _tape_sum(self, masters: tf.Tensor, rows: Rows, count: tf.Tensor | None) -> tf.Tensor:
+    def _tape_sum(self, masters: tf.Tensor, rows: Rows, count: tf.Tensor, *, even: bool) -> tf.Tensor:
         """`rows_sum` in one piece: the tape."""
-        real = self._real(rows, count)
+        real = self._real(rows, None if even else count)
         if self._repeats and real is not None:
             rows = _repeated(rows, real)
         x, y = rows[0], rows[1]
@@ -231,11 +232,12 @@ class StepPrograms(Replicas):
         if self._repeats and real is not None:  # A shard without rows has none to repeat.
             some = tf.reduce_any(real)
             gradients = [tf.where(some, g, tf.zeros([], g.dtype)) for g in gradients]
-        number = y.shape[0] if count is None else count
-        weight = tf.reduce_sum(rows[2]) if len(rows) == 3 else tf.cast(number, tf.float64)
+        # Told, not taken from the shape: a replica's padding has the shape of a shard, and must not count as one.
+        number = tf.cast(count, tf.float64)
+        weight = tf.reduce_sum(rows[2]) if len(rows) == 3 else number
         pieces = [tf.reshape(total, [1]), tf.reshape(weight, [1]), *(tf.reshape(g, [-1]) for g in gradients)]
         if self.weighted:
-            pieces.append(tf.reshape(tf.cast(number, tf.float64), [1]))
+            pieces.append(tf.reshape(number, [1]))
         return tf.concat([tf.cast(piece, tf.float64) for piece in pieces], 0)
 
     def _real(self, rows: Rows, count: tf.Tensor | None) -> tf.Tensor | None:

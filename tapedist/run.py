@@ -20,7 +20,7 @@ from tapedist.errors import DivergedError, InputError, Interrupted
 from tapedist.results.monitor import Monitor
 from tapedist.results.outcome import TrainResult
 from tapedist.run_folder import RunFolder
-from tapedist.session import Session, is_users
+from tapedist.session import Session
 from tapedist.signals import StopSignals
 from tapedist.training import losses
 
@@ -110,7 +110,6 @@ def train_in(
     quiet: bool = True,
 ) -> TrainResult:
     """`train` in a folder that is open already, and under a cluster that is known; see there."""
-    config = config.resolved(own_rows=is_users(config, source), own_model=model is not None, own_loss=loss is not None)
     with contextlib.ExitStack() as stack:
         stack.enter_context(surroundings.left_aside())
         # Several processes leave together: the others must hear of a signal first.

@@ -49,6 +49,10 @@ def settle(
     """
     if not isinstance(config.learning_rate, str):
         return config.learning_rate, setup
+    if objective.own_loss or not objective.is_linear:
+        raise InputError(
+            "--learning_rate=auto: is known only for linear models with squared error or the huber loss; give a number"
+        )
     if config.mode == "mini_batch" or not objective.is_squared:
         first, optimizer = _in_metric(config, objective, heed=heed, say=say)
     else:
@@ -68,8 +72,6 @@ def _fastest(
 ) -> float:
     """The rate at which plain gradient descent on squared error converges fastest; arguments as in `settle`."""
     if obstacle := objective.moments_obstacle(config):
-        if not (objective.is_linear and objective.is_squared):
-            raise InputError(f"--learning_rate=auto: is known only where moments are, and {obstacle}; give a number")
         rate = rates.stable_rate(setup.source, config, l2=_penalty(config, objective))
         say(f"Learning rate: {rate:.6g} = 1 / lambda_max of these rows, because {obstacle}")
         return rate

@@ -74,6 +74,9 @@ class Session:
         loss: losses.Loss | None,
         source: Source | None,
     ):
+        config = config.resolved(
+            own_rows=is_users(config, source), own_model=model is not None, own_loss=loss is not None
+        )
         self._config, self._team, self._monitor, self._stop, self._folder = config, team, monitor, stop, folder
         monitor.say(f"Strategy: {choice.name} on {strategy.num_replicas_in_sync} replica(s) ({choice.reason})")
         self._source = team.together(stop, lambda heed: open_source(config, heed=heed)) if source is None else source

@@ -186,4 +186,7 @@ def test_a_table_of_few_columns_has_statistics_however_long_it_is(
         result = train(job(tables["parquet"], **{"statistics": "auto", **settings}, num_epochs=2))
         assert (result.statistics is not None) == has
     monkeypatch.setattr("tapedist.results.statistics._FEW_COLUMNS", 4)
-    assert train(job(tables["parquet"], statistics="auto", num_epochs=2)).statistics is None
+    # More columns are summed in float64, which is enough for these.
+    found = train(job(tables["parquet"], statistics="auto", num_epochs=2)).statistics
+    assert found
+    assert result.statistics is None

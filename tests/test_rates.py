@@ -60,7 +60,9 @@ def test_the_bound_in_the_message_separates_converging_from_diverging(optimizer:
 
 
 @pytest.mark.parametrize(
-    "other", [{"mode": "mini_batch"}, {"optimizer": "adam"}, {"loss": "huber"}], ids=lambda other: next(iter(other))
+    "other",
+    [{"optimizer": "momentum"}, {"optimizer": "adam"}, {"loss": "absolute"}],
+    ids=lambda other: next(iter(other)),
 )
 def test_auto_is_refused_where_it_is_unknown(other: dict[str, str]) -> None:
     with pytest.raises(InputError, match=f"--learning_rate=auto.*--{next(iter(other))}"):

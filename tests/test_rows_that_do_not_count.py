@@ -39,7 +39,14 @@ def settings(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     if request.param in ("held", "streamed"):
         monkeypatch.setattr(blocks, "_RESIDENT_BYTES", 0)
     engine = {} if request.param == "mini_batch" else {"full_batch_engine": "stream"}
-    return {"learning_rate": 0.1, "init": "zeros", "statistics": "false", **engine, **MODES[request.param]}
+    return {
+        "learning_rate": 0.1,
+        "init": "zeros",
+        "standardize": "false",
+        "statistics": "false",
+        **engine,
+        **MODES[request.param],
+    }
 
 
 def test_an_own_loss_does_not_see_padding(settings: dict[str, Any]):

@@ -51,7 +51,8 @@ def test_a_killed_run_says_what_it_was(child_env: dict[str, str], tmp_path: Path
     process.communicate()
     folder = RunFolder.find(tmp_path / "run")
     assert (
-        CommandLine(TrainConfig, [f"--flagfile={folder.flags}"]).options() == CommandLine(TrainConfig, words).options()
+        CommandLine(TrainConfig, [f"--flagfile={folder.flags}"]).options()
+        == CommandLine(TrainConfig, words).options().resolved()
     )
     assert json.loads(folder.environment.read_text())["replicas"] == 1
     assert not folder.done.exists()

@@ -132,7 +132,7 @@ def test_a_loss_is_never_below_0_or_below_the_square_of_a_mean(tmp_path: Path) -
     for seed in range(3):
         source = ArraySource(x, x[:, seed])
         config = TrainConfig(
-            learning_rate="auto", num_epochs=2500, dtype="float64", log_every_epochs=10, init="normal", seed=seed,
+            learning_rate="auto", num_epochs=200_000, dtype="float64", log_every_epochs=1000, init="normal", seed=seed,
             full_batch_engine="moments", plots=False,
         )  # fmt: skip
         result = train(config, source=source)

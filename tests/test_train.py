@@ -168,7 +168,7 @@ def test_the_best_rate_counts_the_penalty_in_the_units_of_training(scale: float)
     x = random.normal(size=(500, 2)) * scale
     y = x @ [3.0, -2.0] / scale + 1 + 0.1 * random.normal(size=500)
     config = TrainConfig(
-        num_epochs=8000, learning_rate="auto", l2=0.1, standardize=True, dtype="float64", statistics=False
+        num_epochs=8000, learning_rate="auto", l2=0.1, standardize=True, dtype="float64", statistics=False, stop_at_se=0
     )
     result = train(config, source=ArraySource(x, y))
     columns = np.column_stack([x, np.ones(500)])

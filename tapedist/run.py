@@ -111,7 +111,6 @@ def train_in(
 ) -> TrainResult:
     """`train` in a folder that is open already, and under a cluster that is known; see there."""
     with contextlib.ExitStack() as stack:
-        stack.enter_context(surroundings.left_aside())
         # Several processes leave together: the others must hear of a signal first.
         stop = stack.enter_context(StopSignals(always_noted=spec.num_workers > 1))
         monitor = Monitor.of_run(
@@ -122,6 +121,7 @@ def train_in(
         )
         stack.callback(monitor.close)
         strategy, choice, team = stack.enter_context(joined(config, spec, stop_signal=lambda: stop.signum, quiet=quiet))
+        stack.enter_context(surroundings.left_aside())  # It starts TensorFlow, whose devices are chosen by now.
         try:
             session = Session(
                 config, strategy=strategy, choice=choice, team=team, monitor=monitor, folder=folder, stop=stop,

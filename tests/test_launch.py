@@ -43,7 +43,7 @@ def start():
     print("ready", attempt, flush=True)
 
 def wait():
-    for signum in (signal.SIGTERM, signal.SIGINT):
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(signum, saved)
     start()
     time.sleep(60)
@@ -288,7 +288,7 @@ def test_a_real_error_beats_the_loss_that_it_causes(stage):
 
 @pytest.mark.parametrize(
     ("signum", "forwarded", "code"),
-    [(signal.SIGTERM, 15, 143), (signal.SIGINT, 2, 130), (signal.SIGHUP, 15, 143)],
+    [(signal.SIGTERM, 15, 143), (signal.SIGINT, 2, 130), (signal.SIGHUP, 1, 129), (signal.SIGUSR1, 10, 138)],
 )
 def test_a_signal_lets_the_cluster_save(stage, signum, forwarded, code):
     with stage.launcher([["wait", "listen"]], max_restarts=3) as launcher:

@@ -260,3 +260,42 @@ def test_the_set_is_quick(tmp_path):
     start = time.process_time()
     draw_all(tmp_path, **arguments)
     assert time.process_time() - start < 3.0  # About 0.5 s; the limit only catches drawing every row.
+
+
+_OTHERS_SURROUNDINGS = """
+import sys
+from pathlib import Path
+
+import tapedist.numerics
+import matplotlib
+import numpy as np
+
+from tapedist.results.plots import Line, Points, draw_all
+
+if "own" in sys.argv:
+    matplotlib.rcParams.update({"text.usetex": True, "font.family": "Nonesuch", "axes.facecolor": "red"})
+before = {name: matplotlib.rcParams[name] for name in matplotlib.rcParams if name != "backend"}
+points = Points(x=np.arange(9.0)[:, None], y=np.arange(9.0))
+draw_all(Path(sys.argv[1]), train=points, test=points, history=[], fitted=Line(weights=np.ones(1), bias=0.0))
+assert {name: matplotlib.rcParams[name] for name in matplotlib.rcParams if name != "backend"} == before
+"""
+
+
+@pytest.mark.parametrize("around", ["backend", "settings", "matplotlibrc", "no text", "no home"])
+def test_figures_are_the_same_whatever_is_around(around, tmp_path, child_env):
+    (tmp_path / "matplotlibrc").write_text("text.usetex: true\nfont.family: Nonesuch\nfigure.dpi: 9\nnonsense: 3\n")
+    (tmp_path / "no-text").write_bytes(b"\xff\xfe\x00")
+    environments = {
+        "backend": {"MPLBACKEND": "module://matplotlib_nowhere.backend"},
+        "settings": {},
+        "matplotlibrc": {"MATPLOTLIBRC": str(tmp_path / "matplotlibrc")},
+        "no text": {"MATPLOTLIBRC": str(tmp_path / "no-text")},
+        "no home": {"HOME": "/nowhere", "XDG_CONFIG_HOME": "/proc/none", "XDG_CACHE_HOME": "/proc/none"},
+    }
+    for name, more in {"plain": {}, "around": environments[around]}.items():
+        own = ["own"] if (name, around) == ("around", "settings") else []
+        words = [sys.executable, "-c", _OTHERS_SURROUNDINGS, str(tmp_path / name), *own]
+        done = subprocess.run(words, capture_output=True, text=True, env={**child_env, **more}, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+    for path in (tmp_path / "plain").iterdir():
+        assert path.read_bytes() == (tmp_path / "around" / path.name).read_bytes()

@@ -1,8 +1,9 @@
-"""SIGINT and SIGTERM in every phase of a run: what there is to save is saved, the exit code names the signal."""
+"""Signals in every phase of a run: what there is to save is saved, the exit code names the signal."""
 
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from tapedist.config import TrainConfig
 from tapedist.errors import Interrupted
 from tapedist.signals import StopSignals
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 SETTINGS: dict[str, Any] = {
     "full_batch_engine": "stream",
     "n_samples": 500,
@@ -172,7 +173,7 @@ def test_every_phase(phase: str, undisturbed: dict[str, Any], tmp_path: Path, mo
     from tapedist import run
 
     config = TrainConfig(run_dir=str(tmp_path / "run"), **SETTINGS)
-    number = SIGNALS[list(PHASES).index(phase) % 2]
+    number = SIGNALS[list(PHASES).index(phase) % len(SIGNALS)]
     before = [signal.getsignal(number) for number in SIGNALS]
     with monkeypatch.context() as patch:
         struck = _signal_at(patch, *PHASES[phase], number)
@@ -262,7 +263,7 @@ def _await(happened: Callable[[], bool], process: subprocess.Popen[str]) -> None
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_while_tensorflow_is_imported(number: signal.Signals, child_env: dict[str, str], tmp_path: Path) -> None:
     process = _start(child_env, f"--run_dir={tmp_path / 'run'}", warm=False)
 
@@ -280,22 +281,67 @@ def test_while_tensorflow_is_imported(number: signal.Signals, child_env: dict[st
     assert err == f"tapedist: error: stopped by {number.name}\n"
 
 
-def test_the_command_saves_and_leaves(child_env: dict[str, str], tmp_path: Path) -> None:
+def test_who_handles_or_ignores_a_signal_keeps_it() -> None:
+    got: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGUSR1)}
+    signal.signal(signal.SIGUSR1, lambda number, _: got.append(number))
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignals() as stop:
+            signal.raise_signal(signal.SIGUSR1)
+            signal.raise_signal(signal.SIGHUP)
+        assert (got, stop.signum) == ([signal.SIGUSR1], None)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def test_a_pool_of_processes_hears_of_a_stop() -> None:
+    stopped = pickle.loads(pickle.dumps(Interrupted(signal.SIGHUP, " early")))
+    assert (str(stopped), stopped.signum, stopped.exit_code) == ("stopped by SIGHUP early", signal.SIGHUP, 129)
+
+
+def test_nohup_goes_on(child_env: dict[str, str], tmp_path: Path) -> None:
+    words = ["nohup", *warm_python(), "-m", "tapedist", "train", f"--run_dir={tmp_path}", "--num_epochs=100000000"]
+    process = subprocess.Popen(
+        [*words, "--full_batch_engine=stream", "--learning_rate=0.1"],
+        env={**child_env, "PYTHONUNBUFFERED": "1"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout
+    assert any(line.startswith("Epoch: 0,") for line in process.stdout)
+    process.send_signal(signal.SIGHUP)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(1)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 143
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
+def test_the_command_saves_and_leaves(number: signal.Signals, child_env: dict[str, str], tmp_path: Path) -> None:
     process = _start(
-        child_env, f"--run_dir={tmp_path}", "--full_batch_engine=stream", "--num_epochs=100000000", warm=False
+        child_env,
+        f"--run_dir={tmp_path}",
+        "--full_batch_engine=stream",
+        "--num_epochs=100000000",
+        warm=number != signal.SIGTERM,
     )
     assert process.stdout
     for line in process.stdout:
         if line.startswith("Epoch: 0,"):
             break
     assert os.listdir(tmp_path)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     _, err = process.communicate(timeout=120)
-    assert process.returncode == 143
+    assert process.returncode == 128 + number
     (line,) = err.splitlines()
-    assert line.startswith("tapedist: error: stopped by SIGTERM after ")
+    assert line.startswith(f"tapedist: error: stopped by {number.name} after ")
     (checkpoint,) = (tmp_path / "checkpoints").iterdir()
-    assert line == f"tapedist: error: stopped by SIGTERM after {checkpoint.name.split('-')[-1]} updates"
+    assert line == f"tapedist: error: stopped by {number.name} after {checkpoint.name.split('-')[-1]} updates"
 
 
 # Passes over rows that would take many minutes: each is a phase that must hear a signal.
@@ -317,7 +363,7 @@ def test_long_passes_of_a_real_process(phase: str, child_env: dict[str, str], tm
     assert process.stdout
     assert any(line.startswith(begins) for line in process.stdout)
     time.sleep(1)  # To be inside the pass; whenever it comes, the signal must be heard.
-    number = SIGNALS[list(LONG).index(phase) % 2]
+    number = SIGNALS[list(LONG).index(phase) % 5]
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number, err

@@ -2,7 +2,7 @@
 
     python -I -S tests/warm_start.py SOCKET (-c CODE | -m MODULE | FILE) ...
 
-It has that one's output, exit code and death by signal, and hands it SIGINT and SIGTERM.
+It has that one's output, exit code and death by signal, and hands it the signals that stop a run.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ def _main(address: str, words: list[str]) -> None:
     order = {"words": words, "cwd": os.getcwd(), "environ": dict(os.environ), "cores": cores}
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(address)
-        signals = {signal.SIGINT, signal.SIGTERM}
+        signals = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
+        signals = {number for number in signals if signal.getsignal(number) != signal.SIG_IGN}
         signal.pthread_sigmask(signal.SIG_BLOCK, signals)
         data = json.dumps(order).encode() + b"\n"
         sent = socket.send_fds(connection, [data], [0, 1, 2])

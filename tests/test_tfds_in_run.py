@@ -68,7 +68,7 @@ def test_rows_are_the_synthetic_sources(data_dir: Path, monkeypatch: pytest.Monk
     "mode", [[], ["--full_batch_engine=stream"], ["--mode=mini_batch", "--batch_size=128", "--shuffle=batches"]]
 )
 def test_one_digest_with_the_synthetic_source(train: Callable[..., Finished], tmp_path: Path, mode: list[str]):
-    same = ["--num_epochs=30", "--statistics=false", *mode]
+    same = ["--num_epochs=30", "--learning_rate=0.001", "--init=normal", "--statistics=false", *mode]
     as_table = ["--standardize=false", "--split=index", "--test_fraction=0.2"]
     digests = set()
     for name, words in (("table", [f"--data={SYNTHETIC}", *as_table]), ("source", [])):

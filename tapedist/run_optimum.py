@@ -187,7 +187,8 @@ def stopping_rules(
     count, pace = setup.programs["model"].num_parameters, config.early_stop_every_epochs
     if config.stop_at_se == "auto":
         rules += _finishing_rules(config, setup, engine, optimum_of_run, heed=heed)
-        if isinstance(engine, MomentsEngine):  # Whose epochs cost less than a look at their outcome.
+        others = config.early_stop_gradient_norm or config.early_stop_patience
+        if isinstance(engine, MomentsEngine) and not others:  # Whose epochs cost less than a look at their outcome.
             pace *= 10
     elif config.stop_at_se:
         fit = optimum_of_run.fit(engine)
@@ -230,7 +231,7 @@ def _finishing_rules(
     weights_l2 = l2[: len(metric.fit.names)]
     squared = config.loss == "squared"
     inverse = metric.inverse_hessian(weights_l2) if squared else 2 * metric.inverse_hessian(2 * weights_l2)
-    move = functools.cache(lambda state: inverse @ gradient(np.frombuffer(state)))
+    move = functools.lru_cache(1)(lambda state: inverse @ gradient(np.frombuffer(state)))
 
     def length(state: np.ndarray) -> float:
         """Of the move to the optimum where the loss is squared; else of a move that is no longer than that."""

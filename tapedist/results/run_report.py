@@ -67,7 +67,7 @@ def report_page(
             predictions=sample,
             no_predictions=_UNREADABLE if source is None else _NOT_LINEAR,
             settings=_settings(config, own_source=own_source),
-            changed=[f.name for f in dataclasses.fields(config) if getattr(config, f.name) != f.default],
+            changed=_changed(config, own_source=own_source, own_model=not model["weights"]),
             speed=_speed(history),
             digest=model["digest"],
             environment={name: _plain(value) for name, value in environment.items()},
@@ -85,6 +85,14 @@ def _settings(config: TrainConfig, *, own_source: bool) -> dict[str, object]:
         without = SYNTHETIC_FIELDS if config.from_table else of_table
     names = (field.name for field in dataclasses.fields(config))
     return {name: getattr(config, name) for name in names if name not in without}
+
+
+def _changed(config: TrainConfig, *, own_source: bool, own_model: bool) -> list[str]:
+    """Names of the settings that differ from what they would be for these rows if nobody had set them."""
+    unset = TrainConfig(data=config.data).resolved(own_rows=own_source, own_model=own_model)
+    names = [field.name for field in dataclasses.fields(config)]
+    changed = [name for name in names if getattr(config, name) != getattr(unset, name)]
+    return ["data", *changed] if config.from_table else changed
 
 
 def _features(names: Sequence[str]) -> str:

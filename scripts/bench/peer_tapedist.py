@@ -38,7 +38,8 @@ def make(task: dict[str, Any]) -> Work:
 
 
 def _engine(task: dict[str, Any]) -> Work:
-    config = TrainConfig(test_fraction=0.0, learning_rate=RATE, num_virtual_devices=_DEVICES, **task["config"])
+    settings = {"test_fraction": 0.0, "learning_rate": RATE, "num_virtual_devices": _DEVICES, **task["config"]}
+    config = TrainConfig(**settings).resolved()
     engine = _open(config, in_memory=task["in_memory"])
     untouched = dict(vars(engine))
     # A run goes on where the last one ended, as training does: to begin anew would make a new input pipeline.

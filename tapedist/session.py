@@ -114,7 +114,7 @@ class Session:
         objective, config = self._objective, self._config
         has_table = objective.is_squared and config.statistics != "false"
         if objective.survey and not has_table:
-            reasons = objective.survey.fit.aliased_because()
+            reasons = objective.survey.fit.left_out()
         elif not objective.survey:
             names = (self._source.feature_names[feature] for feature in objective.units.left_out)
             reasons = tuple(f"{shown(name)} does not vary" for name in names)

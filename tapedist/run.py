@@ -65,8 +65,11 @@ def train(
     spec = resolve.of_run(config, os.environ)
     # The chief alone reads, writes and speaks.
     folder = RunFolder.open(config.run_dir) if config.run_dir and spec.is_chief else None
-    with folder or contextlib.nullcontext():
-        return train_in(folder, config, spec=spec, model=model, loss=loss, source=source, quiet=quiet)
+    try:
+        with folder or contextlib.nullcontext():
+            return train_in(folder, config, spec=spec, model=model, loss=loss, source=source, quiet=quiet)
+    finally:
+        process.release_memory()
 
 
 def _check_arguments(config: Any, *, model: Any, source: Any) -> None:

@@ -117,7 +117,7 @@ class Session:
             reasons = objective.survey.fit.left_out()
         elif not objective.survey:
             names = (self._source.feature_names[feature] for feature in objective.units.left_out)
-            reasons = tuple(f"{shown(name)} does not vary" for name in names)
+            reasons = [f"{shown(name)} does not vary" for name in names]
         else:
             return
         if reasons:

@@ -54,6 +54,9 @@ CASES: dict[str, tuple[list[str], dict[str, int]]] = {
     "weighted_resident": ([STREAM, *WEIGHTED], {}),
     "weighted_streamed": ([STREAM, "--cache=none", *WEIGHTED], BLOCKS),
     "weighted_moments": (["--full_batch_engine=moments", *WEIGHTED], BLOCKS),
+    # As a table is fitted without a setting: with a rule that stops, which the chief's word decides.
+    "finished": (["--data={table}", "--target=y", "--weight=w"], BLOCKS),
+    "finished_huber": (["--data={table}", "--target=y", "--loss=huber"], BLOCKS),
 }
 FEW = ("batches", "resident", "moments", "weighted_streamed")
 # Some thousand gathers: long enough to be killed in the middle on any machine.

@@ -69,6 +69,8 @@ class Team:
         Where each number is somebody's, and 0 everywhere else, the sum is a gather whose order cannot be wrong:
         TensorFlow's own puts rank 10 before rank 2.
         """
+        if not mine.size:  # TensorFlow crashes on a sum of nothing, which all workers have alike.
+            return mine
         replicas = self._strategy.num_replicas_in_sync // self.spec.num_workers
 
         def value(context: tf.distribute.ValueContext) -> tf.Tensor:

@@ -248,12 +248,6 @@ def _wrong_stops(config: TrainConfig) -> Iterator[str]:
 
 
 def _wrong_devices(config: TrainConfig) -> Iterator[str]:
-    if config.num_virtual_devices > config.virtual_shards:
-        yield (
-            f"--num_virtual_devices={config.num_virtual_devices}: must not exceed "
-            f"--virtual_shards={config.virtual_shards}, because every replica owns at least one shard; "
-            "lower one or raise the other"
-        )
     if config.collective == "nccl" and config.num_virtual_devices:
         yield (
             f"--collective=nccl: needs GPUs, and --num_virtual_devices={config.num_virtual_devices} computes on the "

@@ -111,7 +111,7 @@ class Objective:
     @property
     def is_squared(self) -> bool:
         """Whether the loss is the package's squared error."""
-        return self.loss is losses.squared
+        return isinstance(self.loss, losses.ResidualLoss) and self.loss.name == "squared"
 
     @property
     def loss_name(self) -> str:

@@ -184,7 +184,7 @@ def stopping_rules(
         InputError: if a rule cannot be applied to this model and these rows.
     """
     rules: list[StopRule] = []
-    count, pace = setup.programs["model"].num_parameters, config.early_stop_every_epochs
+    count, pace = setup.problem.model.num_parameters, config.early_stop_every_epochs
     if config.stop_at_se == "auto":
         rules += _finishing_rules(config, setup, engine, optimum_of_run, heed=heed)
         others = config.early_stop_gradient_norm or config.early_stop_patience
@@ -225,7 +225,7 @@ def _finishing_rules(
     """What `--stop_at_se=auto` stands for: close to the optimum of the run's own objective, or as close as it gets."""
     metric = optimum_of_run.metric
     assert metric
-    model = setup.programs["model"]
+    model = setup.problem.model
     count, l2 = model.num_parameters, config.l2 * model.penalized
     gradient = full_gradient(setup, engine, passes=_MOST_LOOKS, heed=heed)
     weights_l2 = l2[: len(metric.fit.names)]

@@ -58,7 +58,7 @@ def settle(
     else:
         first = _fastest(config, objective, setup, progress, heed=heed, say=say)
         optimizer = optimizers.from_config(config, auto_rate=first)
-    return first, dataclasses.replace(setup, programs={**setup.programs, "optimizer": optimizer})
+    return first, dataclasses.replace(setup, problem=dataclasses.replace(setup.problem, optimizer=optimizer))
 
 
 def _fastest(

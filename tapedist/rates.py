@@ -104,12 +104,11 @@ def _curvature(moments: Moments, config: TrainConfig, l2: np.ndarray) -> Curvatu
 
 def _sampled_lambda_max(source: Source, config: TrainConfig, l2: np.ndarray) -> float:
     rows = min(source.num_rows("train"), _MOST_POWER_ROWS)
-    plan = BlockPlan(rows, source.num_features, 8, 1)
+    size = BlockPlan(rows, source.num_features, 8).block_rows
 
     def blocks() -> Iterator[tuple[np.ndarray, ...]]:
-        for block in range(plan.num_blocks):
-            numbers = plan.block_row_range(block)
-            taken = source.take("train", tf.range(numbers.start, numbers.stop, dtype=tf.int64))
+        for first in range(0, rows, size):
+            taken = source.take("train", tf.range(first, min(first + size, rows), dtype=tf.int64))
             yield tuple(column.numpy().astype(np.float64) for column in taken)
 
     return power_iteration(blocks, num_features=source.num_features, fit_intercept=config.fit_intercept, l2=l2)

@@ -243,7 +243,7 @@ class TableSource:
 
         Args:
             out: `(x [k, d], y [k][, w [k]])`, whose types are rounded to at the very end; weights are divided by
-                `2**weight_exponent`.
+                `2**weight_exponent`. `x` may be feature-major tiles `[tiles, d, T]`, see `table_gather.write_tiles`.
             split: "train" or "test".
             rows: a range, which is the fastest, or int64 `[k]`.
             units: of the result; raw ones if None.

@@ -21,7 +21,7 @@ import numpy as np
 # A tile is what one compiled expression sums. With one or two features its sums are whole reductions, which want long
 # rows; with more, a tile's residuals and features must stay in a core's nearest caches.
 NARROW_FEATURES = 2
-NARROW_TILE_ROWS = 16_384
+NARROW_TILE_ROWS = 8192
 WIDE_TILE_BYTES = 64 * 1024  # Of features, as float64.
 LEAST_TILE_ROWS, MOST_TILE_ROWS = 64, 1024
 # A call of a compiled program (about 25 us) is small against its work on a block, which stays in the second cache.
@@ -110,15 +110,19 @@ class BlockPlan:
         num_rows: `n`, at least 0.
         num_features: `d`.
         itemsize: bytes of one number.
+        fixed_tile_rows: `T`, where it must be this; 0 where it is free.
     """
 
     num_rows: int
     num_features: int
     itemsize: int
+    fixed_tile_rows: int = 0
 
     @property
     def tile_rows(self) -> int:
         """`T`."""
+        if self.fixed_tile_rows:
+            return self.fixed_tile_rows
         least = min(LEAST_TILE_ROWS, most_tile_rows(self.num_features))
         return min(most_tile_rows(self.num_features), -(-max(1, self.num_rows) // least) * least)
 
@@ -131,6 +135,10 @@ class BlockPlan:
     @property
     def block_rows(self) -> int:
         return self.tile_rows * self.tiles
+
+    @property
+    def num_blocks(self) -> int:
+        return -(-self.num_rows // self.block_rows)
 
     @property
     def resident(self) -> bool:
@@ -240,10 +248,6 @@ class BatchPlan:
     @property
     def steps_per_epoch(self) -> int:
         return -(-self.num_rows // self.batch_rows)
-
-    def share(self, num_replicas: int) -> int:
-        """Rows of a full batch that one replica takes, at most."""
-        return -(-self.batch_rows // num_replicas)
 
     def rows_of(self, batches: Any) -> Any:
         """Rows of each of `batches`, int64 of any shape: a full batch, or what is left for the last one."""

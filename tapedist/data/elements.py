@@ -89,18 +89,18 @@ class ShuffledRows:
 def split_elements(
     num_rows: int, num_replicas: int, *, split: str, tiles: int, tile_rows: int, row_major: bool = False
 ) -> ElementPlan:
-    """The one element of a resident split: each replica takes `ceil(n / R)` rows in order, or what is left.
+    """The one element of a resident split: each replica fills its tiles in order, the last ones with what is left.
 
     Args:
         num_rows: `n`.
         num_replicas: `R`.
         split: "train" or "test".
         tiles: tiles of the element.
-        tile_rows: `T`; all tiles together have room for a share.
+        tile_rows: `T`.
         row_major: see `ElementPlan`.
     """
-    share = -(-num_rows // num_replicas)
-    assert share <= tiles * tile_rows
+    share = tiles * tile_rows
+    assert num_rows <= share * num_replicas
 
     def first_rows(element: int, replica: int) -> tuple[np.ndarray, np.ndarray]:
         first = min(replica * share, num_rows)
@@ -151,7 +151,7 @@ def batch_elements(
 ) -> ElementPlan:
     """Element `t`: batches at places `t * slots ...` of the sequence of batches that `order` describes.
 
-    Each replica takes a contiguous share of `ceil(B / R)` rows of a batch, or what is left.
+    Each replica fills its tiles with consecutive rows of a batch, the last ones with what is left.
 
     Args:
         plan: how an epoch is cut into batches.
@@ -159,12 +159,12 @@ def batch_elements(
         slots: batches per element.
         order: `places int64 [slots] -> (epoch, batch)`: which batch of which epoch is at each place.
         row_numbers: the order of rows in an epoch; None where the numbers of rows are their positions.
-        tiles: tiles of a share.
-        tile_rows: `T`; all tiles together have room for a share.
+        tiles: tiles of a replica's share.
+        tile_rows: `T`.
         row_major: see `ElementPlan`.
     """
-    share = plan.share(num_replicas)
-    assert share <= tiles * tile_rows
+    share = tiles * tile_rows
+    assert plan.batch_rows <= share * num_replicas
 
     def first_rows(element: int, replica: int) -> tuple[np.ndarray, np.ndarray]:
         _, batches = order(element * slots + np.arange(slots))

@@ -284,7 +284,16 @@ def test_one_batch_of_all_rows_is_a_full_batch():
     limits = ref.bounds(ref.ranges([(x, y, w)]), problem.kind)
     rows = ref.as_trained(x, y, w, problem.kind)
     whole = ref.full_batch(lambda: [rows], np.zeros(3), limits, problem)
-    batches = ref.mini_batch(take, np.zeros(3), limits, problem, num_rows=200, batch_size=500, shuffle="rows", seed=9)
+    batches = ref.mini_batch(
+        lambda numbers: tuple(c[numbers] for c in rows),
+        np.zeros(3),
+        limits,
+        problem,
+        num_rows=200,
+        batch_size=500,
+        shuffle="rows",
+        seed=9,
+    )
     for a, b in itertools.islice(zip(whole, batches, strict=False), 20):
         assert ref.digest(a.theta) == ref.digest(b.theta)
         assert (a.loss_sum, a.weight) == (b.loss_sum, b.weight)

@@ -403,18 +403,35 @@ def test_the_optimum_of_dependent_columns_is_one_of_them():
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 20])
-def test_eigenvalues_of_a_symmetric_matrix(count):
+def test_singular_values_keep_their_digits(count):
+    """Of a matrix that is well conditioned but for the units of its columns."""
     g = np.random.default_rng(count)
-    root = g.normal(size=(count, count)) * 10.0 ** g.integers(-3, 4, count)
-    matrix = root.T @ root
-    matrix = (matrix + matrix.T) / 2
-    expected = np.linalg.eigvalsh(matrix)
-    np.testing.assert_allclose(np.sort(ref.eigenvalues(matrix)), expected, atol=1e-12 * expected[-1])
-    assert ref.eigenvalues(np.diag(np.arange(count))).tolist() == list(range(count))
+    orthogonal = np.linalg.qr(g.normal(size=(count + 3, count)))[0]
+    units = 10.0 ** g.integers(-9, 9, count)
+    np.testing.assert_allclose(np.sort(ref.singular_values(orthogonal * units)), np.sort(units), rtol=1e-13)
+    matrix = g.normal(size=(count + 3, count))
+    np.testing.assert_allclose(
+        np.sort(ref.singular_values(matrix))[::-1], np.linalg.svd(matrix, compute_uv=False), rtol=1e-12
+    )
 
 
-def test_equal_diagonals_are_rotated_by_45_degrees():
-    np.testing.assert_allclose(np.sort(ref.eigenvalues(np.array([[2.0, 1.0], [1.0, 2.0]]))), [1.0, 3.0], rtol=1e-15)
+def test_columns_of_equal_length_are_rotated_by_45_degrees():
+    found = np.sort(ref.singular_values(np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])))
+    np.testing.assert_allclose(found, [1.0, np.sqrt(3)], rtol=1e-15)
+
+
+@pytest.mark.parametrize("offset", [1e3, 1e6])
+def test_auto_rate_of_features_far_from_zero(offset):
+    """The smallest eigenvalue is below the rounding of the Hessian, but not flat."""
+    moments = ref.Moments(100.0, np.array([offset, 0.0]), np.array([[100.0, 0.0], [0.0, 1.0]]))
+    rate = ref.auto_rate(moments, fit_intercept=True, l2=np.zeros(1))
+    trace = 2 + offset * offset
+    assert rate == pytest.approx(1 / trace, rel=1e-8)
+
+
+def test_auto_rate_leaves_flat_directions_out():
+    covariance = np.array([[1.0, 2.0, 0.0], [2.0, 4.0, 0.0], [0.0, 0.0, 1.0]])
+    assert ref.auto_rate(ref.Moments(1.0, np.zeros(3), covariance), fit_intercept=True, l2=np.zeros(2)) == 0.166666667
 
 
 @pytest.mark.parametrize("fit_intercept", [True, False])

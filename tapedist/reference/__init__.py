@@ -13,17 +13,15 @@ from tapedist.reference.moments import (
     Columns,
     Form,
     Moments,
-    auto_rate,
     columns_of,
-    eigenvalues,
     form_gradient,
-    hessian,
     moment_epochs,
     moment_integers,
     moments,
     quadratic_form,
 )
 from tapedist.reference.order import batch_rows, permuted
+from tapedist.reference.rates import auto_rate, singular_values
 from tapedist.reference.rows import Bounds, Chunk, Ranges, as_dtype, as_trained, bounds, ranges, standardized
 from tapedist.reference.steps import (
     Diverged,

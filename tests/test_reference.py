@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
+import runpy
+import sys
 from fractions import Fraction
 
 import numpy as np
 import pytest
+from conftest import REPO
 
 import tapedist.numerics  # noqa: F401  (before TensorFlow)
 import tensorflow as tf
@@ -519,3 +522,15 @@ def test_first_parameters_and_splits_are_those_of_the_package():
         assert np.array_equal(ref.initial_parameters(5, init=init, seed=3), model.initial_parameters(init=init, seed=3))
     for n, fraction in [(100, 0.29), (7, 0.5), (10**17, 0.1), (5, 0.0)]:
         assert ref.split_sizes(n, fraction) == split_sizes(n, fraction)
+
+
+def test_errors_are_measured(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["arithmetic_errors.py", "--rows=40"])
+    runpy.run_path(str(REPO / "scripts/arithmetic_errors.py"), run_name="__main__")
+    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+    assert len(rows) == 14
+    for dtype, name, loss, _, gradient, _, covariances, _ in rows:
+        most = 1e-9 if dtype == "float64" else 1e-2
+        assert float(loss) < most, name
+        assert float(gradient) < most, name
+        assert float(covariances) < 1e-15, name

@@ -23,6 +23,7 @@ FLOORS = {
     "config": 1,
     "filesystem": 1,
     "process": 1,
+    "reference": 0,
     "quiet": 1,
     "signals": 1,
     "flags": 2,

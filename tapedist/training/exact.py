@@ -145,6 +145,12 @@ def _trim(bits: int) -> Callable[[tf.Tensor], tf.Tensor]:
     return trim
 
 
+def trimmed_number(number: float, bits: int) -> float:
+    """`trimmed` of a constant."""
+    bit_pattern = np.float64(number).view(np.int64) + np.int64((1 << bits) >> 1)
+    return float((bit_pattern & np.int64(-(1 << bits))).view(np.float64))
+
+
 def folded(terms: tf.Tensor) -> tf.Tensor:
     """The sum along the first axis by halves: the second half is added to the first, until one term is left."""
     count = terms.shape[0]

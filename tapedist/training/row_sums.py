@@ -135,8 +135,7 @@ class LinearSums:
     def _row_loss(self) -> Loss:
         """The loss with its constant as the arithmetic has it: of as few bits as a residual."""
         if isinstance(self.loss, ResidualLoss) and math.isfinite(self.loss.delta):
-            delta = exact.trimmed(tf.constant(self.loss.delta, tf.float64), self._kind.short)
-            return dataclasses.replace(self.loss, delta=float(tf.get_static_value(delta)))
+            return dataclasses.replace(self.loss, delta=exact.trimmed_number(self.loss.delta, self._kind.short))
         return self.loss
 
     @property

@@ -83,6 +83,23 @@ class TrainConfig(Settings):
             changes["standardize"] = "false" if own_model else "true"
         return dataclasses.replace(self, **changes)
 
+    def with_arithmetic(self, strategy: str) -> TrainConfig:
+        """This config with a value in the place of `--arithmetic=auto`.
+
+        Args:
+            strategy: the name of the one that was chosen.
+
+        Raises:
+            InputError: if there is no exact arithmetic where it was asked for.
+        """
+        if strategy == "tpu" and self.arithmetic == "exact":
+            raise InputError(
+                "--arithmetic=exact: a TPU has no IEEE float64 and no sums of int64, so that nothing there is exact; "
+                "use --arithmetic=fast"
+            )
+        resolved = "fast" if strategy == "tpu" else "exact"
+        return dataclasses.replace(self, arithmetic=resolved) if self.arithmetic == "auto" else self
+
     def without_survey(self) -> TrainConfig:
         """A resolved config for rows so wide that only the fastest full-batch rate can be found from them."""
         changes: dict[str, Any] = {"stop_at_se": 0.0} if self.stop_at_se == "auto" else {}

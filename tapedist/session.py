@@ -80,9 +80,11 @@ class Session:
     ):
         config = config.resolved(
             own_rows=is_users(config, source), own_model=model is not None, own_loss=loss is not None
-        )
+        ).with_arithmetic(choice.name)
         self._config, self._team, self._monitor, self._stop, self._folder = config, team, monitor, stop, folder
         monitor.say(f"Strategy: {choice.name} on {strategy.num_replicas_in_sync} replica(s) ({choice.reason})")
+        if config.arithmetic == "fast":
+            monitor.say("Arithmetic: fast; sums are as the hardware makes them, so the last digits may differ elsewhere")
         self._source = team.together(stop, lambda heed: open_source(config, heed=heed)) if source is None else source
         idle = config.without_effect() if source is None else config.without_effect_beside(source)
         for notice in (*idle, *getattr(self._source, "notices", ())):

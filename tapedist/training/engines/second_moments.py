@@ -45,7 +45,7 @@ class MomentsEngine:
     def moments(self, interrupted: Callable[[], bool] = lambda: False) -> Moments | None:
         """The split's moments, by a pass over the rows if they are not known yet; None if interrupted."""
         if self._sums is None and self._resident:
-            self._sums = self._pass_steps.of_split(*self._setup.split_at_hand(self._split))
+            self._sums = self._pass_steps.of_split(*self._setup.split_at_hand(self._split, row_major=False))
         elif self._sums is None:
             sums = self._pass.run(self._pass_steps.add_blocks, interrupted=interrupted)
             self._sums = None if sums is None else self._pass_steps.finish(sums)

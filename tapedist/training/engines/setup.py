@@ -108,10 +108,15 @@ class Setup:
             self.strategy, self.source, plan, elements=elements, dtype=self.dtype, parallel=cores
         )
 
-    def split_at_hand(self, split: str) -> tuple[Any, Any]:
-        """Per-replica `(rows, counts [1])` of a whole split."""
+    def split_at_hand(self, split: str, **layout: bool) -> tuple[Any, Any]:
+        """Per-replica `(rows, counts [1])` of a whole split.
+
+        Args:
+            split: "train" or "test".
+            **layout: `row_major`, where it is not that of the problem's sums.
+        """
         rows = self.source.num_rows(split)
-        plan = pipeline.split_elements(rows, self.num_replicas, split=split, **self.tiles(rows))
+        plan = pipeline.split_elements(rows, self.num_replicas, split=split, **self.tiles(rows) | layout)
         return next(self.elements(plan, range(1)))
 
     def blocks(self, plan: BlockPlan, *, split: str, row_major: bool) -> tuple[pipeline.BlockOrder, Any]:

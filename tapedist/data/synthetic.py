@@ -4,8 +4,9 @@ Legend: `k` rows of a call, `d` features, `P` pairs of columns, where a row's co
 
     x_j = mean + std * z_j          y = c + m_0 * x_0 + ... + m_(d-1) * x_(d-1) + noise_std * z_d
 
-in float32, summed from left to right, with standard normals `z` from `tapedist.data.generator`. Nothing is stored
-and no row needs another, so a billion rows take no memory and a run resumes anywhere.
+in float32, every product rounded and then added, from left to right, with standard normals `z` from
+`tapedist.data.generator`. Nothing is stored and no row needs another, so a billion rows take no memory and a run
+resumes anywhere.
 """
 
 from __future__ import annotations
@@ -139,21 +140,22 @@ class SyntheticSource:
         least = _LEAST_PAIRS // len(_keys(self.seed, self.num_features))
         return -(-max(count, least) // _ROW_QUANTUM) * _ROW_QUANTUM
 
-    def _column_tensors(self) -> tuple[Any, Any, Any]:
-        """Keys, scales and shifts of the columns, each `[P, 2]`."""
+    def _column_tensors(self) -> tuple[Any, Any, Any, Any]:
+        """Keys, scales and shifts of the columns, each `[P, 2]`, and the 0 that pins products."""
         d = self.num_features
         keys = _keys(self.seed, d)
         scales = np.ones(2 * len(keys), np.float32)
         shifts = np.zeros(2 * len(keys), np.float32)
         scales[:d], shifts[:d] = self.std, self.mean
-        return tf.constant(keys), tf.constant(scales.reshape(-1, 2)), tf.constant(shifts.reshape(-1, 2))
+        by_pair = (tf.constant(array.reshape(-1, 2)) for array in (scales, shifts))
+        return tf.constant(keys), *by_pair, tf.constant(0)
 
-    def _target_tensors(self) -> tuple[Any, Any]:
-        """What each column weighs in `y`, `[P, 2]`, and the bias, `[]`."""
+    def _target_tensors(self) -> tuple[Any, Any, Any]:
+        """What each column weighs in `y`, `[P, 2]`, the bias, `[]`, and the 0 that pins products."""
         d = self.num_features
         weights = np.zeros(2 * len(_keys(self.seed, d)), np.float32)
         weights[:d], weights[d] = self.m, self.noise_std
-        return tf.constant(weights.reshape(-1, 2)), tf.constant(self.c, tf.float32)
+        return tf.constant(weights.reshape(-1, 2)), tf.constant(self.c, tf.float32), tf.constant(0)
 
 
 @functools.lru_cache(maxsize=8)
@@ -162,39 +164,39 @@ def _keys(seed: int, num_features: int) -> np.ndarray:
 
 
 @tf.function(jit_compile=True, autograph=False)
-def _columns(words: Any, keys: Any, scales: Any, shifts: Any) -> Any:
+def _columns(words: Any, keys: Any, scales: Any, shifts: Any, zero: Any) -> Any:
     """Features and noise of rows, two columns to a complex number: complex64 `[P, k]`.
 
-    The settings are tensors, not constants: one compilation serves every source, and a scale of 1 cannot be simplified
-    away, which would let the multiply-adds fall elsewhere.
+    The settings are tensors, not constants: one compilation serves every source.
     """
-    return _scaled_pairs(words[:, 0], words[:, 1], keys, scales, shifts)
+    return _scaled_pairs(words[:, 0], words[:, 1], keys, scales, shifts, zero)
 
 
 @tf.function(jit_compile=True, autograph=False)
-def _columns_of_runs(first: Any, keys: Any, scales: Any, shifts: Any, *, length: int) -> Any:
+def _columns_of_runs(first: Any, keys: Any, scales: Any, shifts: Any, zero: Any, *, length: int) -> Any:
     """`_columns` of runs of rows, by the first row of each: uint32 `[r, 2]`."""
     low = first[:, 0:1] + tf.cast(tf.range(length), tf.uint32)
     carry = tf.cast(low < first[:, 0:1], tf.uint32)
     # Two axes of rows to the end: as one, each row's run would have to be found by a division.
-    by_run = _scaled_pairs(low, first[:, 1:2] + carry, *(t[:, :, tf.newaxis] for t in (keys, scales, shifts)))
+    by_run = _scaled_pairs(low, first[:, 1:2] + carry, *(t[:, :, tf.newaxis] for t in (keys, scales, shifts)), zero)
     return tf.reshape(by_run, [keys.shape[0], first.shape[0] * length])
 
 
-def _scaled_pairs(low: Any, high: Any, keys: Any, scales: Any, shifts: Any) -> Any:
-    even, odd = generator.normal_pairs(low, high, keys)
-    return tf.complex(even * scales[:, 0:1] + shifts[:, 0:1], odd * scales[:, 1:2] + shifts[:, 1:2])
+def _scaled_pairs(low: Any, high: Any, keys: Any, scales: Any, shifts: Any, zero: Any) -> Any:
+    even, odd = generator.normal_pairs(low, high, keys, zero)
+    even, odd = (generator.pinned(z * scales[:, p : p + 1], zero) for p, z in enumerate((even, odd)))
+    return tf.complex(even + shifts[:, 0:1], odd + shifts[:, 1:2])
 
 
 @tf.function(jit_compile=True, autograph=False)
-def _assemble(columns: Any, weights: Any, bias: Any, *, num_features: int) -> tuple[Any, Any]:
+def _assemble(columns: Any, weights: Any, bias: Any, zero: Any, *, num_features: int) -> tuple[Any, Any]:
     """`(x, y)`, `[k, d]` and `[k]`, from the columns. A function of its own: within `_columns`, XLA would compute the
     normals once for each output."""
     pairs, count = columns.shape
 
     def add_pair(p: Any, y: Any) -> tuple[Any, Any]:
-        y += weights[p, 0] * tf.math.real(columns[p])
-        return p + 1, y + weights[p, 1] * tf.math.imag(columns[p])
+        y += generator.pinned(weights[p, 0] * tf.math.real(columns[p]), zero)
+        return p + 1, y + generator.pinned(weights[p, 1] * tf.math.imag(columns[p]), zero)
 
     _, y = tf.while_loop(lambda p, _: p < pairs, add_pair, [0, tf.fill([count], bias)])
     by_row = tf.transpose(columns)

@@ -24,8 +24,11 @@ import tensorflow as tf
 
 from tapedist.data import generator
 from tapedist.data.blocks import split_sizes
+from tapedist.data.ranges import Ranges
+from tapedist.data.tiny import LEAST
 from tapedist.errors import InputError
 
+_SLACK = 1 + 2.0**-20  # More than roundings add.
 _ROW_QUANTUM = 64  # Rows a compiled loop handles at once, at most; whole groups leave no remainder loop.
 _LEAST_PAIRS = 16_384  # Of normals in a call: few rows take no time, and one compilation serves all calls for few.
 
@@ -89,6 +92,37 @@ class SyntheticSource:
     def num_rows(self, split: str) -> int:
         """Rows in `split`, which is "train" or "test"."""
         return split_sizes(self.n_samples, self.test_fraction)[("train", "test").index(split)]
+
+    @functools.cached_property
+    def holds_tiny(self) -> bool:
+        """Whether a row may hold a number other than 0 below 2**-126."""
+        m, c, mean, std, noise = self._rounded_settings
+        # A float32 sum is a multiple of its terms' last places, and no normal but 0 is below 2**-45.
+        x = [abs(mean) * 2.0**-24, abs(std) * 2.0**-69]
+        y = [abs(c) * 2.0**-24, abs(noise) * 2.0**-69, *(abs(weight) * place * 2.0**-24 for weight in m for place in x)]
+        return any(0 < place < LEAST["float32"] for place in (*x, *y))
+
+    @property
+    def _rounded_settings(self) -> tuple[list[float], float, float, float, float]:
+        """`m, c, mean, std, noise_std` as rows are made from them."""
+        settings = np.array([self.c, self.mean, self.std, self.noise_std, *self.m], np.float32)
+        c, mean, std, noise, *m = settings.astype(np.float64).tolist()
+        return m, c, mean, std, noise
+
+    def ranges(self, split: str) -> Ranges:
+        """What no row of either split exceeds, in closed form: no row is made for it."""
+        m, c, mean, std, noise = self._rounded_settings
+        radius = abs(std) * generator.MOST * _SLACK + abs(mean) * 2.0**-20
+        middle, spread, sizes = c, 0.0, abs(c)
+        for weight in m:
+            middle += weight * mean
+            spread += abs(weight) * radius
+            sizes += abs(weight) * (abs(mean) + radius)
+        spread += abs(noise) * generator.MOST * _SLACK
+        sizes += abs(noise) * generator.MOST
+        spread += sizes * ((len(m) + 2) * 2.0**-20)
+        low, high = ([mean + sign * radius] * len(m) + [middle + sign * spread] for sign in (-1, 1))
+        return Ranges(np.array(low), np.array(high))
 
     def fingerprint(self) -> str:
         """SHA-256 of the settings and the generator's version, in hexadecimal."""
@@ -178,7 +212,8 @@ def _columns_of_runs(first: Any, keys: Any, scales: Any, shifts: Any, zero: Any,
     low = first[:, 0:1] + tf.cast(tf.range(length), tf.uint32)
     carry = tf.cast(low < first[:, 0:1], tf.uint32)
     # Two axes of rows to the end: as one, each row's run would have to be found by a division.
-    by_run = _scaled_pairs(low, first[:, 1:2] + carry, *(t[:, :, tf.newaxis] for t in (keys, scales, shifts)), zero)
+    keys, scales, shifts = (t[:, :, tf.newaxis] for t in (keys, scales, shifts))
+    by_run = _scaled_pairs(low, first[:, 1:2] + carry, keys, scales, shifts, zero)
     return tf.reshape(by_run, [keys.shape[0], first.shape[0] * length])
 
 

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from tapedist.data.blocks import Source
+from tapedist.data.ranges import Ranges
 from tapedist.data.row_arrays import row_blocks, row_ranges
 from tapedist.data.table_gather import Units
 from tapedist.data.tables import TableSource
@@ -194,7 +195,7 @@ class StandardizedSource:
     """
 
     def __init__(self, source: Source, units: StandardUnits):
-        self._source, self._units = source, units
+        self.source, self._units = source, units
         self.num_features, self.feature_names = source.num_features, source.feature_names
         self.target_name, self.weighted = source.target_name, source.weighted
         self.weight_exponent = getattr(source, "weight_exponent", 0)
@@ -202,19 +203,37 @@ class StandardizedSource:
             self.take_runs = self._take_runs
 
     def num_rows(self, split: str) -> int:
-        return self._source.num_rows(split)
+        return self.source.num_rows(split)
+
+    def in_units(self, raw: Ranges) -> Ranges:
+        """The ranges of these rows, of those of the raw ones: what makes the rows keeps their order."""
+        units = self._units
+        center, factor = np.append(units.center, units.target_center), np.append(units.factor, 1.0)
+        with np.errstate(over="ignore", invalid="ignore"):  # Of a feature that is left out.
+            low, high = (np.where(factor == 0, 0.0, (ends - center) * factor) for ends in (raw.low, raw.high))
+        return Ranges(low + 0.0, high + 0.0, raw.weight)
+
+    @functools.cached_property
+    def holds_tiny(self) -> bool:
+        """Whether training may meet numbers other than 0 below 2**-126."""
+        center = np.append(self._units.center, self._units.target_center)
+        factor = np.append(self._units.factor, 1.0)
+        tiny = getattr(self.source, "holds_tiny", True)
+        # A number that differs from its column's center does so by half a unit of the center's last place or more.
+        may_be = np.where(center == 0, tiny | (factor < 1), np.abs(center) * factor < 2.0**-60) & (factor != 0)
+        return bool(may_be.any()) or (self.weighted and tiny)
 
     def fingerprint(self) -> str:
         units = self._units
         numbers = np.concatenate([units.center, units.factor, [units.target_center]]).astype("<f8")
-        return hashlib.sha256(self._source.fingerprint().encode() + numbers.tobytes()).hexdigest()
+        return hashlib.sha256(self.source.fingerprint().encode() + numbers.tobytes()).hexdigest()
 
     def take(self, split: str, indices: Any) -> tuple[Any, ...]:
         """Rows in standard units, float64."""
-        return self._standard(*self._source.take(split, indices))
+        return self._standard(*self.source.take(split, indices))
 
     def _take_runs(self, split: str, first: Any, *, length: int) -> tuple[Any, ...]:
-        source: Any = self._source
+        source: Any = self.source
         return self._standard(*source.take_runs(split, first, length=length))
 
     def _standard(self, x: Any, y: Any, *rest: Any) -> tuple[Any, ...]:

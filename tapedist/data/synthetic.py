@@ -4,8 +4,9 @@ Legend: `k` rows of a call, `d` features, `P` pairs of columns, where a row's co
 
     x_j = mean + std * z_j          y = c + m_0 * x_0 + ... + m_(d-1) * x_(d-1) + noise_std * z_d
 
-in float32, summed from left to right, with standard normals `z` from `tapedist.data.generator`. Nothing is stored
-and no row needs another, so a billion rows take no memory and a run resumes anywhere.
+in float32, every product rounded and then added, from left to right, with standard normals `z` from
+`tapedist.data.generator`. Nothing is stored and no row needs another, so a billion rows take no memory and a run
+resumes anywhere.
 """
 
 from __future__ import annotations
@@ -23,8 +24,11 @@ import tensorflow as tf
 
 from tapedist.data import generator
 from tapedist.data.blocks import split_sizes
+from tapedist.data.ranges import Ranges
+from tapedist.data.tiny import LEAST
 from tapedist.errors import InputError
 
+_SLACK = 1 + 2.0**-20  # More than roundings add.
 _ROW_QUANTUM = 64  # Rows a compiled loop handles at once, at most; whole groups leave no remainder loop.
 _LEAST_PAIRS = 16_384  # Of normals in a call: few rows take no time, and one compilation serves all calls for few.
 
@@ -89,6 +93,37 @@ class SyntheticSource:
         """Rows in `split`, which is "train" or "test"."""
         return split_sizes(self.n_samples, self.test_fraction)[("train", "test").index(split)]
 
+    @functools.cached_property
+    def holds_tiny(self) -> bool:
+        """Whether a row may hold a number other than 0 below 2**-126."""
+        m, c, mean, std, noise = self._rounded_settings
+        # A float32 sum is a multiple of its terms' last places, and no normal but 0 is below 2**-45.
+        x = [abs(mean) * 2.0**-24, abs(std) * 2.0**-69]
+        y = [abs(c) * 2.0**-24, abs(noise) * 2.0**-69, *(abs(weight) * place * 2.0**-24 for weight in m for place in x)]
+        return any(0 < place < LEAST["float32"] for place in (*x, *y))
+
+    @property
+    def _rounded_settings(self) -> tuple[list[float], float, float, float, float]:
+        """`m, c, mean, std, noise_std` as rows are made from them."""
+        settings = np.array([self.c, self.mean, self.std, self.noise_std, *self.m], np.float32)
+        c, mean, std, noise, *m = settings.astype(np.float64).tolist()
+        return m, c, mean, std, noise
+
+    def ranges(self, split: str) -> Ranges:
+        """What no row of either split exceeds, in closed form: no row is made for it."""
+        m, c, mean, std, noise = self._rounded_settings
+        radius = abs(std) * generator.MOST * _SLACK + abs(mean) * 2.0**-20
+        middle, spread, sizes = c, 0.0, abs(c)
+        for weight in m:
+            middle += weight * mean
+            spread += abs(weight) * radius
+            sizes += abs(weight) * (abs(mean) + radius)
+        spread += abs(noise) * generator.MOST * _SLACK
+        sizes += abs(noise) * generator.MOST
+        spread += sizes * ((len(m) + 2) * 2.0**-20)
+        low, high = ([mean + sign * radius] * len(m) + [middle + sign * spread] for sign in (-1, 1))
+        return Ranges(np.array(low), np.array(high))
+
     def fingerprint(self) -> str:
         """SHA-256 of the settings and the generator's version, in hexadecimal."""
         settings = {"source": "synthetic", "generator": generator.VERSION} | dataclasses.asdict(self)
@@ -139,21 +174,22 @@ class SyntheticSource:
         least = _LEAST_PAIRS // len(_keys(self.seed, self.num_features))
         return -(-max(count, least) // _ROW_QUANTUM) * _ROW_QUANTUM
 
-    def _column_tensors(self) -> tuple[Any, Any, Any]:
-        """Keys, scales and shifts of the columns, each `[P, 2]`."""
+    def _column_tensors(self) -> tuple[Any, Any, Any, Any]:
+        """Keys, scales and shifts of the columns, each `[P, 2]`, and the 0 that pins products."""
         d = self.num_features
         keys = _keys(self.seed, d)
         scales = np.ones(2 * len(keys), np.float32)
         shifts = np.zeros(2 * len(keys), np.float32)
         scales[:d], shifts[:d] = self.std, self.mean
-        return tf.constant(keys), tf.constant(scales.reshape(-1, 2)), tf.constant(shifts.reshape(-1, 2))
+        by_pair = (tf.constant(array.reshape(-1, 2)) for array in (scales, shifts))
+        return tf.constant(keys), *by_pair, tf.constant(0)
 
-    def _target_tensors(self) -> tuple[Any, Any]:
-        """What each column weighs in `y`, `[P, 2]`, and the bias, `[]`."""
+    def _target_tensors(self) -> tuple[Any, Any, Any]:
+        """What each column weighs in `y`, `[P, 2]`, the bias, `[]`, and the 0 that pins products."""
         d = self.num_features
         weights = np.zeros(2 * len(_keys(self.seed, d)), np.float32)
         weights[:d], weights[d] = self.m, self.noise_std
-        return tf.constant(weights.reshape(-1, 2)), tf.constant(self.c, tf.float32)
+        return tf.constant(weights.reshape(-1, 2)), tf.constant(self.c, tf.float32), tf.constant(0)
 
 
 @functools.lru_cache(maxsize=8)
@@ -162,39 +198,40 @@ def _keys(seed: int, num_features: int) -> np.ndarray:
 
 
 @tf.function(jit_compile=True, autograph=False)
-def _columns(words: Any, keys: Any, scales: Any, shifts: Any) -> Any:
+def _columns(words: Any, keys: Any, scales: Any, shifts: Any, zero: Any) -> Any:
     """Features and noise of rows, two columns to a complex number: complex64 `[P, k]`.
 
-    The settings are tensors, not constants: one compilation serves every source, and a scale of 1 cannot be simplified
-    away, which would let the multiply-adds fall elsewhere.
+    The settings are tensors, not constants: one compilation serves every source.
     """
-    return _scaled_pairs(words[:, 0], words[:, 1], keys, scales, shifts)
+    return _scaled_pairs(words[:, 0], words[:, 1], keys, scales, shifts, zero)
 
 
 @tf.function(jit_compile=True, autograph=False)
-def _columns_of_runs(first: Any, keys: Any, scales: Any, shifts: Any, *, length: int) -> Any:
+def _columns_of_runs(first: Any, keys: Any, scales: Any, shifts: Any, zero: Any, *, length: int) -> Any:
     """`_columns` of runs of rows, by the first row of each: uint32 `[r, 2]`."""
     low = first[:, 0:1] + tf.cast(tf.range(length), tf.uint32)
     carry = tf.cast(low < first[:, 0:1], tf.uint32)
     # Two axes of rows to the end: as one, each row's run would have to be found by a division.
-    by_run = _scaled_pairs(low, first[:, 1:2] + carry, *(t[:, :, tf.newaxis] for t in (keys, scales, shifts)))
+    keys, scales, shifts = (t[:, :, tf.newaxis] for t in (keys, scales, shifts))
+    by_run = _scaled_pairs(low, first[:, 1:2] + carry, keys, scales, shifts, zero)
     return tf.reshape(by_run, [keys.shape[0], first.shape[0] * length])
 
 
-def _scaled_pairs(low: Any, high: Any, keys: Any, scales: Any, shifts: Any) -> Any:
-    even, odd = generator.normal_pairs(low, high, keys)
-    return tf.complex(even * scales[:, 0:1] + shifts[:, 0:1], odd * scales[:, 1:2] + shifts[:, 1:2])
+def _scaled_pairs(low: Any, high: Any, keys: Any, scales: Any, shifts: Any, zero: Any) -> Any:
+    even, odd = generator.normal_pairs(low, high, keys, zero)
+    even, odd = (generator.pinned(z * scales[:, p : p + 1], zero) for p, z in enumerate((even, odd)))
+    return tf.complex(even + shifts[:, 0:1], odd + shifts[:, 1:2])
 
 
 @tf.function(jit_compile=True, autograph=False)
-def _assemble(columns: Any, weights: Any, bias: Any, *, num_features: int) -> tuple[Any, Any]:
+def _assemble(columns: Any, weights: Any, bias: Any, zero: Any, *, num_features: int) -> tuple[Any, Any]:
     """`(x, y)`, `[k, d]` and `[k]`, from the columns. A function of its own: within `_columns`, XLA would compute the
     normals once for each output."""
     pairs, count = columns.shape
 
     def add_pair(p: Any, y: Any) -> tuple[Any, Any]:
-        y += weights[p, 0] * tf.math.real(columns[p])
-        return p + 1, y + weights[p, 1] * tf.math.imag(columns[p])
+        y += generator.pinned(weights[p, 0] * tf.math.real(columns[p]), zero)
+        return p + 1, y + generator.pinned(weights[p, 1] * tf.math.imag(columns[p]), zero)
 
     _, y = tf.while_loop(lambda p, _: p < pairs, add_pair, [0, tf.fill([count], bias)])
     by_row = tf.transpose(columns)

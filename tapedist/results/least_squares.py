@@ -151,7 +151,7 @@ def least_squares(
         InputError: No row has a positive weight, a value is not finite, or a weight is negative.
     """
     labels = _labels(names, num_features)
-    moments = ExactMoments(of_blocks(blocks(), num_features), names=names or [f"feature {j}" for j in range(num_features)])
+    moments = ExactMoments(of_blocks(blocks(), num_features), names=labels)
     for x, y, w in blocks():
         moments.add(as_columns(x, y), None if w is None else np.asarray(w, np.float64))
     return from_exact(

@@ -144,7 +144,7 @@ def share_of_small_residuals(source: Source, metric: Metric, delta: float, heed:
     around 0.
     """
     window = max(delta, _WINDOW * (metric.fit.residual_std or 0.0))
-    at, sums = metric.optimum(), ExactSums(np.ones(2))  # Weights are 1 at most.
+    at, sums = metric.optimum(), ExactSums(np.full(2, ranges(source, "train", heed).weight))
     for z, y, w in metric.rows(source, heed):
         near = np.abs(metric.predictions(z, at) - y) <= window
         sums.add(np.stack([w * near, w]))
@@ -185,14 +185,15 @@ class NewtonGap:
         if not np.isfinite(parameters).all():
             return Gap(None, None)
         curved, total, sums = self._sums(parameters)
-        d, intercept, free = curved.num_features, self._metric.fit.fit_intercept, np.flatnonzero(self._metric.counts)
-        squares, slope, l2 = sums[0] / total, sums[1:] / total + 2 * self._l2 * parameters, self._l2[:d]
         if not curved.num_rows:
             return Gap(None, None)
+        d, intercept, free = curved.num_features, self._metric.fit.fit_intercept, np.flatnonzero(self._metric.counts)
+        squares, slope, l2 = sums[0] / total, sums[1:] / total + 2 * self._l2 * parameters, self._l2[:d]
         # Weights first, with the intercept eliminated: of the rows' moments it leaves those about their means.
-        inside = curved.total()[0] / total
+        share = 2.0**curved.weight_exponent / total
+        inside = float(curved.total()[0]) * share
         exponents = curved.exponents[free]
-        products = (curved.centred() if intercept else curved.about_zero())[0][np.ix_(free, free)] / total
+        products = (curved.centred() if intercept else curved.about_zero())[0][np.ix_(free, free)] * share
         matrix = np.ldexp(products, np.add.outer(exponents, exponents)) + 2 * np.diag(l2[free])
         means = curved.means()[0][:d] if intercept else np.zeros(d)
         right = slope[:d] - means * (slope[d] if intercept else 0.0)
@@ -224,7 +225,7 @@ class NewtonGap:
         if not most * most < np.inf:
             return curved, 1.0, np.full(1 + len(parameters), np.nan)
         bounds = [1.0, most * most, *(most * largest[:d]), *([most] if intercept else [])]
-        sums = ExactSums(np.array(bounds))
+        sums = ExactSums(known.weight * np.array(bounds) * (1 + 2.0**-20))
         for z, y, w in metric.rows(self._source, self._heed):
             residuals = metric.predictions(z, parameters) - y
             near = np.abs(residuals) <= delta

@@ -8,6 +8,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterator
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -18,15 +19,15 @@ from tapedist.data.array_source import ArraySource
 from tapedist.data.exact_moments import ExactMoments
 from tapedist.data.ranges import ranges
 from tapedist.data.standardize import ColumnMoments, StandardUnits
+from tapedist.errors import InputError
 from tapedist.results import metric, statistics
 from tapedist.training.stability import curvature, inverse_hessian, power_iteration
 
-# Draws and powers of ten would be a library's bits; these numbers are not.
 _N = 700
 
 
 def _numbers(count: int, seed: int) -> np.ndarray:
-    """Of about normal distribution, float64 `[count]`, by integer arithmetic."""
+    """About normally distributed, float64 `[count]`: by integers, because the random draws of libraries may change."""
     words = (np.arange(count * 4, dtype=np.uint64) + np.uint64(seed * 1_000_003)) * np.uint64(0x9E3779B97F4A7C15)
     words ^= words >> np.uint64(29)
     words *= np.uint64(0xBF58476D1CE4E5B9)
@@ -96,9 +97,7 @@ def _bits(part: Any) -> Any:
 @pytest.mark.parametrize("slices", [3, 6])
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("intercept", [False, True])
-def test_rows_have_no_order(
-    intercept: bool, weighted: bool, slices: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rows_have_no_order(intercept: bool, weighted: bool, slices: int, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = _table(weighted=weighted)
     expected = _found(rows, fit_intercept=intercept, slices=slices)
     assert json.dumps(expected).count("nan") == 0
@@ -158,7 +157,6 @@ def many_features() -> list[Any]:
 
 def test_units_are_rounded_once() -> None:
     """Means and deviations are the float64 numbers nearest to the exact ones, but for the root's own rounding."""
-    from fractions import Fraction
 
     source = ArraySource(*_table(weighted=True))
     columns = ColumnMoments.of(source)
@@ -184,7 +182,6 @@ def test_one_pass_says_what_many_passes_say() -> None:
 def test_rows_beyond_their_ranges_are_refused() -> None:
     source = ArraySource(*_table(weighted=False))
     moments = ExactMoments(ranges(source, "train"), names=source.feature_names)
-    from tapedist.errors import InputError
 
-    with pytest.raises(InputError, match="'x1': .*its rows have changed since they were first read"):
+    with pytest.raises(InputError, match=r"'x1': .*its rows have changed since they were first read"):
         moments.add(np.full([6, 1], [[1000.0], [50.0], [0.0], [0.3], [0.0], [1000.0]]))

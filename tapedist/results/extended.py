@@ -15,6 +15,7 @@ import numpy as np
 
 from tapedist.exact_arithmetic import Floats, two_product, two_sum
 
+
 def _quick_two_sum(a: Floats, b: Floats) -> tuple[Any, Any]:
     total = a + b
     return total, b - (total - a)

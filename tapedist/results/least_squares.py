@@ -137,7 +137,7 @@ def least_squares(
     """The optimum over rows that are streamed twice, for their ranges and their moments, in constant memory.
 
     Args:
-        blocks: gives the rows, each time the same: pairs of `x [k, d]` and `y [k]` with weights `w [k]` or None, any `k`.
+        blocks: gives the rows, each time the same: `x [k, d]`, `y [k]` and weights `w [k]` or None, any `k`.
         num_features: `d`. Memory and time grow with `d**2` and `n d**2 + d**3`.
         fit_intercept: whether to fit an intercept.
         names: the features' names.

@@ -19,7 +19,14 @@ from tapedist.data.ranges import Ranges, ranges
 from tapedist.data.row_arrays import row_blocks, taken_as_float32
 from tapedist.exact_arithmetic import folded
 from tapedist.results.extended import Extended
-from tapedist.results.least_squares import FLOAT32_ROUNDING, FLOAT64_ROUNDING, LeastSquares, from_exact, from_moments, from_rough
+from tapedist.results.least_squares import (
+    FLOAT32_ROUNDING,
+    FLOAT64_ROUNDING,
+    LeastSquares,
+    from_exact,
+    from_moments,
+    from_rough,
+)
 from tapedist.results.prediction import IntervalShape
 from tapedist.results.regression import Distance, as_dict, distance, residual_metrics, truth_errors
 from tapedist.results.regression_table import format_table
@@ -245,7 +252,9 @@ def intercept_at_zero(weights: np.ndarray, bias: float, center: np.ndarray | Non
         return bias
     with np.errstate(over="ignore", invalid="ignore"):
         exact = Extended.of(bias) - (Extended.of(center) * weights).sum()
-    return exact if np.isfinite(exact.hi) else float(bias - folded(center * weights))  # Products beyond 1e300 have no halves.
+    return (
+        exact if np.isfinite(exact.hi) else float(bias - folded(center * weights))
+    )  # Products beyond 1e300 have no halves.
 
 
 def _from_moments(moments: SecondMoments, n: int, *, digits: int, **known: Any) -> LeastSquares | None:

@@ -14,12 +14,15 @@ import tensorflow as tf
 
 from tapedist.config import TrainConfig
 from tapedist.data.blocks import Source
+from tapedist.data.exact_moments import exact_moments
+from tapedist.data.ranges import ranges
 from tapedist.data.sources import check_squares, check_target
 from tapedist.data.standardize import ColumnMoments, RawUnits, StandardUnits
+from tapedist.data.standardize import check_squares as check_column_squares
 from tapedist.errors import InputError
 from tapedist.results.metric import Metric
 from tapedist.results.model_file import warm_start
-from tapedist.results.statistics import Survey, survey
+from tapedist.results.statistics import Survey, survey, surveyed_moments
 from tapedist.training import engines, losses
 from tapedist.training.model import LinearModel, ModuleModel
 
@@ -145,10 +148,13 @@ def _linear_units(
     """
     if not surveyed and not config.standardizes:
         return RawUnits(), None
-    columns = ColumnMoments.of(source, heed)
+    known = ranges(source, "train", heed=heed)
+    check_column_squares(source, known)
+    moments = surveyed_moments(source, known, heed) if surveyed else None
+    columns = ColumnMoments.of_exact(moments or exact_moments(source, known, products=False, heed=heed))
     if config.standardizes and not own_loss:
         check_target(config, source, columns)
-    found = survey(source, columns, fit_intercept=config.fit_intercept, heed=heed) if surveyed else None
+    found = survey(source, moments, fit_intercept=config.fit_intercept) if moments else None
     left_out: Sequence[int] = ()
     if surveyed:
         left_out = found.fit.aliased if found else columns.constant()

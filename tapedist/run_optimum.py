@@ -10,6 +10,7 @@ import numpy as np
 from tapedist.config import TrainConfig
 from tapedist.data.standardize import RawUnits
 from tapedist.errors import InputError
+from tapedist.exact_arithmetic import folded
 from tapedist.objective import Objective
 from tapedist.results.least_squares import LeastSquares
 from tapedist.results.metric import Gap, NewtonGap
@@ -231,7 +232,7 @@ def _finishing_rules(
     weights_l2 = l2[: len(metric.fit.names)]
     squared = config.loss == "squared"
     inverse = metric.inverse_hessian(weights_l2) if squared else 2 * metric.inverse_hessian(2 * weights_l2)
-    move = functools.lru_cache(1)(lambda state: inverse @ gradient(np.frombuffer(state)))
+    move = functools.lru_cache(1)(lambda state: folded(inverse * gradient(np.frombuffer(state)), axis=1))
 
     def length(state: np.ndarray) -> float:
         """Of the move to the optimum where the loss is squared; else of a move that is no longer than that."""

@@ -115,7 +115,6 @@ def _in_metric(
     curvature = 1.0
     if not objective.is_squared:
         curvature = share_of_small_residuals(source, metric, config.huber_delta, heed)
-    first, curvature = (float(f"{value:.8e}") for value in (first, curvature))
     hold = math.ceil(_FORGETTING / first)
     falling = f"from step {hold} on falling like 1 / step"
     say(f"Learning rate: {first:.6g} in the metric of the features' covariance, {falling}")

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from fractions import Fraction
 from typing import Any
 
@@ -141,10 +142,11 @@ def _moments(
 
 
 def _quotient(numerator: int, denominator: int, exponent: int) -> float:
-    """`numerator / denominator * 2**exponent`, rounded once."""
-    if exponent >= 0:
-        return (numerator << exponent) / denominator
-    return numerator / (denominator << -exponent)
+    """`numerator / denominator * 2**exponent`, rounded once; infinite beyond the range of float64."""
+    try:
+        return (numerator << exponent) / denominator if exponent >= 0 else numerator / (denominator << -exponent)
+    except OverflowError:
+        return math.inf if numerator > 0 else -math.inf
 
 
 class MomentSteps(Replicas):

@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from tapedist.errors import InputError
 from tapedist.options import Default
 from tapedist.settings import SYNTHETIC, SYNTHETIC_FIELDS, Settings
 from tapedist.text_values import shown

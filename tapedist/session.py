@@ -84,7 +84,7 @@ class Session:
         self._config, self._team, self._monitor, self._stop, self._folder = config, team, monitor, stop, folder
         monitor.say(f"Strategy: {choice.name} on {strategy.num_replicas_in_sync} replica(s) ({choice.reason})")
         if config.arithmetic == "fast":
-            monitor.say("Arithmetic: fast; sums are as the hardware makes them, so the last digits may differ elsewhere")
+            monitor.say("Arithmetic: fast; sums are as the hardware makes them: elsewhere the last digits may differ")
         self._source = team.together(stop, lambda heed: open_source(config, heed=heed)) if source is None else source
         idle = config.without_effect() if source is None else config.without_effect_beside(source)
         for notice in (*idle, *getattr(self._source, "notices", ())):

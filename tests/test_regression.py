@@ -16,7 +16,7 @@ import scipy.stats
 import statsmodels.api as sm
 
 from tapedist.data.exact_moments import ExactMoments, as_columns
-from tapedist.data.ranges import of_blocks
+from tapedist.data.ranges import ranges_of_blocks
 from tapedist.errors import InputError
 from tapedist.results.inference import student_t_p, student_t_quantile
 from tapedist.results.regression import (
@@ -109,7 +109,7 @@ def test_moments_are_exact(weighted: bool) -> None:
     random = np.random.default_rng(3)
     x = random.normal(size=(50, 2)) * 10.0 ** random.integers(-6, 6, size=(50, 2))
     y, w = random.normal(size=50) + 1e9, random.uniform(0.1, 9, size=50) if weighted else np.ones(50)
-    moments = ExactMoments(of_blocks(_blocks(x, y, w)(), 2), names=("a", "b"))
+    moments = ExactMoments(ranges_of_blocks(_blocks(x, y, w)(), ("a", "b", "y")), names=("a", "b"))
     for block in _blocks(x, y, w, size=7)():
         moments.add(as_columns(*block[:2]), block[2])
     columns = [

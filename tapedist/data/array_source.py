@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from tapedist.data import frames
-from tapedist.data.ranges import Ranges, ranges_of_blocks
-from tapedist.data.row_arrays import BLOCK_ROWS, row_blocks
+from tapedist.data.ranges import Ranges, ranges_of_rows
+from tapedist.data.row_arrays import BLOCK_ROWS
 from tapedist.data.table_columns import listed
 from tapedist.data.tiny import holds_tiny
 from tapedist.errors import InputError
@@ -96,7 +96,7 @@ class ArraySource:
     def ranges(self, split: str) -> Ranges:
         """Least and greatest values of the rows of a split; a pass when first asked for."""
         if split not in self._ranges:
-            self._ranges[split] = ranges_of_blocks(self, row_blocks(self, split), split)
+            self._ranges[split] = ranges_of_rows(self, split)
         return self._ranges[split]
 
     @functools.cached_property

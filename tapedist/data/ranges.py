@@ -8,7 +8,7 @@ Legend: `d` features.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -77,16 +77,34 @@ def ranges(
         f"reading all {source.num_rows(split)} {split} rows once for the ranges of their columns; a source with a "
         "method ranges(split) spares this pass"
     )
-    return ranges_of_blocks(source, row_blocks(source, split, heed=heed), split)
+    return ranges_of_rows(source, split, heed=heed)
 
 
-def ranges_of_blocks(source: Source, blocks: Iterable[RowArrays], split: str) -> Ranges:
-    """By a pass over all rows of a split, in their order.
+def ranges_of_rows(source: Source, split: str, *, heed: Callable[[], object] = lambda: None) -> Ranges:
+    """The ranges of a split by a pass over all of its rows; arguments as in `ranges`.
 
     Raises:
         InputError: if a number is not finite, or a weight negative.
     """
-    count, done, weight = source.num_features + 1, 0, 0.0
+    names, exponent = (*source.feature_names, source.target_name), getattr(source, "weight_exponent", 0)
+    return ranges_of_blocks(row_blocks(source, split, heed=heed), names, split=split, weight_exponent=exponent)
+
+
+def ranges_of_blocks(
+    blocks: Iterable[RowArrays], names: Sequence[str], *, split: str = "train", weight_exponent: int = 0
+) -> Ranges:
+    """The ranges of rows that are given in blocks, `x [k, d]`, `y [k]` and `w [k]` or None.
+
+    Args:
+        blocks: in the order of the rows.
+        names: of the features and of the target.
+        split: what the rows are called in messages.
+        weight_exponent: weights are divided by 2 to the power of it.
+
+    Raises:
+        InputError: if a number is not finite, or a weight negative.
+    """
+    count, done, weight = len(names), 0, 1.0
     low, high = np.full(count, np.inf), np.full(count, -np.inf)
     for x, y, w in blocks:
         kept_x, kept_y = x, y
@@ -94,16 +112,15 @@ def ranges_of_blocks(source: Source, blocks: Iterable[RowArrays], split: str) ->
             _check(w, w, "the weight", split, done)
             if not (w > 0).all():
                 kept_x, kept_y = x[w > 0], y[w > 0]
-            weight = max(weight, float(w.max(initial=0.0)))
+            weight = max(weight if done else 0.0, float(w.max(initial=0.0)))
         if len(kept_y):
             least, most = (np.append(_by_column(kept_x, end), end.reduce(kept_y)) for end in (np.minimum, np.maximum))
             for position in np.flatnonzero(~(np.isfinite(least) & np.isfinite(most)))[:1].tolist():
-                name = shown([*source.feature_names, source.target_name][position])
-                _check([*x.T, y][position], np.ones(len(y)) if w is None else w, f"column {name}", split, done)
+                what = f"column {shown(names[position])}"
+                _check([*x.T, y][position], np.ones(len(y)) if w is None else w, what, split, done)
             low, high = np.minimum(low, least), np.maximum(high, most)
         done += len(y)
-    exponent = getattr(source, "weight_exponent", 0)
-    return Ranges.of_extremes(low, high, float(np.ldexp(weight, -exponent)) if source.weighted else 1.0)
+    return Ranges.of_extremes(low, high, float(np.ldexp(weight, -weight_exponent)))
 
 
 def _by_column(x: np.ndarray, end: np.ufunc) -> np.ndarray:

@@ -19,8 +19,7 @@ from typing import Any
 import numpy as np
 
 from tapedist.data.epoch_order import WINDOW_ROWS
-from tapedist.data.ranges import Ranges, ranges_of_blocks
-from tapedist.data.row_arrays import row_blocks
+from tapedist.data.ranges import Ranges, ranges_of_rows
 from tapedist.data.table_columns import Roles, choose, listed
 from tapedist.data.table_files import shown
 from tapedist.data.table_gather import RowGather, Units, empty_rows
@@ -210,7 +209,7 @@ class TableSource:
             self._gather.means = self._train_means(heed)
             if self.target_name:  # What stands in the place of bad cells was not scanned.
                 for name in ("train", "test"):
-                    self._ranges[name] = ranges_of_blocks(self, row_blocks(self, name, heed=heed), name)
+                    self._ranges[name] = ranges_of_rows(self, name, heed=heed)
         if self.weighted and not any((w > 0).any() for _, _, w in self._train_blocks(heed)):
             raise InputError(f"--weight={shown(roles.weight)}: is 0 in every training row; give positive weights")
         if self.weighted and scanned.largest[-1] < (least := np.finfo(np.float64).tiny):

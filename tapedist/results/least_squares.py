@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from tapedist.data.exact_moments import ExactMoments, as_columns
-from tapedist.data.ranges import of_blocks
+from tapedist.data.ranges import ranges_of_blocks
 from tapedist.data.row_arrays import RowArrays
 from tapedist.errors import InputError
 from tapedist.exact_arithmetic import SLICE_BITS, two_product
@@ -151,7 +151,7 @@ def least_squares(
         InputError: No row has a positive weight, a value is not finite, or a weight is negative.
     """
     labels = _labels(names, num_features)
-    moments = ExactMoments(of_blocks(blocks(), num_features), names=labels)
+    moments = ExactMoments(ranges_of_blocks(blocks(), (*labels, "target")), names=labels)
     for x, y, w in blocks():
         moments.add(as_columns(x, y), None if w is None else np.asarray(w, np.float64))
     return from_exact(

@@ -76,9 +76,7 @@ class BlockSteps(RowPrograms):
 
     @functools.cached_property
     def _stack(self) -> Any:
-        return tf.function(
-            lambda *counts: self.on_replicas(lambda *mine: tf.concat(mine, 0), *counts), autograph=False
-        )
+        return tf.function(lambda *counts: self.on_replicas(lambda *mine: tf.concat(mine, 0), *counts), autograph=False)
 
     def _held_loop_program(self, specs: Specs) -> Any:
         def replica_step(state, handles, counts, step, settings):  # type: ignore[no-untyped-def]

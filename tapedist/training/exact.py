@@ -155,7 +155,8 @@ def folded(terms: tf.Tensor) -> tf.Tensor:
     """The sum along the first axis by halves: the second half is added to the first, until one term is left."""
     count = terms.shape[0]
     length = 1 << max(0, count - 1).bit_length()
-    terms = tf.concat([terms, tf.zeros([length - count, *terms.shape[1:]], terms.dtype)], 0) if length > count else terms
+    if length > count:
+        terms = tf.concat([terms, tf.zeros([length - count, *terms.shape[1:]], terms.dtype)], 0)
     while length > 1:
         length //= 2
         terms = terms[:length] + terms[length:]

@@ -35,7 +35,7 @@ from tapedist.training import exact
 from tapedist.training.block_pass import block_loop
 from tapedist.training.bounds import Bounds, pow2
 from tapedist.training.replicas import Replicas, all_added
-from tapedist.training.row_sums import Rows
+from tapedist.training.row_sums import Rows, tile_rows
 from tapedist.training.steps import check_rows
 
 _BITS = 21
@@ -89,7 +89,7 @@ class MomentUnits:
         for (a, b), product in zip(pairs, products.reshape(-1, count, count), strict=True):
             both = product if weighted or a == b else product + product.T
             total = total + both * (1 << _BITS * (2 - a - b))
-        of_column = sum(part * (1 << _BITS * (2 - a)) for a, part in enumerate(columns))
+        of_column: Any = sum(part * (1 << _BITS * (2 - a)) for a, part in enumerate(columns))
         exponents = np.frexp(self.tops)[1].astype(object) - 1
         if not weighted:
             return _moments(total, of_column, rows[0], 0, exponents, exponents, self.shifts)
@@ -129,7 +129,8 @@ def _moments(
     if weight == 0:
         return Moments(0.0, means, centred)
     for i, shift in enumerate(shifts.tolist()):
-        means[i] = float(Fraction(shift) + Fraction(columns[i], weight) * Fraction(2) ** (left[i] - 62 - weight_exponent))
+        gap = Fraction(columns[i], weight) * Fraction(2) ** (left[i] - 62 - weight_exponent)
+        means[i] = float(Fraction(shift) + gap)
     for j in range(count):
         # Of the product and of what the means take from it, times the weight; without the left column's unit.
         units = right[j] - 82, left[j] - 124 - weight_exponent
@@ -192,12 +193,16 @@ class MomentSteps(Replicas):
         tiles, length = rows[1].shape
 
         def tile_sums(tile: tf.Tensor) -> tf.Tensor:
-            piece = tuple(tf.squeeze(tf.slice(c, [tile] + [0] * (c.shape.rank - 1), [1, *c.shape[1:]]), 0) for c in rows)
-            return self._tile(piece, tf.clip_by_value(count - tile * length, 0, length), shifts, tops, weighted_tops)
+            return self._tile(
+                tile_rows(rows, tile), tf.clip_by_value(count - tile * length, 0, length), shifts, tops, weighted_tops
+            )
 
         with exact.pinning(tf.bitcast(zero[0], tf.int64)):
-            start = (tf.constant(0), tf.zeros([self.zero.shape[1] - 1], tf.int64))
-            sums = tf.while_loop(lambda tile, _: tile < tiles, lambda tile, s: (tile + 1, s + tile_sums(tile)), start)[1]
+            sums = tf.while_loop(
+                lambda tile, _: tile < tiles,
+                lambda tile, sums: (tile + 1, sums + tile_sums(tile)),
+                (tf.constant(0), tf.zeros([self.zero.shape[1] - 1], tf.int64)),
+            )[1]
         return exact.halves(tf.concat([sums, [tf.cast(count, tf.int64)]], 0))
 
     def _tile(

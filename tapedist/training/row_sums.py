@@ -75,7 +75,7 @@ class RowSums(Protocol):
             bounds: float64 `[d + 2]`, `Bounds.largest`.
             rows: see the module's docstring.
             count: int32, the real rows.
-            **place: `first`, int32, the number of the first tile; by default all tiles are summed, else `tiles` of them.
+            **place: `first`, int32, the number of the first tile, and how many `tiles`; by default all.
         """
 
     def total(self, theta: tf.Tensor, bounds: tf.Tensor, sums: tf.Tensor) -> Totals:
@@ -177,7 +177,7 @@ class LinearSums:
         if self.num_features > _NARROW:
             numbers = self._wide(grids, rows, count, place, tiles)
         elif tiles == 1:
-            numbers = self._tile(grids, _tile_rows(rows, place), count)
+            numbers = self._tile(grids, tile_rows(rows, place), count)
         else:
             numbers = self._narrow(grids, rows, count, place, tiles)
         return exact.halves(tf.concat([numbers, [tf.cast(count, tf.int64)]], 0))
@@ -189,7 +189,7 @@ class LinearSums:
         # and compiles anew for each.
         def trip(k: tf.Tensor, place: tf.Tensor, sums: tf.Tensor) -> tuple[tf.Tensor, ...]:
             left = tf.clip_by_value(count - k * length, 0, length)
-            return k + 1, place + 1, sums + self._tile(grids, _tile_rows(rows, place), left)
+            return k + 1, place + 1, sums + self._tile(grids, tile_rows(rows, place), left)
 
         start = (tf.constant(0), place, tf.zeros([sum(self._sizes) - 1], tf.int64))
         return tf.while_loop(lambda k, *_: k < tiles, trip, start)[2]
@@ -204,12 +204,12 @@ class LinearSums:
         def trip(k: tf.Tensor, place: tf.Tensor, sums: tf.Tensor, y_hat: tf.Tensor) -> tuple[tf.Tensor, ...]:
             before = tf.maximum(k - 1, 0)
             left = tf.where(k > 0, tf.clip_by_value(count - before * length, 0, length), 0)
-            found = self._tile(grids, _tile_rows(rows, place + before), left, y_hat=y_hat)
-            ahead = _tile_rows(rows, place + tf.minimum(k, tiles - 1))[0]
+            found = self._tile(grids, tile_rows(rows, place + before), left, y_hat=y_hat)
+            ahead = tile_rows(rows, place + tf.minimum(k, tiles - 1))[0]
             return k + 1, place, sums + found, exact.chain(ahead, grids.at, self._kind)
 
         # In the first trip there is nothing to sum: predictions without an error.
-        y_hat = tf.cast(_tile_rows(rows, place)[1], tf.float64)
+        y_hat = tf.cast(tile_rows(rows, place)[1], tf.float64)
         start = (tf.constant(0), place, tf.zeros([sum(self._sizes) - 1], tf.int64), y_hat)
         return tf.while_loop(lambda k, *_: k <= tiles, trip, start)[2]
 
@@ -297,7 +297,7 @@ class LinearSums:
         return Totals(of_loss, of_weights, of_gradient, number, ok)
 
 
-def _tile_rows(rows: Rows, place: tf.Tensor) -> Rows:
+def tile_rows(rows: Rows, place: tf.Tensor) -> Rows:
     """One tile of `rows`."""
 
     def tile(column: tf.Tensor) -> tf.Tensor:
@@ -403,7 +403,7 @@ class PlainSums(_TapeSums):
 
         def trip(k: tf.Tensor, place: tf.Tensor, sums: tf.Tensor) -> tuple[tf.Tensor, ...]:
             left = tf.clip_by_value(count - k * length, 0, length)
-            return k + 1, place + 1, sums + self._rows_sum(theta, _tile_rows(rows, place), left)
+            return k + 1, place + 1, sums + self._rows_sum(theta, tile_rows(rows, place), left)
 
         start = (tf.constant(0), place, tf.zeros([self.model.num_parameters + 2], tf.float64))
         sums = trip(*start)[2] if tiles == 1 else tf.while_loop(lambda k, *_: k < tiles, trip, start)[2]
@@ -437,7 +437,7 @@ class ModuleSums(_TapeSums):
         tiles: int | None = None,
     ) -> tf.Tensor:
         """See `RowSums`, for one tile; int64 `[2, K]`."""
-        assert first is None and rows[1].shape[0] == 1, "a tile's program is compiled alone"
+        assert rows[1].shape[0] == 1, "a tile's program is compiled alone"
         kind = exact.Kind.of(self.dtype)
         sums = self._rows_sum(theta, tuple(column[0] for column in rows), count)
         steps = exact.absolute_steps(kind)

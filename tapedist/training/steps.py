@@ -33,7 +33,7 @@ import tensorflow as tf
 from tapedist.errors import MissingRowsError
 from tapedist.training import exact
 from tapedist.training.losses import Loss, is_own
-from tapedist.training.model import LinearModel, Model
+from tapedist.training.model import LinearModel, ModuleModel
 from tapedist.training.optimizers import Optimizer
 from tapedist.training.replicas import Replicas, all_added
 from tapedist.training.row_sums import LinearSums, ModuleSums, PlainSums, RowSums, Totals
@@ -111,7 +111,7 @@ class Problem:
         arithmetic: "exact", or "fast" for sums as the hardware makes them.
     """
 
-    model: Model
+    model: LinearModel | ModuleModel
     loss: Loss
     optimizer: Optimizer
     dtype: tf.DType
@@ -143,9 +143,7 @@ class Problem:
             return kind(self.model, self.loss, self.dtype, weighted=weighted, on_cpu=on_cpu)
         model = self.model
         assert isinstance(model, LinearModel)
-        return LinearSums(
-            model.num_features, model.fit_intercept, self.loss, self.dtype, weighted=weighted, even=even
-        )
+        return LinearSums(model.num_features, model.fit_intercept, self.loss, self.dtype, weighted=weighted, even=even)
 
 
 class StepPrograms(Replicas):

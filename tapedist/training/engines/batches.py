@@ -32,7 +32,8 @@ class _Batches(WholeSteps):
         even = full and plan.num_rows % plan.batch_rows == 0
         self._steps = SlotSteps(**setup.programs("train", even=even))
 
-    def _run(self, state: np.ndarray, rows: Any, counts: Any, slots: np.ndarray, *, step: int, limit: float) -> CallResult:
+    def _run(self, state: np.ndarray, element: Any, slots: np.ndarray, *, step: int, limit: float) -> CallResult:
+        rows, counts = element
         result = self._steps.run(state, rows, counts, slots, step=step, limit=limit)
         _, batches = self._order(step + np.arange(len(slots)))
         return result.complete(self._plan.rows_of(batches), "train")
@@ -51,13 +52,13 @@ class ResidentBatches(_Batches):
             order=lambda places: (np.zeros_like(places), places),
             **setup.tiles(plan.batch_rows),
         )
-        self._rows, self._counts = next(setup.elements(element, range(1)))
+        self._element = next(setup.elements(element, range(1)))
 
     def run(
         self, state: np.ndarray, *, step: int, num_steps: int, limit: float, interrupted: Callable[[], bool]
     ) -> CallResult:
         _, batches = self._order(step + np.arange(min(num_steps, MAX_STEPS_PER_CALL)))
-        return self._run(state, self._rows, self._counts, batches, step=step, limit=limit)
+        return self._run(state, self._element, batches, step=step, limit=limit)
 
 
 class StreamedBatches(_Batches):
@@ -91,7 +92,7 @@ class StreamedBatches(_Batches):
             self._current = next(self._iterator)
             self._number = number
         slots = np.arange(offset, min(offset + num_steps, self._slots), dtype=np.int32)
-        return self._run(state, *self._current, slots, step=step, limit=limit)
+        return self._run(state, self._current, slots, step=step, limit=limit)
 
 
 def mini_batch(setup: Setup, *, batch_size: int, shuffle: str, seed: int) -> Engine:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -107,6 +108,10 @@ class BlockSteps(RowPrograms):
                 tf.constant(num_steps), tf.constant(self.settings(limit)),
             )
         )  # fmt: skip
+
+    def first_step(self, state: np.ndarray, rows: Any, counts: Any) -> CallResult:
+        """One step over one block of each replica."""
+        return self.run(state, self.hold([(rows, counts)]), step=0, num_steps=1, limit=math.inf)
 
     # Blocks that stream past.
 

@@ -48,7 +48,7 @@ def full_gradient(
         passes: how often the gradient will be asked for, at most.
         heed: asked now and then inside a long visit: False, or raises to break it off.
     """
-    problem = dataclasses.replace(setup.problem, optimizer=Optimizer(_gradient))
+    problem = dataclasses.replace(setup.problem, optimizer=Optimizer("gradient", _gradient))
     count = problem.model.num_parameters
     if isinstance(engine, MomentsEngine):
         steps, moments_engine = QuadraticSteps(strategy=setup.strategy, problem=problem), engine

@@ -240,14 +240,23 @@ class MomentSteps(Replicas):
 
         return tf.function(lambda *arguments: self.on_replicas(sums, *arguments), autograph=False)
 
+    def of_rows(self, rows: Any, counts: Any) -> np.ndarray:
+        """The integers `[2, M]` of each replica's rows at hand.
+
+        Args:
+            rows: per-replica, one slot of tiles of features, as `pipeline.py` lays it out.
+            counts: per-replica int32 `[1]`.
+        """
+        found = self._traced._whole_split(tf.constant(self._numbers), rows, counts)
+        return self.strategy.experimental_local_results(found)[0].numpy()
+
     def of_split(self, rows: Any, counts: Any) -> np.ndarray:
-        """The integers `[2, M]` of a split at hand, as `pipeline.split_elements` lays it out.
+        """`of_rows` of a whole split.
 
         Raises:
             MissingRowsError: if not every row is in them once.
         """
-        found = self._traced._whole_split(tf.constant(self._numbers), rows, counts)
-        return self._complete(self.strategy.experimental_local_results(found)[0].numpy())
+        return self._complete(self.of_rows(rows, counts))
 
     def finish(self, sums: Any) -> np.ndarray:
         """The integers `[2, M]` of all replicas' sums.

@@ -24,6 +24,14 @@ from tapedist.training.exact import flushed, folded, pin
 # the number of the update counts from 1.
 Rule = Callable[..., tuple[tf.Tensor, tf.Tensor]]
 
+# What the constants of each rule are called in the specification.
+CONSTANTS = {
+    "sgd": ("rate",),
+    "momentum": ("rate", "momentum"),
+    "nesterov": ("rate", "momentum"),
+    "adam": ("rate", "beta_1", "beta_2", "epsilon"),
+    "metric": ("rate", "hold", "curvature", "metric"),
+}
 _TINY = 2.0**-900  # Smaller slots are 0, so that no machine meets a number that another takes for 0.
 
 
@@ -32,11 +40,13 @@ class Optimizer:
     """An update rule and its constants.
 
     Attributes:
+        name: of the rule; those in `CONSTANTS` are specified.
         rule: a function of the module's, so that runs of other constants are served by one compiled program.
         first_slots: values of the slots before the first update, one for each of the `s`.
         constants: numbers or float64 arrays, its last arguments; tensors to the compiled program.
     """
 
+    name: str
     rule: Rule
     first_slots: tuple[float, ...] = ()
     constants: tuple[Any, ...] = ()
@@ -52,7 +62,7 @@ class Optimizer:
 
 def sgd(learning_rate: float) -> Optimizer:
     """`theta <- theta - learning_rate * g`."""
-    return Optimizer(_sgd, (), (learning_rate,))
+    return Optimizer("sgd", _sgd, (), (learning_rate,))
 
 
 def _sgd(theta: tf.Tensor, slots: tf.Tensor, g: tf.Tensor, number: tf.Tensor, rate: Any) -> tuple[tf.Tensor, tf.Tensor]:
@@ -85,7 +95,7 @@ def metric_sgd(rate: Rate, metric: np.ndarray) -> Optimizer:
         rate: over the steps.
         metric: float64 `[P, P]`, symmetric.
     """
-    return Optimizer(_metric_sgd, (), (rate.first, rate.hold, rate.curvature, metric))
+    return Optimizer("metric", _metric_sgd, (), (rate.first, rate.hold, rate.curvature, metric))
 
 
 def _metric_sgd(
@@ -111,7 +121,9 @@ def momentum(learning_rate: float, mu: float, *, nesterov: bool) -> Optimizer:
     `theta <- theta + mu * v - learning_rate * g`.
     """
 
-    return Optimizer(_nesterov if nesterov else _momentum, (0.0,), (learning_rate, mu))
+    return Optimizer(
+        "nesterov" if nesterov else "momentum", _nesterov if nesterov else _momentum, (0.0,), (learning_rate, mu)
+    )
 
 
 def _momentum(
@@ -136,7 +148,7 @@ def adam(learning_rate: float, beta_1: float, beta_2: float, epsilon: float) -> 
     the betas are slots, because libraries differ in the last bit of a power.
     """
 
-    return Optimizer(_adam, (0.0, 0.0, 1.0, 1.0), (learning_rate, beta_1, beta_2, epsilon))
+    return Optimizer("adam", _adam, (0.0, 0.0, 1.0, 1.0), (learning_rate, beta_1, beta_2, epsilon))
 
 
 def _adam(

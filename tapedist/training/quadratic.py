@@ -82,7 +82,7 @@ def _solved(matrix: np.ndarray, right: np.ndarray, target: float) -> tuple[np.nd
     not depend on a BLAS library or its threads.
     """
     count = len(right)
-    scale = np.sqrt(np.diag(matrix))
+    scale = np.sqrt(np.maximum(np.diag(matrix), 0.0))  # Rounding may leave a hair below 0.
     scale = np.where(scale > 0, scale, 1.0)
     table = np.empty([count + 1, count + 1])
     table[:count, :count] = matrix / np.multiply.outer(scale, scale)

@@ -58,6 +58,11 @@ class Replicas:
         kept = vars(self.strategy).setdefault("_tapedist_programs", {})
         self._traced = kept.setdefault((type(self), key), self)
 
+    @property
+    def traced(self) -> Any:
+        """The object whose traced programs serve this one."""
+        return self._traced
+
     def on_replicas(self, replica_fn: Callable[..., Any], *args: Any) -> Any:
         """Calls `replica_fn` on every replica with its share of `args`."""
         return self.strategy.run(replica_fn, args=args)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import tapedist.numerics  # noqa: F401  (before TensorFlow)
 import tensorflow as tf
@@ -67,7 +67,16 @@ class RowSums(Protocol):
     @property
     def zero(self) -> tf.Tensor: ...
 
-    def of_tiles(self, theta: tf.Tensor, bounds: tf.Tensor, rows: Rows, count: tf.Tensor, **place: Any) -> tf.Tensor:
+    def of_tiles(
+        self,
+        theta: tf.Tensor,
+        bounds: tf.Tensor,
+        rows: Rows,
+        count: tf.Tensor,
+        *,
+        first: tf.Tensor | None = None,
+        tiles: int | None = None,
+    ) -> tf.Tensor:
         """Sums of some tiles, to be added to others' in any order.
 
         Args:
@@ -75,7 +84,8 @@ class RowSums(Protocol):
             bounds: float64 `[d + 2]`, `Bounds.largest`.
             rows: see the module's docstring.
             count: int32, the real rows.
-            **place: `first`, int32, the number of the first tile, and how many `tiles`; by default all.
+            first: int32, the number of the first tile; by default that of all.
+            tiles: how many; by default all.
         """
 
     def total(self, theta: tf.Tensor, bounds: tf.Tensor, sums: tf.Tensor) -> Totals:

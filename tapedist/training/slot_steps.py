@@ -7,6 +7,7 @@ one step sums.
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import numpy as np
@@ -105,6 +106,10 @@ class SlotSteps(RowPrograms):
                 tf.constant(len(slots)), tf.constant(self.settings(limit)),
             )
         )  # fmt: skip
+
+    def first_step(self, state: np.ndarray, rows: Any, counts: Any) -> CallResult:
+        """One step over the first slot."""
+        return self.run(state, rows, counts, np.zeros(1, np.int32), step=0, limit=math.inf)
 
 
 def _slot(rows: Rows, counts: tf.Tensor, slot: tf.Tensor) -> tuple[Rows, tf.Tensor]:

@@ -161,7 +161,7 @@ class StepPrograms(Replicas):
         self.num_parameters = problem.model.num_parameters
         self.records_parameters = self.num_parameters <= _MAX_RECORDED_PARAMETERS
         self.record_width = _RECORD_HEAD + self.records_parameters * self.num_parameters
-        self._bounds = np.zeros(0) if bounds is None else bounds
+        self.bounds = np.zeros(0) if bounds is None else bounds
         penalty = (problem.l2, problem.model.penalized) if problem.l2 else ()
         constants = [np.asarray(value, np.float64) for value in (*penalty, *problem.optimizer.constants)]
         self._shapes = tuple(value.shape for value in constants)
@@ -178,7 +178,7 @@ class StepPrograms(Replicas):
         # What the caller wrote may look at anything else, and change with it.
         if model.key is not None and not is_own(problem.loss) and _is_plain(rule):
             kind = (bool(problem.l2), self._shapes, problem.optimizer.num_slots, problem.dtype, problem.arithmetic)
-            self.share_traces((type(model), model.key, problem.loss, rule, kind, len(self._bounds), own))
+            self.share_traces((type(model), model.key, problem.loss, rule, kind, len(self.bounds), own))
 
     def settings(self, limit: float) -> np.ndarray:
         """What a program is told of its run, float64 `[2 + d + 2 + c]`.
@@ -186,7 +186,7 @@ class StepPrograms(Replicas):
         Args:
             limit: a loss above it, or not finite, means divergence.
         """
-        return np.concatenate([[limit, 0.0], self._bounds, self._constants])
+        return np.concatenate([[limit, 0.0], self.bounds, self._constants])
 
     @property
     def num_settings(self) -> int:
@@ -197,11 +197,11 @@ class StepPrograms(Replicas):
         return exact.pinning(tf.bitcast(settings[1], tf.int64))
 
     def bounds_in(self, settings: tf.Tensor) -> tf.Tensor:
-        return settings[2 : 2 + len(self._bounds)]
+        return settings[2 : 2 + len(self.bounds)]
 
     def _constants_in(self, settings: tf.Tensor) -> tuple[list[Any], list[Any]]:
         """The penalty's weight and what it weighs `[P]`, if there is one; the rule's constants."""
-        flat = tf.split(settings[2 + len(self._bounds) :], [math.prod(shape) for shape in self._shapes])
+        flat = tf.split(settings[2 + len(self.bounds) :], [math.prod(shape) for shape in self._shapes])
         told = [tf.reshape(piece, shape) for piece, shape in zip(flat, self._shapes, strict=True)]
         first = len(told) - len(self.problem.optimizer.constants)
         return told[:first], told[first:]
@@ -282,12 +282,11 @@ class RowPrograms(StepPrograms):
 
     def __init__(self, *, weighted: bool, even: bool, parallel: int, **programs: Any):
         super().__init__(**programs)
-        self.parallel = parallel
+        self.weighted, self.even, self.parallel = weighted, even, parallel
         self.row_sums = self.problem.row_sums(weighted=weighted, even=even, on_cpu=self.on_cpu)
-        self._kind = (weighted, even, parallel)
 
     def trace_once(self, *own: Hashable) -> None:
-        super().trace_once(self._kind, *own)
+        super().trace_once(self.weighted, self.even, self.parallel, *own)
 
     @functools.cached_property
     def compiled_sums(self) -> Any:

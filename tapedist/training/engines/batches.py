@@ -9,6 +9,7 @@ import numpy as np
 
 from tapedist.data import pipeline
 from tapedist.data.blocks import BatchPlan
+from tapedist.training import known_answer
 from tapedist.training.engines.engine import Engine, WholeSteps
 from tapedist.training.engines.setup import Setup
 from tapedist.training.slot_steps import SlotSteps
@@ -23,7 +24,7 @@ class _Batches(WholeSteps):
 
     name = "mini_batch"
 
-    def __init__(self, setup: Setup, plan: BatchPlan, *, shuffle: str, seed: int):
+    def __init__(self, setup: Setup, plan: BatchPlan, *, shuffle: str, seed: int, slots: int):
         self.steps_per_epoch = plan.steps_per_epoch
         self._plan = plan
         self._order = pipeline.epoch_order(plan, shuffle=shuffle, seed=seed)
@@ -31,6 +32,7 @@ class _Batches(WholeSteps):
         full = room["tiles"] * room["tile_rows"] * setup.num_replicas == plan.batch_rows
         even = full and plan.num_rows % plan.batch_rows == 0
         self._steps = SlotSteps(**setup.programs("train", even=even))
+        known_answer.check_row_steps(self._steps, room["tiles"], room["tile_rows"], slots, self._steps.first_step)
 
     def _run(self, state: np.ndarray, element: Any, slots: np.ndarray, *, step: int, limit: float) -> CallResult:
         rows, counts = element
@@ -43,7 +45,7 @@ class ResidentBatches(_Batches):
     """Mini-batches that all lie in device memory; an epoch only changes their order."""
 
     def __init__(self, setup: Setup, plan: BatchPlan, *, shuffle: str, seed: int):
-        super().__init__(setup, plan, shuffle=shuffle, seed=seed)
+        super().__init__(setup, plan, shuffle=shuffle, seed=seed, slots=plan.steps_per_epoch)
         self.reason = "all batches are held in device memory"
         element = pipeline.batch_elements(
             plan,
@@ -65,9 +67,9 @@ class StreamedBatches(_Batches):
     """Mini-batches that are made or read as they are needed, many per transfer."""
 
     def __init__(self, setup: Setup, plan: BatchPlan, *, shuffle: str, seed: int):
-        super().__init__(setup, plan, shuffle=shuffle, seed=seed)
-        self._setup = setup
         self._slots = int(np.clip(_SUPERBATCH_BYTES // (plan.batch_rows * setup.row_bytes), 1, MAX_STEPS_PER_CALL))
+        super().__init__(setup, plan, shuffle=shuffle, seed=seed, slots=self._slots)
+        self._setup = setup
         self.reason = f"batches are streamed, {self._slots} at a time"
         self._element = pipeline.batch_elements(
             plan,

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from tapedist.config import TrainConfig
+from tapedist.training import known_answer
 from tapedist.training.engines.setup import Setup
 from tapedist.training.model import LinearModel
 from tapedist.training.moments import Moments, MomentSteps, MomentUnits
@@ -41,6 +42,10 @@ class MomentsEngine:
         )
         self._steps = QuadraticSteps(strategy=setup.strategy, problem=setup.problem)
         self._sums: np.ndarray | None = None  # Known once a pass is done.
+        room = setup.tiles(plan.num_rows) if plan.resident else {"tiles": plan.tiles, "tile_rows": plan.tile_rows}
+        known_answer.check_moment_steps(
+            self._pass_steps, self._steps, setup.bounds(split), room["tiles"], room["tile_rows"], setup.source.weighted
+        )
 
     def moments(self, interrupted: Callable[[], bool] = lambda: False) -> Moments | None:
         """The split's moments, by a pass over the rows if they are not known yet; None if interrupted."""

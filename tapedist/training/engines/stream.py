@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from tapedist.data.blocks import BlockPlan
+from tapedist.training import known_answer
 from tapedist.training.block_steps import BlockSteps
 from tapedist.training.engines.engine import Engine, WholeSteps
 from tapedist.training.engines.setup import Setup
@@ -23,10 +24,11 @@ class ResidentEngine(WholeSteps):
     def __init__(self, setup: Setup, *, split: str):
         self.reason = "the split is small: one compiled loop over its rows"
         self._split, self._num_rows = split, setup.source.num_rows(split)
-        self._rows, self._counts = setup.split_at_hand(split)
         room = setup.tiles(self._num_rows)
         even = room["tiles"] * room["tile_rows"] * setup.num_replicas == self._num_rows
         self._steps = SlotSteps(**setup.programs(split, even=even))
+        known_answer.check_row_steps(self._steps, room["tiles"], room["tile_rows"], 1, self._steps.first_step)
+        self._rows, self._counts = setup.split_at_hand(split)
 
     def run(
         self, state: np.ndarray, *, step: int, num_steps: int, limit: float, interrupted: Callable[[], bool]
@@ -44,7 +46,7 @@ class HeldEngine(WholeSteps):
 
     def __init__(self, setup: Setup, plan: BlockPlan, *, split: str):
         self.reason = f"{plan.num_blocks} blocks of {plan.block_rows} rows, held in device memory"
-        self._steps = BlockSteps(**setup.programs(split))
+        self._steps = _checked_steps(setup, plan, split)
         self._split, self._num_rows = split, plan.num_rows
         order, elements = setup.blocks(plan, split=split, row_major=setup.problem.row_major)
         self._held = self._steps.hold(elements(order, 1))
@@ -65,7 +67,7 @@ class StreamedEngine:
     def __init__(self, setup: Setup, plan: BlockPlan, *, split: str, passes: int):
         self.reason = f"{plan.num_blocks} blocks of {plan.block_rows} rows, streamed anew in every epoch"
         self._split, self._num_rows = split, plan.num_rows
-        self._steps = BlockSteps(**setup.programs(split))
+        self._steps = _checked_steps(setup, plan, split)
         zero, row_major = self._steps.row_sums.zero.numpy(), setup.problem.row_major
         self._pass = setup.block_pass(self._steps, plan, zero=zero, split=split, passes=passes, row_major=row_major)
 
@@ -82,6 +84,12 @@ class StreamedEngine:
 
     def restore(self, progress: Mapping[str, np.ndarray]) -> None:
         self._pass.restore(progress)
+
+
+def _checked_steps(setup: Setup, plan: BlockPlan, split: str) -> BlockSteps:
+    steps = BlockSteps(**setup.programs(split))
+    known_answer.check_row_steps(steps, plan.tiles, plan.tile_rows, 1, steps.first_step)
+    return steps
 
 
 def full_batch(setup: Setup, *, split: str, passes: int) -> Engine:

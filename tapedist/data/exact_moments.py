@@ -39,7 +39,8 @@ from tapedist.exact_arithmetic import (
 )
 
 MOST_SLICES = 6  # 126 bits: what double-double arithmetic makes use of.
-_CHUNK_NUMBERS = 2**21
+_CHUNK_NUMBERS = 2**17  # Of all slices of a chunk: they stay in a cache.
+_LEAST_ROWS = 256
 # Sums of a few features must not overflow, nor may squares of the target.
 MOST = 1e300
 _MOST_TARGET = 1e150
@@ -94,7 +95,7 @@ class ExactMoments:
         Raises:
             InputError: A weight is negative or not finite, or a number is not in the ranges.
         """
-        rows = max(64, min(SLICE_ROWS, _CHUNK_NUMBERS // (len(self.shift) + 1) // MOST_SLICES))
+        rows = max(_LEAST_ROWS, min(SLICE_ROWS, _CHUNK_NUMBERS // (len(self.shift) + 1) // MOST_SLICES))
         for first in range(0, columns.shape[1], rows):
             part = slice(first, first + rows)
             self._add_chunk(columns[:, part], None if w is None else w[part])

@@ -290,7 +290,7 @@ def _scaled(
     """Moments of `from_moments` in units that neither overflow nor underflow."""
     weight_scale = float(np.ldexp(1.0, np.frexp(sum_weights / num_rows)[1]))
     total, variances = sum_weights / weight_scale, np.maximum(np.diag(centred), 0.0) / sum_weights
-    sizes = np.sqrt(variances) if fit_intercept else np.hypot(np.sqrt(variances), means)
+    sizes = np.sqrt(variances) if fit_intercept else np.maximum(np.sqrt(variances), np.abs(means))
     scale = np.ldexp(1.0, np.where(sizes > 0, np.frexp(sizes)[1], 0))
     products = Extended.of(centred / weight_scale / scale[:, None] / scale[None, :])
     about_mean = float(products.hi[-1, -1])

@@ -55,12 +55,12 @@ def test_a_split_covers_the_rows_and_leaves_some_to_train(n: int, fraction: floa
         (8000, 1, 4, 1, 8000, True),  # The tutorial.
         (3, 1, 4, 1, 64, True),
         (0, 1, 4, 1, 64, True),
-        (1_000_000, 1, 4, 16, 16_384, False),
-        (1_000_000, 2, 8, 4, 16_384, False),
-        (1_000_000, 3, 4, 85, 1024, False),
-        (1_000_000, 8, 4, 32, 1024, False),
-        (1_000_000, 64, 4, 32, 128, False),
-        (200_000, 4000, 4, 1, 64, False),
+        (1_000_000, 1, 4, 32, 16_384, False),
+        (1_000_000, 2, 8, 8, 16_384, False),
+        (1_000_000, 3, 4, 170, 1024, False),
+        (1_000_000, 8, 4, 64, 1024, False),
+        (1_000_000, 64, 4, 64, 128, False),
+        (200_000, 4000, 4, 2, 64, False),
     ],
 )
 def test_block_plans(n: int, d: int, itemsize: int, tiles: int, tile_rows: int, resident: bool):

@@ -206,7 +206,9 @@ def test_padding_stays_in_range():
     assert rows.max() <= 10
 
 
-def test_a_source_that_makes_runs_gives_the_rows_of_their_numbers():
+@pytest.mark.parametrize("row_major", [False, True])
+@pytest.mark.parametrize("d", [1, 3])
+def test_a_source_that_makes_runs_gives_the_rows_of_their_numbers(d: int, row_major: bool):
     """The short cut that a source may have for runs of rows, in the middle and at the end of a split."""
     import tapedist.numerics  # noqa: F401  (before TensorFlow)
     import tensorflow as tf
@@ -215,17 +217,23 @@ def test_a_source_that_makes_runs_gives_the_rows_of_their_numbers():
     from tapedist.data.synthetic import SyntheticSource
 
     made = SyntheticSource(
-        n_samples=70_001, test_fraction=0.0, seed=1, m=(9.0,), c=-2.0, mean=0.0, std=1.0, noise_std=1.0
+        n_samples=70_001, test_fraction=0.0, seed=1, m=(9.0,) * d, c=-2.0, mean=0.0, std=1.0, noise_std=1.0
     )
 
     class Listed:
         """The same rows, by their numbers alone."""
 
-        num_features, weighted, num_rows, take = 1, False, made.num_rows, made.take
+        num_features, weighted, num_rows, take = made.num_features, False, made.num_rows, made.take
 
     plan = blocks.BatchPlan(made.num_rows("train"), 1024)
     element = pipeline.batch_elements(
-        plan, 1, slots=24, order=pipeline.epoch_order(plan, shuffle="batches", seed=1), tiles=2, tile_rows=512
+        plan,
+        1,
+        slots=24,
+        order=pipeline.epoch_order(plan, shuffle="batches", seed=1),
+        tiles=2,
+        tile_rows=512,
+        row_major=row_major,
     )
     strategy = tf.distribute.get_strategy()
     one, other = (

@@ -130,6 +130,9 @@ def test_runs_hold_the_rows_of_their_numbers(d, length):
         found = source.take_runs(split, tf.constant(first - offset), length=length)
         expected = _take(source, split, numbers - offset)
         assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+        x, y = source.take_tiles(split, tf.constant(first - offset), length=length, tile_rows=length // 4)
+        assert np.array_equal(x, expected[0].reshape(4 * runs, length // 4, d).swapaxes(1, 2))
+        assert np.array_equal(y, expected[1])
 
 
 @pytest.mark.parametrize("threads", [1, 8])

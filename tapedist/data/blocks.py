@@ -24,8 +24,8 @@ NARROW_FEATURES = 2
 NARROW_TILE_ROWS = 8192
 WIDE_TILE_BYTES = 64 * 1024  # Of features, as float64.
 LEAST_TILE_ROWS, MOST_TILE_ROWS = 64, 1024
-# A call of a compiled program (about 25 us) is small against its work on a block, which stays in the second cache.
-BLOCK_BYTES = 1024 * 1024
+# An element costs the pipeline up to a millisecond, whatever its size; a block should still stay near the cores.
+BLOCK_BYTES = 2 * 1024 * 1024
 MOST_BLOCK_ROWS = 2**20
 RESIDENT_BYTES = 4 * 1024 * 1024
 _ROW_QUANTUM = 16  # Tiles of whole vectors need no remainder loop.
@@ -34,10 +34,10 @@ _ROW_QUANTUM = 16  # Tiles of whole vectors need no remainder loop.
 class Source(Protocol):
     """Where rows come from: any row of a split by its number, in any order, any number of times.
 
-    A source may also have `take_runs`, as the synthetic one does, or `read_into`, as tables do: both spare the pipeline
-    lists of row numbers. One with `ranges` (see `ranges.py`) spares training a pass. Weights of one that has
-    `weight_exponent` are divided by 2 to the power of it for training. One whose `holds_tiny` is False has no number
-    but 0 below 2**-126, so that none has to be looked for.
+    A source may also have `take_runs` (and `take_tiles`), as the synthetic one does, or `read_into`, as tables do: they
+    spare the pipeline lists of row numbers. One with `ranges` (see `ranges.py`) spares training a pass. Weights of one
+    that has `weight_exponent` are divided by 2 to the power of it for training. One whose `holds_tiny` is False has no
+    number but 0 below 2**-126, so that none has to be looked for.
     """
 
     @property

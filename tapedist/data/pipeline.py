@@ -131,7 +131,9 @@ def _element(
     counts.set_shape([plan.slots])
     # Most elements are full: they need neither a bound on their positions nor a mask.
     full = tf.reduce_all(counts == rows)
-    if hasattr(source, "take_runs") and not plan.shuffled:
+    if hasattr(source, "take_tiles") and not plan.shuffled and not plan.row_major:
+        taken = source.take_tiles(plan.split, first, length=rows, tile_rows=plan.tile_rows)
+    elif hasattr(source, "take_runs") and not plan.shuffled:
         taken = source.take_runs(plan.split, first, length=rows)
     else:
         positions = first[:, tf.newaxis] + tf.range(rows, dtype=tf.int64)
@@ -168,14 +170,17 @@ def _rounded(column: tf.Tensor, dtype: tf.DType, *, tiny: bool) -> tf.Tensor:
 
 def _where(real: tf.Tensor, rows: tuple[tf.Tensor, ...]) -> tuple[tf.Tensor, ...]:
     """`rows` with zeros where they are not real: zero times what overflows would not be zero."""
+    # Features are rows `[k, d]` or tiles `[k / T, d, T]`.
+    shapes = {1: [-1], 2: [-1, 1], 3: [-1, 1, rows[0].shape[-1]]}
     return tuple(
-        tf.where(real if column.shape.rank == 1 else real[:, tf.newaxis], column, tf.zeros([], column.dtype))
-        for column in rows
+        tf.where(tf.reshape(real, shapes[column.shape.rank]), column, tf.zeros([], column.dtype)) for column in rows
     )
 
 
 def _tiles(x: tf.Tensor, plan: ElementPlan) -> tf.Tensor:
-    """Rows `[slots * tiles * T, d]` as the plan's tiles."""
+    """Rows `[slots * tiles * T, d]`, unless they are tiles already, as the plan's tiles."""
+    if x.shape.rank == 3:
+        return x
     tiles, d = plan.slots * plan.tiles, x.shape[1]
     if plan.row_major or d == 1:
         return tf.reshape(x, [tiles, plan.tile_rows, d] if plan.row_major else [tiles, d, plan.tile_rows])

@@ -139,15 +139,9 @@ class SyntheticSource:
         Returns:
             `(x, y)`, float32 of shapes `[k, d]` and `[k]`.
         """
-        first = self.num_rows("train") if split == "test" else 0
         with tf.device("CPU:0"):  # On another device the last bits would differ.
-            rows = tf.convert_to_tensor(indices, tf.int64) + first
-            count = rows.shape[0]
-            if padding := self._padded(count) - count:
-                rows = tf.pad(rows, [[0, padding]])
-            columns = _columns(tf.bitcast(rows, tf.uint32), *self._column_tensors())
-            x, y = _assemble(columns, *self._target_tensors(), num_features=self.num_features)
-        return x[:count], y[:count]
+            x, y = self._rows(self._columns_at(split, tf.convert_to_tensor(indices, tf.int64)))
+        return x[: indices.shape[0]], y[: indices.shape[0]]
 
     def take_runs(self, split: str, first: Any, *, length: int) -> tuple[Any, Any]:
         """Rows of `split` in runs; same bits as `take`, without a list of their numbers, which takes as long to write
@@ -161,13 +155,39 @@ class SyntheticSource:
         Returns:
             `(x, y)`, float32 of shapes `[r * length, d]` and `[r * length]`.
         """
+        with tf.device("CPU:0"):
+            x, y = self._rows(self._columns_of_runs(split, first, length))
+        return x[: first.shape[0] * length], y[: first.shape[0] * length]
+
+    def take_tiles(self, split: str, first: Any, *, length: int, tile_rows: int) -> tuple[Any, Any]:
+        """`take_runs` with features in tiles of `T` rows, `[r * length / T, d, T]`, as they are made."""
+        with tf.device("CPU:0"):
+            columns = self._columns_of_runs(split, first, length)[:, : first.shape[0] * length]
+            return self._rows(columns, tile_rows=tile_rows)
+
+    def _columns_of_runs(self, split: str, first: Any, length: int) -> Any:
+        """Columns of the rows of runs, complex64 `[P, r * length]`, or some more."""
+        first = tf.convert_to_tensor(first, tf.int64)
         runs = first.shape[0]
         if length % _ROW_QUANTUM or runs * length * len(_keys(self.seed, self.num_features)) <= _LEAST_PAIRS:
-            return self.take(split, tf.reshape(first[:, tf.newaxis] + tf.range(length, dtype=tf.int64), [-1]))
-        with tf.device("CPU:0"):
-            rows = tf.convert_to_tensor(first, tf.int64) + (self.num_rows("train") if split == "test" else 0)
-            columns = _columns_of_runs(tf.bitcast(rows, tf.uint32), *self._column_tensors(), length=length)
-            return _assemble(columns, *self._target_tensors(), num_features=self.num_features)
+            rows = first[:, tf.newaxis] + tf.range(length, dtype=tf.int64)
+            return self._columns_at(split, tf.reshape(rows, [-1]))
+        words = tf.bitcast(first + self._first_row(split), tf.uint32)
+        return _columns_of_runs(words, *self._column_tensors(), length=length)
+
+    def _columns_at(self, split: str, rows: Any) -> Any:
+        """Columns of rows by number, complex64 `[P, k]`, or some more."""
+        rows += self._first_row(split)
+        count = rows.shape[0]
+        if padding := self._padded(count) - count:
+            rows = tf.pad(rows, [[0, padding]])
+        return _columns(tf.bitcast(rows, tf.uint32), *self._column_tensors())
+
+    def _rows(self, columns: Any, *, tile_rows: int = 0) -> tuple[Any, Any]:
+        return _assemble(columns, *self._target_tensors(), num_features=self.num_features, tile_rows=tile_rows)
+
+    def _first_row(self, split: str) -> int:
+        return self.num_rows("train") if split == "test" else 0
 
     def _padded(self, count: int) -> int:
         """Rows that are made where `count` are wanted."""
@@ -224,9 +244,13 @@ def _scaled_pairs(low: Any, high: Any, keys: Any, scales: Any, shifts: Any, zero
 
 
 @tf.function(jit_compile=True, autograph=False)
-def _assemble(columns: Any, weights: Any, bias: Any, zero: Any, *, num_features: int) -> tuple[Any, Any]:
-    """`(x, y)`, `[k, d]` and `[k]`, from the columns. A function of its own: within `_columns`, XLA would compute the
-    normals once for each output."""
+def _assemble(
+    columns: Any, weights: Any, bias: Any, zero: Any, *, num_features: int, tile_rows: int = 0
+) -> tuple[Any, Any]:
+    """`(x, y)`, `[k, d]` or tiles `[k / T, d, T]`, and `[k]`, from the columns.
+
+    A function of its own: within `_columns`, XLA would compute the normals once for each output.
+    """
     pairs, count = columns.shape
 
     def add_pair(p: Any, y: Any) -> tuple[Any, Any]:
@@ -234,6 +258,10 @@ def _assemble(columns: Any, weights: Any, bias: Any, zero: Any, *, num_features:
         return p + 1, y + generator.pinned(weights[p, 1] * tf.math.imag(columns[p]), zero)
 
     _, y = tf.while_loop(lambda p, _: p < pairs, add_pair, [0, tf.fill([count], bias)])
+    if tile_rows:
+        features = tf.stack([tf.math.real(columns), tf.math.imag(columns)], axis=1)
+        features = tf.reshape(features, [2 * pairs, count // tile_rows, tile_rows])[:num_features]
+        return tf.transpose(features, [1, 0, 2]), y
     by_row = tf.transpose(columns)
     x = tf.reshape(tf.stack([tf.math.real(by_row), tf.math.imag(by_row)], axis=-1), [count, 2 * pairs])
     return x[:, :num_features], y

@@ -12,6 +12,8 @@ LEAST = {"float32": 2.0**-126, "float64": 2.0**-250}
 # what lies between; so it is moved to where there is nothing to round.
 ROUNDS_UP = 2.0**-126 - 2.0**-150
 
+_PIECE = 16_384  # Temporaries that stay in the cache.
+
 
 def flushed(values: np.ndarray, dtype: Any) -> np.ndarray:
     """`values` rounded to `dtype`, with 0 for what is then smaller than the type's least magnitude."""
@@ -28,5 +30,9 @@ def holds_tiny(values: np.ndarray) -> bool:
     """Whether a number other than 0 is below the least magnitude of any type."""
     if not values.size or values.min() >= LEAST["float32"] or values.max() <= -LEAST["float32"]:
         return False
-    sizes = np.abs(values)
-    return bool(np.count_nonzero(sizes < LEAST["float32"]) > np.count_nonzero(sizes == 0))
+    flat = values.reshape(-1)
+    for first in range(0, len(flat), _PIECE):
+        sizes = np.abs(flat[first : first + _PIECE])
+        if sizes.min() < LEAST["float32"] and ((sizes < LEAST["float32"]) & (sizes > 0)).any():
+            return True
+    return False

@@ -16,12 +16,13 @@ from tapedist.errors import DivergedError, InputError
 from tapedist.training.moments import Moments
 from tapedist.training.stability import Curvature, curvature, power_iteration
 
+_RATE_DIGITS = 9  # As many as anybody's eigenvalues have, by whatever algorithm.
 _MOST_POWER_ROWS = 100_000
 _MOST_POWER_NUMBERS = 2**24  # Their products are added elementwise, which takes its time.
 
 
 def auto_rate(moments: Moments, config: TrainConfig, *, l2: np.ndarray) -> float:
-    """The rate at which plain gradient descent converges fastest.
+    """The rate at which plain gradient descent converges fastest, to nine digits.
 
     Args:
         moments: of the rows that are trained on.
@@ -34,7 +35,7 @@ def auto_rate(moments: Moments, config: TrainConfig, *, l2: np.ndarray) -> float
     rate = _curvature(moments, config, l2).auto_rate
     if rate is None:  # No parameter matters, so neither does the rate.
         return 1.0
-    return rate
+    return float(f"{rate:.{_RATE_DIGITS - 1}e}")
 
 
 def stable_rate(source: Source, config: TrainConfig, *, l2: np.ndarray) -> float:
@@ -48,7 +49,7 @@ def stable_rate(source: Source, config: TrainConfig, *, l2: np.ndarray) -> float
         l2: of the penalty on each weight in the units of these rows, `[d]`.
     """
     largest = _sampled_lambda_max(source, config, l2)
-    return 1 / largest if largest > 0 else 1.0
+    return float(f"{1 / largest:.{_RATE_DIGITS - 1}e}") if largest > 0 else 1.0
 
 
 def explained(

@@ -36,6 +36,7 @@ from tapedist.training import engines, losses, optimizers
 from tapedist.training.bounds import Bounds
 from tapedist.training.consensus import heed
 from tapedist.training.engines import Engine, Setup
+from tapedist.training.measures import full_gradient
 from tapedist.training.replicas import local_devices
 from tapedist.training.schedule import Schedule
 from tapedist.training.state import TrainingState
@@ -210,7 +211,13 @@ class Session:
     def _trainer(self, engine: Engine) -> Trainer:
         config, setup = self._config, self._setup
         evaluate = test_evaluator(config, setup, heed=self._heed)
-        stopping = stopping_rules(config, setup, engine, self._optimum, evaluate=evaluate, heed=self._heed)
+        stopping = stopping_rules(
+            config,
+            engine,
+            self._optimum,
+            gradient=lambda passes: full_gradient(setup, engine, passes=passes, heed=self._heed),
+            evaluate=evaluate,
+        )
         return Trainer(
             engine=engine,
             schedule=Schedule(

@@ -55,6 +55,7 @@ FLOORS = {
     "run_place": 3,
     "run_folder": 4,
     "rates": 6,
+    "linear_units": 6.2,
     "objective": 6.4,
     "run_optimum": 6.5,
     "run_rate": 6.5,

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
-import json
 from typing import Any
 
 import numpy as np
@@ -22,7 +20,7 @@ import numpy as np
 import tapedist.numerics  # noqa: F401  (before TensorFlow)
 import tensorflow as tf
 
-from tapedist.data import generator
+from tapedist.data import generator, synthetic_identity
 from tapedist.data.blocks import split_sizes
 from tapedist.data.ranges import Ranges
 from tapedist.data.tiny import LEAST
@@ -82,7 +80,7 @@ class SyntheticSource:
     @property
     def feature_names(self) -> tuple[str, ...]:
         """`x`, or `x0`, `x1`, ... where there are several."""
-        return ("x",) if self.num_features == 1 else tuple(f"x{j}" for j in range(self.num_features))
+        return synthetic_identity.feature_names(self.num_features)
 
     @property
     def truth(self) -> tuple[tuple[float, ...], float]:
@@ -126,8 +124,7 @@ class SyntheticSource:
 
     def fingerprint(self) -> str:
         """SHA-256 of the settings and the generator's version, in hexadecimal."""
-        settings = {"source": "synthetic", "generator": generator.VERSION} | dataclasses.asdict(self)
-        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+        return synthetic_identity.fingerprint(generator.VERSION, dataclasses.asdict(self))
 
     def take(self, split: str, indices: Any) -> tuple[Any, Any]:
         """Rows of `split` by number; a row's bits do not depend on the others of the call.

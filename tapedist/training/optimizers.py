@@ -8,7 +8,6 @@ definitions, so results compare with it.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +17,7 @@ import tapedist.numerics  # noqa: F401  (before TensorFlow)
 import tensorflow as tf
 
 from tapedist.config import TrainConfig
+from tapedist.training.descent_rate import Rate
 from tapedist.training.exact import flushed, folded, pin
 
 # (parameters [P], slots [s, P], gradient [P], number, *constants) -> (parameters [P], slots [s, P]); all float64, and
@@ -67,25 +67,6 @@ def sgd(learning_rate: float) -> Optimizer:
 
 def _sgd(theta: tf.Tensor, slots: tf.Tensor, g: tf.Tensor, number: tf.Tensor, rate: Any) -> tuple[tf.Tensor, tf.Tensor]:
     return theta - pin(rate * g), slots
-
-
-@dataclasses.dataclass(frozen=True)
-class Rate:
-    """A learning rate over the steps: constant, then `1 / (1 / first + curvature * (step - hold))`.
-
-    Such a decay, with the inverse Hessian as the metric, is as efficient as any method that sees each row once (Bottou
-    and LeCun, "Large scale online learning", 2003); the constant beginning forgets where training started (Bottou,
-    Curtis and Nocedal, "Optimization methods for large-scale machine learning", 2018, 4.1).
-
-    Attributes:
-        first: the rate of the first steps.
-        hold: steps that it is kept for; infinite for a constant rate.
-        curvature: the least one of the loss in the metric.
-    """
-
-    first: float
-    hold: float = math.inf
-    curvature: float = 1.0
 
 
 def metric_sgd(rate: Rate, metric: np.ndarray) -> Optimizer:

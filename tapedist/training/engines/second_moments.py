@@ -7,15 +7,12 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from tapedist.config import TrainConfig
 from tapedist.training import known_answer
 from tapedist.training.engines.setup import Setup
 from tapedist.training.model import LinearModel
 from tapedist.training.moments import Moments, MomentSteps, MomentUnits
 from tapedist.training.quadratic import QuadraticForm, QuadraticSteps
 from tapedist.training.steps import CallResult
-
-_MOST_FEATURES = 512
 
 
 class MomentsEngine:
@@ -88,14 +85,3 @@ class MomentsEngine:
 def moments(setup: Setup, *, split: str = "train") -> MomentsEngine:
     """The `moments` engine."""
     return MomentsEngine(setup, split=split)
-
-
-def moments_obstacle(config: TrainConfig, *, num_features: int, is_linear: bool, own_loss: bool) -> str:
-    """Why the `moments` engine cannot serve a run; empty if it can."""
-    if not is_linear:
-        return "the model is not the linear one"
-    if own_loss or config.loss != "squared":
-        return "the loss is not squared error"
-    if num_features > _MOST_FEATURES:
-        return f"{num_features} features are more than {_MOST_FEATURES}"
-    return ""

@@ -63,6 +63,7 @@ FLOORS = {
     "run_files": 6.5,
     "kept_run": 6.6,
     "session": 6.8,
+    "verification": 6.9,
     "surroundings": 6.8,
     "commands": 7,
     "sklearn": 8,

@@ -151,6 +151,22 @@ class CheckpointStore:
             )
         return None
 
+    def load_all(self) -> list[Checkpoint]:
+        """Every checkpoint that is there, in the order of their saves; nothing is touched.
+
+        Raises:
+            StateError: if they cannot be listed, or one of them cannot be trusted.
+        """
+        found = []
+        try:
+            for name in filter(_is_committed, self._names()):
+                found.append(self._read(name))
+        except OSError as error:
+            raise StateError(f"checkpoints in {str(self._directory)!r}: cannot be listed ({error})") from error
+        except Rejected as reason:
+            raise StateError(f"checkpoint {str(self._directory / name)!r} cannot be trusted: {reason}") from None
+        return found
+
     def _open_directory(self) -> None:
         with contextlib.suppress(FileExistsError):
             self._fs.mkdir(self._directory)

@@ -97,9 +97,7 @@ class Recomputation:
 
     def __init__(self, config: TrainConfig, source: Source, *, say: Callable[[str], None]):
         self.config, self._source, self._say = config, source, say
-        units, survey = linear_units(
-            config, source, own_loss=False, surveyed=config.from_table, heed=lambda: False
-        )
+        units, survey = linear_units(config, source, own_loss=False, surveyed=config.from_table, heed=lambda: False)
         count = source.num_features + config.fit_intercept
         factors = np.ones(count)
         factors[source.num_features :] = 0.0
@@ -246,7 +244,6 @@ class Recomputation:
             weight = 1.0
         else:
             _, weight, sums = self.sums_of_all(theta)
-        # What plain gradient descent with rate 1 would take away from the parameters at 0, but for the penalty.
         gradient = sums * (1.0 / (weight or 1.0))
         if self.problem.l2:
             gradient = gradient + ((2 * self.problem.l2) * self.problem.factors(len(theta))) * theta

@@ -12,10 +12,10 @@ import pytest
 from topology import run_jobs
 
 BLOCKS = {
-    "tapedist.data.blocks:_RESIDENT_BYTES": 0,
-    "tapedist.data.blocks:_TILE_BYTES": 1024,
-    "tapedist.data.blocks:_WIDE_TILE_BYTES": 16384,
-    "tapedist.data.blocks:_MAX_TILES": 2,
+    "tapedist.data.blocks:RESIDENT_BYTES": 0,
+    "tapedist.data.blocks:NARROW_TILE_ROWS": 128,
+    "tapedist.data.blocks:MOST_TILE_ROWS": 64,
+    "tapedist.data.blocks:BLOCK_BYTES": 1024,
 }
 TRANSFERS = {"tapedist.training.engines.batches:_SUPERBATCH_BYTES": 4096}
 STREAM = {"mode": "full_batch", "full_batch_engine": "stream", "num_epochs": 6, "n_samples": 3201}
@@ -100,7 +100,7 @@ OTHERS = {
     # Shards and blocks of 1,601 rows: long products, unless they are summed in pieces.
     "own net V=2 d=64": {
         "resident": _wide_net(STREAM),
-        "held": _wide_net(STREAM, constants={"tapedist.data.blocks:_RESIDENT_BYTES": 0}),
+        "held": _wide_net(STREAM, constants={"tapedist.data.blocks:RESIDENT_BYTES": 0}),
         "mini": _wide_net({**MINI, "batch_size": 1200}),
     },
 }

@@ -55,8 +55,8 @@ def test_a_split_covers_the_rows_and_leaves_some_to_train(n: int, fraction: floa
         (8000, 1, 4, 1, 8000, True),  # The tutorial.
         (3, 1, 4, 1, 64, True),
         (0, 1, 4, 1, 64, True),
-        (1_000_000, 1, 4, 32, 16_384, False),
-        (1_000_000, 2, 8, 8, 16_384, False),
+        (1_000_000, 1, 4, 64, 8192, False),
+        (1_000_000, 2, 8, 16, 8192, False),
         (1_000_000, 3, 4, 170, 1024, False),
         (1_000_000, 8, 4, 64, 1024, False),
         (1_000_000, 64, 4, 64, 128, False),

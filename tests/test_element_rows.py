@@ -63,7 +63,7 @@ def _plans(n: int, replicas: int, **form: Any) -> Iterator[tuple[str, ElementPla
     """Names, plans and their numbers of elements: rows in order, batches shuffled, rows shuffled; blocks; a split."""
     for size, slots in ((96, 4), (1000, 2), (7, 50), (1, 300)):
         plan = BatchPlan(n, size)
-        tiles, tile_rows = tiles_of(plan.share(replicas), 64)
+        tiles, tile_rows = tiles_of(-(-plan.batch_rows // replicas), 64)
         for shuffle in ("none", "batches", "rows"):
             rows = ShuffledRows(plan, 5, window=400) if shuffle == "rows" else None
             order = epoch_order(plan, shuffle=shuffle, seed=5)

@@ -95,9 +95,9 @@ SMALL = {
 STREAM = {**SMALL, "full_batch_engine": "stream"}
 BATCHES = {**SMALL, "mode": "mini_batch", "batch_size": 390}
 BLOCKS = {
-    "tapedist.data.blocks:_RESIDENT_BYTES": 0,
-    "tapedist.data.blocks:_TILE_BYTES": 512,
-    "tapedist.data.blocks:_MAX_TILES": 1,
+    "tapedist.data.blocks:RESIDENT_BYTES": 0,
+    "tapedist.data.blocks:NARROW_TILE_ROWS": 64,
+    "tapedist.data.blocks:BLOCK_BYTES": 256,
 }
 NONE_HELD = {"tapedist.training.engines.batches:_RESIDENT_BYTES": 0}
 FORMS: dict[str, tuple[dict[str, Any], dict[str, int]]] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 import os
 import subprocess
 import tempfile
@@ -109,7 +110,7 @@ def _main() -> None:
         for form, n, size in (case[:3] for case in CASES if case[3] == replicas):
             source, plan, layout = _source(form, n), blocks.BatchPlan(n, size), {"row_major": form == "row-major"}
             elements = range(-(-3 * plan.steps_per_epoch // 4))
-            share = -(-plan.share(count) // 2)
+            share = math.ceil(math.ceil(plan.batch_rows / count) / 2)
             for shuffle in ("rows", "batches", "none"):
                 element = pipeline.batch_elements(
                     plan, count, slots=4, order=pipeline.epoch_order(plan, shuffle=shuffle, seed=SEED),

@@ -19,9 +19,9 @@ from tapedist.errors import InputError, Interrupted, StateError
 
 # Constants that make small data take the paths of large data: many blocks, many rounds, many transfers.
 SMALL = {
-    "tapedist.data.blocks._TILE_BYTES": 512,
-    "tapedist.data.blocks._MAX_TILES": 2,
-    "tapedist.data.blocks._RESIDENT_BYTES": 0,
+    "tapedist.data.blocks.NARROW_TILE_ROWS": 64,
+    "tapedist.data.blocks.BLOCK_BYTES": 1024,
+    "tapedist.data.blocks.RESIDENT_BYTES": 0,
     "tapedist.training.engines.batches._SUPERBATCH_BYTES": 8192,
 }
 COMMON = {

@@ -19,7 +19,7 @@ from tapedist.training import engines, losses, optimizers
 from tapedist.training.model import LinearModel, ModuleModel
 from tapedist.training.slot_steps import SlotSteps
 
-STREAMED = {"tapedist.data.blocks._RESIDENT_BYTES": 0, "tapedist.data.blocks._TILE_BYTES": 1024}
+STREAMED = {"tapedist.data.blocks.RESIDENT_BYTES": 0, "tapedist.data.blocks.NARROW_TILE_ROWS": 128}
 
 
 def _setup(

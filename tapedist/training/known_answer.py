@@ -202,9 +202,12 @@ def _rows_on_replicas(
 
 def _on_replicas(strategy: tf.distribute.Strategy, values: list[np.ndarray], dtype: tf.DType) -> Any:
     """Each replica's own of `values`."""
-    return strategy.experimental_distribute_values_from_function(
+    found = strategy.experimental_distribute_values_from_function(
         lambda context: tf.constant(values[context.replica_id_in_sync_group], dtype)
     )
+    # Of a worker's lone replica, as the pipeline hands it over: a plain tensor.
+    local = strategy.experimental_local_results(found)
+    return local[0] if len(local) == 1 else found
 
 
 def _refuse_unless(same: bool, what: str) -> None:

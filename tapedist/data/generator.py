@@ -40,6 +40,8 @@ from tapedist.data.synthetic_identity import VERSION  # noqa: F401  (raised by a
 # No normal is larger: the greatest radius, of a first word of 0 or 1, times the greatest sine, 1 + 2**-23. All words
 # were tried; a test tries those that matter.
 MOST = float(np.float32(6.660437107086182) * np.float32(1 + 2.0**-23))
+# What ranges of rows are made of: a number of few digits that is not below it, as `docs/arithmetic.md` has it.
+BOUND = 6.6875
 ROUNDS = 13
 ROTATIONS = (13, 15, 26, 6, 17, 29, 16, 24)
 PARITY = 0x1BD11BDA

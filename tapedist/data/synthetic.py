@@ -110,14 +110,14 @@ class SyntheticSource:
     def ranges(self, split: str) -> Ranges:
         """What no row of either split exceeds, in closed form: no row is made for it."""
         m, c, mean, std, noise = self._rounded_settings
-        radius = abs(std) * generator.MOST * _SLACK + abs(mean) * 2.0**-20
+        radius = abs(std) * generator.BOUND * _SLACK + abs(mean) * 2.0**-20
         middle, spread, sizes = c, 0.0, abs(c)
         for weight in m:
             middle += weight * mean
             spread += abs(weight) * radius
             sizes += abs(weight) * (abs(mean) + radius)
-        spread += abs(noise) * generator.MOST * _SLACK
-        sizes += abs(noise) * generator.MOST
+        spread += abs(noise) * generator.BOUND * _SLACK
+        sizes += abs(noise) * generator.BOUND
         spread += sizes * ((len(m) + 2) * 2.0**-20)
         low, high = ([mean + sign * radius] * len(m) + [middle + sign * spread] for sign in (-1, 1))
         return Ranges(np.array(low), np.array(high))

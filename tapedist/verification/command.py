@@ -34,20 +34,23 @@ def verify(options: VerifyOptions, *, clock: Callable[[], float] = time.monotoni
         StateError: if something is stored that cannot be trusted, or differs; with the first that does.
     """
     stored = StoredRun.read(options.run_dir)
-    say = _progress_line
-    source = stored.open_rows()
-    print("rows: equal fingerprint")
-    run = Recomputation(stored.config, source, say=say)
+    source, progress = stored.open_rows(), _Progress(clock)
+    _say(f"rows: equal, fingerprint {source.fingerprint()[:12]}...")
+    run = Recomputation(stored.config, source, tell=progress.rows)
     given = _start(stored, options.epochs * run.per_epoch) if options.epochs else None
     rules, begin = AskedRules(run), run.start()
     if given:
         begin = _taken(given, run)
         rules.take_up(given.arrays["stop_memory"])
-        print(f"start: {given.path.name}, whose state after {given.step} updates is taken as given")
+        _say(f"start: {given.path.name}, whose state after {given.step} updates is taken as given")
     verification = _Verification(stored, run, rules, first=begin.step)
-    for moment in _paced(run, begin, verification.last, clock=clock, say=say):
+    for moment in _recomputed(run, begin, verification.last, progress):
         verification.look(moment)
-    print(verification.outcome(begin))
+    _say(verification.outcome(begin))
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)  # The next one may be hours away.
 
 
 class _Verification:
@@ -89,8 +92,7 @@ class _Verification:
             check_path(name, theta, moment, self._run)
         for checkpoint in self._checkpoints.get(step, ()):
             if step > self._first or not step:  # The one to start from was taken as given.
-                check_checkpoint(checkpoint, moment, self._run)
-                self._tell(checkpoint.path.name, f"{len(moment.vector)} numbers after {step} updates")
+                self._tell(checkpoint.path.name, check_checkpoint(checkpoint, moment, self._run))
         if self._model and step == self._model_step:
             check_model(self._model, moment, self._run)
             self._tell("model.json", f"parameters, digest and losses after {step} updates")
@@ -109,11 +111,11 @@ class _Verification:
                 f"recomputed {reason or 'that it goes on'}"
             )
         if stopped:
-            print(f"stop rule after {moment.step} updates: equal ({stopped})")
+            _say(f"stop rule after {moment.step} updates: equal ({stopped})")
 
     def _tell(self, name: str, what: str) -> None:
         self._compared.append(name)
-        print(f"{name}: equal, {what}")
+        _say(f"{name}: equal, {what}")
 
     def outcome(self, begin: Moment) -> str:
         """The last line."""
@@ -140,28 +142,43 @@ def _taken(checkpoint: Checkpoint, run: Recomputation) -> Moment:
     return Moment(at, state.first_loss, state.epoch_sums)
 
 
-def _paced(
-    run: Recomputation, begin: Moment, last: int, *, clock: Callable[[], float], say: Callable[[str], None]
-) -> Iterator[Moment]:
-    """The run up to its step `last`, with a line of progress now and then.
+class _Progress:
+    """Lines on stderr, now and then, on how far a recomputation is.
+
+    Args:
+        clock: in seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float]):
+        self._clock = clock
+        self._started = self._told = clock()
+        self._updates = ""
+
+    def rows(self, place: str) -> None:
+        """Told where a pass is."""
+        if self._clock() - self._told >= _PROGRESS_SECONDS:
+            self._told = self._clock()
+            print("verify: " + "; ".join(filter(None, [self._updates, place])), file=sys.stderr, flush=True)
+
+    def updates(self, step: int, *, first: int, last: int) -> None:
+        """Told after each update."""
+        left = (self._clock() - self._started) / (step - first) * (last - step)
+        self._updates = f"{step} of {last} updates, about {left:.0f} s left"
+        self.rows("")
+
+
+def _recomputed(run: Recomputation, begin: Moment, last: int, progress: _Progress) -> Iterator[Moment]:
+    """The run from `begin` to its step `last`.
 
     Raises:
         StateError: if the recomputation diverges before.
     """
     yield begin
-    started = told = clock()
     moment, states = begin, run.after(begin)
     while moment.step < last:
         try:
             moment = next(states)
         except reference.Diverged as error:
             raise StateError(f"differs: the recomputation {error}; stored are {last} updates") from None
-        if clock() - told >= _PROGRESS_SECONDS:
-            told = clock()
-            left = (told - started) / (moment.step - begin.step) * (last - moment.step)
-            say(f"{moment.step} of {last} updates, about {left:.0f} s left")
+        progress.updates(moment.step, first=begin.step, last=last)
         yield moment
-
-
-def _progress_line(text: str) -> None:
-    print(f"verify: {text}", file=sys.stderr, flush=True)

@@ -49,8 +49,8 @@ def _text(number: Any) -> str:
     return repr(float(number)) if isinstance(number, (float, np.floating)) else str(number)
 
 
-def check_checkpoint(checkpoint: Checkpoint, moment: Moment, run: Recomputation) -> None:
-    """Holds a stored state, and its sums of a pass under way, against the recomputed ones.
+def check_checkpoint(checkpoint: Checkpoint, moment: Moment, run: Recomputation) -> str:
+    """Holds a stored state, and its sums of a pass under way, against the recomputed ones; says what was compared.
 
     Raises:
         StateError: with the first number that differs.
@@ -63,7 +63,7 @@ def check_checkpoint(checkpoint: Checkpoint, moment: Moment, run: Recomputation)
     check_same(where, ["the first epoch's loss"], [state.first_loss], [moment.first_loss])
     sums = ["the epoch's sum of losses", "the epoch's sum of weights", "the epoch's penalty"]
     check_same(where, sums, state.epoch_sums, moment.epoch_sums)
-    _check_progress(where, progress, moment, run)
+    return f"{len(state.vector)} numbers after {moment.step} updates{_check_progress(where, progress, moment, run)}"
 
 
 def check_path(where: str, theta: np.ndarray, moment: Moment, run: Recomputation) -> None:
@@ -100,22 +100,25 @@ def _parameter_names(run: Recomputation) -> list[str]:
     return [*names, "bias"][: run.objective.num_parameters]
 
 
-def _check_progress(where: str, progress: dict[str, np.ndarray], moment: Moment, run: Recomputation) -> None:
-    """The exact sums of a pass that is whole, or of those rows that it has visited."""
+def _check_progress(where: str, progress: dict[str, np.ndarray], moment: Moment, run: Recomputation) -> str:
+    """The exact sums of a pass that is whole, or of those rows that it has visited; says which."""
     if "moments" in progress:
         _check_moments(where, progress["moments"], run.integers, run)
+        return f", second moments of {run.train.num_rows} rows"
     if "sums" not in progress:
-        return
+        return ""
     visited = list(_visited(progress["remaining"], run.train.num_rows))
     chunks = (chunk for part in visited for chunk in run.train.chunks(part))
+    said = f", sums of {sum(map(len, visited))} rows of the next pass"
     if run.engine == "moments":
         _check_moments(where, progress["sums"], reference.moment_integers(chunks, run.columns), run)
-        return
+        return said
     found = reference.totals(moment.at.theta, chunks, run.train.bounds, run.problem)
     weights = [] if run.train.bounds.w is None else found.weight.ravel().tolist()
     numbers = [*found.loss.ravel().tolist(), *found.gradient.ravel().tolist(), *weights, found.rows]
     names = [f"sum {number} of the pass under way" for number in range(len(numbers))]
     check_same(where, names, _whole(progress["sums"]), numbers)
+    return said
 
 
 def _visited(remaining: np.ndarray, num_rows: int) -> list[range]:

@@ -87,7 +87,7 @@ class Recomputation:
     Args:
         config: the run's settings, resolved.
         source: its rows, raw.
-        say: takes a line on what takes long.
+        tell: takes how far a pass over rows is, after each chunk.
 
     Attributes:
         objective: what is minimised.
@@ -95,8 +95,8 @@ class Recomputation:
         per_epoch: updates in an epoch.
     """
 
-    def __init__(self, config: TrainConfig, source: Source, *, say: Callable[[str], None]):
-        self.config, self._source, self._say = config, source, say
+    def __init__(self, config: TrainConfig, source: Source, *, tell: Callable[[str], None]):
+        self.config, self._source = config, source
         units, survey = linear_units(config, source, own_loss=False, surveyed=config.from_table, heed=lambda: False)
         count = source.num_features + config.fit_intercept
         factors = np.ones(count)
@@ -105,7 +105,7 @@ class Recomputation:
             source, units, survey, count, units.penalized(factors), is_squared=config.loss == "squared"
         )
         self.train, self.test = (
-            TrainedRows(source, split, units=units, dtype=config.dtype) for split in ("train", "test")
+            TrainedRows(source, split, units=units, dtype=config.dtype, tell=tell) for split in ("train", "test")
         )
         self.obstacle = moments_obstacle(config, num_features=source.num_features, is_linear=True, own_loss=False)
         on_moments = config.full_batch_engine != "stream" and not self.obstacle
@@ -148,7 +148,6 @@ class Recomputation:
     @functools.cached_property
     def integers(self) -> np.ndarray:
         """The exact second moments of the training rows."""
-        self._say(f"second moments of {self.train.num_rows} rows")
         return reference.moment_integers(self.train.chunks(), self.columns)
 
     @functools.cached_property

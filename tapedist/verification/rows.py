@@ -6,7 +6,7 @@ Legend: `k` rows of a chunk, `d` features.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -62,10 +62,13 @@ class TrainedRows:
         split: "train" or "test".
         units: of training.
         dtype: "float32" or "float64".
+        tell: takes how far a pass is, after each chunk.
     """
 
-    def __init__(self, source: Source, split: str, *, units: RawUnits | StandardUnits, dtype: str):
-        self._source, self._split, self._units = source, split, units
+    def __init__(
+        self, source: Source, split: str, *, units: RawUnits | StandardUnits, dtype: str, tell: Callable[[str], None]
+    ):
+        self._source, self._split, self._units, self._tell = source, split, units, tell
         self._kind = reference.KINDS[dtype]
         self._exponent = getattr(source, "weight_exponent", 0)
         self.num_rows = source.num_rows(split)
@@ -82,6 +85,7 @@ class TrainedRows:
         """The rows of `part`, by default all, in their order."""
         for rows in self._pieces(part):
             yield self.take(rows)
+            self._tell(f"row {rows.stop} of {self.num_rows}")
 
     @functools.cached_property
     def ranges(self) -> reference.Ranges:

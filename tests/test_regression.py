@@ -385,10 +385,10 @@ def test_residual_metrics() -> None:
             [[1.0], [np.nan]],
             [1.0, 2.0],
             None,
-            "'x1': holds nan; values must be finite and below 1e.300; drop such rows",
+            "column x1 of train row 1 is nan; must be finite",
         ),
-        ([[1.0], [2.0]], [1.0, np.inf], None, "'the target': holds inf"),
-        ([[1.0], [2.0]], [1.0, 2.0], [1.0, -1.0], "weights: hold -1.0; must be finite and not negative"),
+        ([[1.0], [2.0]], [1.0, np.inf], None, "column target of train row 1 is inf"),
+        ([[1.0], [2.0]], [1.0, 2.0], [1.0, -1.0], "the weight of train row 1 is -1; must be finite and at least 0"),
         ([[1.0], [2.0]], [1.0, 2.0], [0.0, 0.0], "weights: no row has a positive weight; at least one is needed"),
     ],
 )

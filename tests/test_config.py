@@ -293,7 +293,7 @@ def test_arithmetic_is_exact_but_on_a_tpu(asked: str):
     for strategy in ("default", "mirrored", "multiworker"):
         assert config.with_arithmetic(strategy).arithmetic == {"auto": "exact"}.get(asked, asked)
     if asked == "exact":
-        with pytest.raises(InputError, match="^--arithmetic=exact: a TPU has no .*; use --arithmetic=fast$"):
+        with pytest.raises(InputError, match=r"^--arithmetic=exact: a TPU has no .*; use --arithmetic=fast$"):
             config.with_arithmetic("tpu")
     else:
         assert config.with_arithmetic("tpu").arithmetic == "fast"

@@ -202,7 +202,7 @@ class StepPrograms(Replicas):
     def _constants_in(self, settings: tf.Tensor) -> tuple[list[Any], list[Any]]:
         """The penalty's weight and what it weighs `[P]`, if there is one; the rule's constants."""
         sizes = [math.prod(shape) for shape in self._shapes]
-        flat = tf.split(settings[2 + len(self.bounds) :], sizes) if sizes else []  # TensorFlow splits into one at least.
+        flat = tf.split(settings[2 + len(self.bounds) :], sizes) if sizes else []  # Into one at least.
         told = [tf.reshape(piece, shape) for piece, shape in zip(flat, self._shapes, strict=True)]
         first = len(told) - len(self.problem.optimizer.constants)
         return told[:first], told[first:]

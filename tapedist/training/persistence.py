@@ -76,7 +76,8 @@ class RunStore:
         """What to do with a run of version 0.1, whose parameters are at hand if it has finished once."""
         run_dir = self._directory.parent
         if (run_dir / "model.json").exists():
-            return f"go on from its parameters by --init_from={run_dir} and a new --run_dir, or begin anew by --resume=never"
+            start = f"go on from its parameters by --init_from={run_dir} and a new --run_dir"
+            return f"{start}, or begin anew by --resume=never"
         return "the run never finished, so that no other can start from it; begin anew by --resume=never"
 
     def _check(self, checkpoint: Checkpoint) -> None:

@@ -76,7 +76,7 @@ def check_training(options: LaunchConfig, config: TrainConfig) -> None:
     """Refuses what every worker would refuse, before any is started.
 
     Raises:
-        InputError: if the strategy cannot use several workers, or they bring more replicas than there are shards.
+        InputError: if the strategy cannot use several workers.
     """
     if options.num_workers == 1:
         return  # As its surroundings say.

@@ -201,9 +201,8 @@ class StepPrograms(Replicas):
 
     def _constants_in(self, settings: tf.Tensor) -> tuple[list[Any], list[Any]]:
         """The penalty's weight and what it weighs `[P]`, if there is one; the rule's constants."""
-        if not self._shapes:
-            return [], []
-        flat = tf.split(settings[2 + len(self.bounds) :], [math.prod(shape) for shape in self._shapes])
+        sizes = [math.prod(shape) for shape in self._shapes]
+        flat = tf.split(settings[2 + len(self.bounds) :], sizes) if sizes else []  # Into one at least.
         told = [tf.reshape(piece, shape) for piece, shape in zip(flat, self._shapes, strict=True)]
         first = len(told) - len(self.problem.optimizer.constants)
         return told[:first], told[first:]

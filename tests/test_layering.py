@@ -25,7 +25,6 @@ FLOORS = {
     "filesystem": 1,
     "process": 1,
     "reference": 0,
-    "verification": 8,
     "quiet": 1,
     "signals": 1,
     "flags": 2,

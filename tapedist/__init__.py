@@ -14,5 +14,6 @@ with epy.lazy_api_imports(globals()):
     from tapedist.config import TrainConfig
     from tapedist.data.array_source import ArraySource
     from tapedist.run import TrainResult, train
+    from tapedist.training.exact import times
 
-__all__ = ["ArraySource", "TrainConfig", "TrainResult", "__version__", "errors", "train"]
+__all__ = ["ArraySource", "TrainConfig", "TrainResult", "__version__", "errors", "times", "train"]

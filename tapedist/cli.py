@@ -22,7 +22,7 @@ from tapedist import flags, process, quiet, signals
 from tapedist.cluster import doctor, launch
 from tapedist.cluster.doctor import DoctorConfig
 from tapedist.cluster.launch import LaunchConfig
-from tapedist.command_options import EvaluateOptions, PredictOptions, RunOptions
+from tapedist.command_options import EvaluateOptions, PredictOptions, RunOptions, VerifyOptions
 from tapedist.config import TrainConfig
 from tapedist.errors import InputError, TapedistError
 from tapedist.help_text import command_help, commands_help
@@ -113,6 +113,12 @@ def _commands() -> Any:
     return commands
 
 
+def _verify(options: VerifyOptions) -> None:
+    from tapedist.verification import command
+
+    command.verify(options)
+
+
 def _launch(options: LaunchConfig) -> int:
     # What no worker would take is refused here, once.
     launch.check_training(options, flags.CommandLine(TrainConfig, options.worker_argv[1:]).options())
@@ -157,6 +163,14 @@ COMMANDS: dict[str, Command] = {
         options=RunOptions,
         run=lambda options: _commands().export(options),
         examples=("export --run_dir=runs/tutorial",),
+    ),
+    "verify": Command(
+        summary="Recompute a run in plain NumPy, and say whether the numbers that it stored are the same.",
+        options=VerifyOptions,
+        run=_verify,
+        notes="SIGINT ends it with exit code 130; it writes nothing, so nothing has to be saved.",
+        examples=("verify --run_dir=runs/tutorial", "verify --run_dir=runs/million --epochs=10"),
+        answers=True,
     ),
     "launch": Command(
         summary="Train in several processes of this machine, restarted together when one is lost.",

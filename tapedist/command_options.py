@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
-from tapedist.options import SWITCHES, Options, Rule, option
+from tapedist.options import COUNT, SWITCHES, Options, Rule, option
 from tapedist.settings import SYNTHETIC
 from tapedist.text_values import shown
 
@@ -69,3 +69,15 @@ class PredictOptions(RunOptions):
         choices=_BAD_ROWS,
     )  # fmt: skip
     overwrite: bool = option(False, "Replace --output if it exists.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VerifyOptions(RunOptions):
+    """Options of `tapedist verify`."""
+
+    epochs: int = option(
+        0,
+        "Recompute this many epochs or a few more, from the nearest stored state before them, which is taken as given; "
+        "0 recomputes all from the start.",
+        rule=COUNT,
+    )

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tapedist import quiet
+from tapedist import quiet, run_files
 from tapedist.command_options import EvaluateOptions, PredictOptions, RunOptions
 from tapedist.config import TrainConfig
 from tapedist.data import sources, table_files, tables
@@ -21,7 +21,6 @@ from tapedist.data.row_arrays import row_arrays, row_blocks
 from tapedist.data.table_columns import listed
 from tapedist.errors import InputError, StateError, TapedistError
 from tapedist.filesystem import write_atomic
-from tapedist.flags import CommandLine
 from tapedist.process import check_fork
 from tapedist.results.evaluation import evaluate_rows
 from tapedist.results.model_file import FittedModel, read_content, read_model
@@ -50,7 +49,7 @@ def evaluate(options: EvaluateOptions) -> None:
         names = {"train": "data"}
     else:
         try:
-            own = _own_source(_config(folder), model.content)
+            own = _own_source(run_files.read_config(folder), model.content)
         except _OtherRowsError as error:
             raise StateError(f"{folder.root}: {error}; evaluate by --data=PATH") from None
         names = {"train": "train", "test": "test"}
@@ -94,7 +93,7 @@ def report(options: RunOptions) -> None:
     from tapedist.results.run_report import report_page
 
     folder = RunFolder.find(options.run_dir)
-    content, config = read_content(folder.model, run_dir=folder.root), _config(folder)
+    content, config = read_content(folder.model, run_dir=folder.root), run_files.read_config(folder)
     source: Source | None
     try:
         source = _own_source(config, content)
@@ -131,14 +130,6 @@ def export(options: RunOptions) -> None:
 def _find(run_dir: str) -> tuple[RunFolder, FittedModel]:
     folder = RunFolder.find(run_dir)
     return folder, read_model(folder.model, run_dir=folder.root)
-
-
-def _config(folder: RunFolder) -> TrainConfig:
-    """The settings that the run was trained with."""
-    try:
-        return CommandLine(TrainConfig, [f"--flagfile={folder.flags}"]).options()
-    except InputError as error:
-        raise StateError(f"{folder.flags}: cannot be used ({error.problems[0]}); restore it") from None
 
 
 class _OtherRowsError(StateError):

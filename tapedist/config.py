@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from tapedist.errors import InputError
 from tapedist.options import Default
 from tapedist.settings import SYNTHETIC, SYNTHETIC_FIELDS, Settings
 from tapedist.text_values import shown
@@ -82,6 +83,23 @@ class TrainConfig(Settings):
         if self.standardize == "auto" and of_user:
             changes["standardize"] = "false" if own_model else "true"
         return dataclasses.replace(self, **changes)
+
+    def with_arithmetic(self, strategy: str) -> TrainConfig:
+        """This config with a value in the place of `--arithmetic=auto`.
+
+        Args:
+            strategy: the name of the one that was chosen.
+
+        Raises:
+            InputError: if there is no exact arithmetic where it was asked for.
+        """
+        if strategy == "tpu" and self.arithmetic == "exact":
+            raise InputError(
+                "--arithmetic=exact: a TPU has no IEEE float64 and no sums of int64, so that nothing there is exact; "
+                "use --arithmetic=fast"
+            )
+        resolved = "fast" if strategy == "tpu" else "exact"
+        return dataclasses.replace(self, arithmetic=resolved) if self.arithmetic == "auto" else self
 
     def without_survey(self) -> TrainConfig:
         """A resolved config for rows so wide that only the fastest full-batch rate can be found from them."""
@@ -248,12 +266,6 @@ def _wrong_stops(config: TrainConfig) -> Iterator[str]:
 
 
 def _wrong_devices(config: TrainConfig) -> Iterator[str]:
-    if config.num_virtual_devices > config.virtual_shards:
-        yield (
-            f"--num_virtual_devices={config.num_virtual_devices}: must not exceed "
-            f"--virtual_shards={config.virtual_shards}, because every replica owns at least one shard; "
-            "lower one or raise the other"
-        )
     if config.collective == "nccl" and config.num_virtual_devices:
         yield (
             f"--collective=nccl: needs GPUs, and --num_virtual_devices={config.num_virtual_devices} computes on the "

@@ -66,10 +66,9 @@ def choose_call_length(
     replicas = setup.strategy.num_replicas_in_sync
     if replicas == 1 or engine.name == "moments":  # No step gathers.
         return CallLength(config.steps_per_call)
-    width = num_parameters + 2 + setup.source.weighted
     return TolledCalls(
         config.steps_per_call,
-        gather_secs=gather_seconds(setup.strategy, num_shards=setup.num_shards, width=width),
+        gather_secs=gather_seconds(setup.strategy, width=num_parameters + 2 + setup.source.weighted),
         replicas=replicas,
         batch_size=config.batch_size if config.mode == "mini_batch" else 0,
         say=say,

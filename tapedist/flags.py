@@ -21,6 +21,7 @@ from tapedist.options import Default
 from tapedist.text_values import READERS, quoted, shown, written, wrong_characters
 
 HELP_FLAGS = ("help", "helpfull", "h")
+_GONE = {"virtual_shards": "is gone, because sums no longer depend on how rows are divided; drop it"}
 _LINE_MARKS = {9: 32, 10: 32, 13: 32}
 _MAX_FLAGFILE_BYTES = 2**25  # Room for a million true weights.
 _MAX_FLAGFILES = 100
@@ -141,6 +142,10 @@ class CommandLine(Generic[Options]):
                     self._refuse(name[2:], f"--{name}={shown(value)}: takes no value; write --{name[2:]}=false", place)
                 else:
                     self._set(name[2:], "false", place)
+            elif name in _GONE and name not in self._flags:
+                if not equals and words and not words[-1].startswith("--"):
+                    equals, value = "=", words.pop()
+                self._problems.append(f"{place}--{name}{equals}{shown(value) if equals else ''}: {_GONE[name]}")
             elif name != "flagfile" and name not in self._flags:
                 self._unknown(name, equals + value, place)
             elif equals or (name in self._flags and self._flags[name].boolean):

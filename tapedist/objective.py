@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,14 +14,16 @@ import tensorflow as tf
 
 from tapedist.config import TrainConfig
 from tapedist.data.blocks import Source
-from tapedist.data.sources import check_squares, check_target
-from tapedist.data.standardize import ColumnMoments, RawUnits, StandardUnits
+from tapedist.data.sources import check_squares
+from tapedist.data.standardize import RawUnits, StandardUnits
 from tapedist.errors import InputError
+from tapedist.linear_units import linear_units
 from tapedist.results.metric import Metric
 from tapedist.results.model_file import warm_start
-from tapedist.results.statistics import Survey, survey
-from tapedist.training import engines, losses
+from tapedist.results.statistics import Survey
+from tapedist.training import losses
 from tapedist.training.model import LinearModel, ModuleModel
+from tapedist.training.obstacles import moments_obstacle
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -80,7 +82,7 @@ class Objective:
         found: Survey | None = None
         units: RawUnits | StandardUnits = RawUnits()
         if model is None:
-            units, found = _linear_units(config, source, own_loss=loss is not None, surveyed=surveyed, heed=heed)
+            units, found = linear_units(config, source, own_loss=loss is not None, surveyed=surveyed, heed=heed)
             fitted, initial, start = _linear(config, source, units)
         else:
             if config.standardize == "true":
@@ -111,7 +113,7 @@ class Objective:
     @property
     def is_squared(self) -> bool:
         """Whether the loss is the package's squared error."""
-        return self.loss is losses.squared
+        return isinstance(self.loss, losses.ResidualLoss) and self.loss.name == "squared"
 
     @property
     def loss_name(self) -> str:
@@ -119,7 +121,7 @@ class Objective:
 
     def moments_obstacle(self, config: TrainConfig) -> str:
         """Why second moments of the rows do not define it; empty if they do."""
-        return engines.moments_obstacle(
+        return moments_obstacle(
             config,
             num_features=self.source.num_features,
             is_linear=self.is_linear,
@@ -133,33 +135,6 @@ class Objective:
 
 def _name(loss: losses.Loss) -> str:
     return getattr(loss, "__name__", type(loss).__name__)
-
-
-def _linear_units(
-    config: TrainConfig, source: Source, *, own_loss: bool, surveyed: bool, heed: Callable[[], bool]
-) -> tuple[RawUnits | StandardUnits, Survey | None]:
-    """The units that the masters of a linear model are in, and what is known of the rows.
-
-    A feature that is a linear combination of others is left out, so that what is fitted has one optimum, which does not
-    depend on where training starts.
-    """
-    if not surveyed and not config.standardizes:
-        return RawUnits(), None
-    columns = ColumnMoments.of(source, heed)
-    if config.standardizes and not own_loss:
-        check_target(config, source, columns)
-    found = survey(source, columns, fit_intercept=config.fit_intercept, heed=heed) if surveyed else None
-    left_out: Sequence[int] = ()
-    if surveyed:
-        left_out = found.fit.aliased if found else columns.constant()
-    if not config.standardizes:
-        units = StandardUnits.raw(source.num_features, fit_intercept=config.fit_intercept, left_out=left_out)
-        return units, found
-    # The target may only be shifted where the loss is known to depend on the difference alone.
-    units = StandardUnits.of(
-        source, fit_intercept=config.fit_intercept, center_target=not own_loss, left_out=left_out, columns=columns
-    )
-    return units, found
 
 
 def _linear(config: TrainConfig, source: Source, units: RawUnits | StandardUnits) -> tuple[Any, np.ndarray, str]:

@@ -16,9 +16,9 @@ from tapedist.errors import DivergedError, InputError
 from tapedist.training.moments import Moments
 from tapedist.training.stability import Curvature, curvature, power_iteration
 
-# Eigenvalues come from a LAPACK library whose last bits depend on its threads; the rate must not.
-_RATE_DIGITS = 9
+_RATE_DIGITS = 9  # As many as anybody's eigenvalues have, by whatever algorithm.
 _MOST_POWER_ROWS = 100_000
+_MOST_POWER_NUMBERS = 2**24  # Their products are added elementwise, which takes its time.
 
 
 def auto_rate(moments: Moments, config: TrainConfig, *, l2: np.ndarray) -> float:
@@ -94,7 +94,7 @@ def explained(
 
 
 def _curvature(moments: Moments, config: TrainConfig, l2: np.ndarray) -> Curvature:
-    if not np.isfinite(moments.to_vector()).all():
+    if not np.isfinite(moments.centred).all():
         raise InputError(
             "--standardize: the squares of these rows overflow, so that no learning rate fits; use --standardize=true, "
             "or scale the columns"
@@ -103,13 +103,13 @@ def _curvature(moments: Moments, config: TrainConfig, l2: np.ndarray) -> Curvatu
 
 
 def _sampled_lambda_max(source: Source, config: TrainConfig, l2: np.ndarray) -> float:
-    rows = min(source.num_rows("train"), _MOST_POWER_ROWS)
-    plan = BlockPlan(rows, source.num_features, 8, 1)
+    most = min(_MOST_POWER_ROWS, max(1, _MOST_POWER_NUMBERS // source.num_features))
+    rows = min(source.num_rows("train"), most)
+    size = BlockPlan(rows, source.num_features, 8).block_rows
 
     def blocks() -> Iterator[tuple[np.ndarray, ...]]:
-        for block in range(plan.num_blocks):
-            numbers = plan.block_row_range(block)
-            taken = source.take("train", tf.range(numbers.start, numbers.stop, dtype=tf.int64))
+        for first in range(0, rows, size):
+            taken = source.take("train", tf.range(first, min(first + size, rows), dtype=tf.int64))
             yield tuple(column.numpy().astype(np.float64) for column in taken)
 
     return power_iteration(blocks, num_features=source.num_features, fit_intercept=config.fit_intercept, l2=l2)

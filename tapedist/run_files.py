@@ -12,6 +12,7 @@ import numpy as np
 from tapedist import flags, own_matplotlib
 from tapedist.config import TrainConfig
 from tapedist.data.blocks import Source
+from tapedist.errors import InputError, StateError
 from tapedist.filesystem import write_atomic
 from tapedist.results.outcome import TrainResult
 from tapedist.results.run_report import report_page
@@ -69,6 +70,18 @@ def keep(
         page = report_page(config=config, model=model, environment=environment, history=result.history, source=source)
         write_atomic(folder.report, page)
     write_atomic(folder.done, _json(result.summary()))
+
+
+def read_config(folder: RunFolder) -> TrainConfig:
+    """The settings that the run was trained with.
+
+    Raises:
+        StateError: if they cannot be read.
+    """
+    try:
+        return flags.CommandLine(TrainConfig, [f"--flagfile={folder.flags}"]).options()
+    except InputError as error:
+        raise StateError(f"{folder.flags}: cannot be used ({error.problems[0]}); restore it") from None
 
 
 def done_summary(path: Path) -> dict[str, Any]:

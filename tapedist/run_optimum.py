@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from tapedist.config import TrainConfig
 from tapedist.data.standardize import RawUnits
 from tapedist.errors import InputError
-from tapedist.objective import Objective
+from tapedist.exact_arithmetic import folded
 from tapedist.results.least_squares import LeastSquares
 from tapedist.results.metric import Gap, NewtonGap
 from tapedist.results.regression import distance
 from tapedist.results.statistics import Statistics, intercept_at_zero, mean_absolute_error, optimum
 from tapedist.text_values import shown
-from tapedist.training.engines import Engine, MomentsEngine, Setup
-from tapedist.training.measures import full_gradient
 from tapedist.training.state import TrainingState
 from tapedist.training.stopping import (
     SETTLED,
@@ -28,6 +27,10 @@ from tapedist.training.stopping import (
     small_gradient,
     stale_test_loss,
 )
+
+if TYPE_CHECKING:  # They import TensorFlow, which nothing here needs.
+    from tapedist.objective import Objective
+    from tapedist.training.engines import Engine, MomentsEngine
 
 _MOST_LOOKS = 1000
 _AFFORDABLE = 5e9  # About two seconds of products.
@@ -47,6 +50,7 @@ class RunOptimum:
     Attributes:
         source: the rows, raw.
         metric: of the training rows; None where they were not surveyed.
+        model: what is fitted.
     """
 
     def __init__(
@@ -54,7 +58,7 @@ class RunOptimum:
     ):
         self._config, self._units = config, objective.units
         self.source, self.metric = objective.source, objective.metric
-        self._model, self._own_loss = objective.model, objective.own_loss
+        self.model, self._own_loss = objective.model, objective.own_loss
         self._say, self._heed = say, heed
         least_squares = objective.is_linear and not objective.own_loss and config.loss == "squared"
         self._has_meaning = least_squares and config.statistics != "false"
@@ -73,8 +77,8 @@ class RunOptimum:
         elif not self._known and self._has_meaning:
             config = self._config
             moments = None
-            if isinstance(engine, MomentsEngine) and self._rows_are_exact():
-                moments = engine.moments(self._heed)
+            if engine.name == "moments" and self._rows_are_exact():
+                moments = cast("MomentsEngine", engine).moments(self._heed)
             self._fit = optimum(
                 self.source,
                 fit_intercept=config.fit_intercept,
@@ -122,7 +126,7 @@ class RunOptimum:
 
         None where that is least squares, where it is not known, or where the pass over the rows would take long.
         """
-        rows, p = self.source.num_rows("train"), self._model.num_parameters
+        rows, p = self.source.num_rows("train"), self.model.num_parameters
         of_statistics = self._has_meaning and not self._config.l2
         found_close = state.stopped not in ("", SETTLED)
         if self.newton is None or of_statistics or found_close or rows * p * p > _AFFORDABLE:
@@ -138,7 +142,7 @@ class RunOptimum:
         config = self._config
         if self.metric is None or self._own_loss or config.loss not in ("squared", "huber"):
             return None
-        l2 = config.l2 * self._model.penalized
+        l2 = config.l2 * self.model.penalized
         if config.loss == "squared":
             return NewtonGap(self.metric, self.source, delta=np.inf, l2=l2 / 2, heed=self._heed)
         return NewtonGap(self.metric, self.source, delta=config.huber_delta, l2=l2, heed=self._heed)
@@ -163,32 +167,30 @@ class RunOptimum:
 
 def stopping_rules(
     config: TrainConfig,
-    setup: Setup,
     engine: Engine,
     optimum_of_run: RunOptimum,
     *,
+    gradient: Callable[[int], Callable[[np.ndarray], np.ndarray]],
     evaluate: Callable[[np.ndarray], tuple[float, float]] | None,
-    heed: Callable[[], bool],
 ) -> Stopping:
     """The rules that the config asks for.
 
     Args:
         config: the run's settings.
-        setup: of the run's engines.
         engine: the run's.
         optimum_of_run: its optimum.
+        gradient: makes `state -> gradient [P]` over all rows, which will be asked at most so many times.
         evaluate: the loss of a state on the test split, or None without test rows.
-        heed: asked now and then inside a pass over the rows: False, or raises to break it off.
 
     Raises:
         InputError: if a rule cannot be applied to this model and these rows.
     """
     rules: list[StopRule] = []
-    count, pace = setup.programs["model"].num_parameters, config.early_stop_every_epochs
+    count, pace = optimum_of_run.model.num_parameters, config.early_stop_every_epochs
     if config.stop_at_se == "auto":
-        rules += _finishing_rules(config, setup, engine, optimum_of_run, heed=heed)
+        rules += _finishing_rules(config, engine, optimum_of_run, gradient=gradient(_MOST_LOOKS))
         others = config.early_stop_gradient_norm or config.early_stop_patience
-        if isinstance(engine, MomentsEngine) and not others:  # Whose epochs cost less than a look at their outcome.
+        if engine.name == "moments" and not others:  # Whose epochs cost less than a look at their outcome.
             pace *= 10
     elif config.stop_at_se:
         fit = optimum_of_run.fit(engine)
@@ -204,8 +206,7 @@ def stopping_rules(
         )
     if config.early_stop_gradient_norm:
         passes = 1 + config.most_epochs // config.early_stop_every_epochs
-        gradient = full_gradient(setup, engine, passes=passes, heed=heed)
-        rules.append(small_gradient(gradient, config.early_stop_gradient_norm))
+        rules.append(small_gradient(gradient(passes), config.early_stop_gradient_norm))
     if config.early_stop_patience:
         if evaluate is None:
             raise InputError(f"--early_stop_patience={config.early_stop_patience}: there is no test row to judge by")
@@ -220,18 +221,17 @@ def _no_standard_errors(fit: LeastSquares) -> str:
 
 
 def _finishing_rules(
-    config: TrainConfig, setup: Setup, engine: Engine, optimum_of_run: RunOptimum, *, heed: Callable[[], bool]
+    config: TrainConfig, engine: Engine, optimum_of_run: RunOptimum, *, gradient: Callable[[np.ndarray], np.ndarray]
 ) -> list[StopRule]:
     """What `--stop_at_se=auto` stands for: close to the optimum of the run's own objective, or as close as it gets."""
     metric = optimum_of_run.metric
     assert metric
-    model = setup.programs["model"]
+    model = optimum_of_run.model
     count, l2 = model.num_parameters, config.l2 * model.penalized
-    gradient = full_gradient(setup, engine, passes=_MOST_LOOKS, heed=heed)
     weights_l2 = l2[: len(metric.fit.names)]
     squared = config.loss == "squared"
     inverse = metric.inverse_hessian(weights_l2) if squared else 2 * metric.inverse_hessian(2 * weights_l2)
-    move = functools.lru_cache(1)(lambda state: inverse @ gradient(np.frombuffer(state)))
+    move = functools.lru_cache(1)(lambda state: folded(inverse * gradient(np.frombuffer(state)), axis=1))
 
     def length(state: np.ndarray) -> float:
         """Of the move to the optimum where the loss is squared; else of a move that is no longer than that."""
@@ -251,7 +251,7 @@ def _finishing_rules(
         rules.append(
             near_optimum(lambda state: newton(state[:count]).standard_errors if length(state) <= close else None, limit)
         )
-    precise = config.dtype == "float64" or isinstance(engine, MomentsEngine)
+    precise = config.dtype == "float64" or engine.name == "moments"
     spread = metric.target_deviation if squared else min(metric.target_deviation, config.huber_delta)
     least = (_STILL if precise else _STILL_FLOAT32) * spread
     rules.append(settled(lambda state: length(state) <= least))

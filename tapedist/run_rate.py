@@ -5,18 +5,20 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tapedist import rates
 from tapedist.config import TrainConfig
 from tapedist.errors import DivergedError, InputError, TapedistError
-from tapedist.objective import Objective
 from tapedist.results.metric import largest_leverage, share_of_small_residuals
 from tapedist.text_values import shown
-from tapedist.training import engines, optimizers
-from tapedist.training.engines import Setup
+from tapedist.training.descent_rate import Rate
 from tapedist.training.state import TrainingState
+
+if TYPE_CHECKING:  # They import TensorFlow, which `in_metric` does without.
+    from tapedist.objective import Objective
+    from tapedist.training.engines import Setup
 
 _HUBER_RATE = 1.8
 _FORGETTING = 20.0  # Natural logarithm of what is left of the distance to the start, where the loss is squared.
@@ -47,6 +49,8 @@ def settle(
     Raises:
         InputError: if no such rate is known.
     """
+    from tapedist.training import optimizers
+
     if not isinstance(config.learning_rate, str):
         return config.learning_rate, setup
     if objective.own_loss or not objective.is_linear:
@@ -54,11 +58,12 @@ def settle(
             "--learning_rate=auto: is known only for linear models with squared error or the huber loss; give a number"
         )
     if config.mode == "mini_batch" or not objective.is_squared:
-        first, optimizer = _in_metric(config, objective, heed=heed, say=say)
+        rate, matrix = in_metric(config, objective, heed=heed, say=say)
+        first, optimizer = rate.first, optimizers.metric_sgd(rate, matrix)
     else:
         first = _fastest(config, objective, setup, progress, heed=heed, say=say)
         optimizer = optimizers.from_config(config, auto_rate=first)
-    return first, dataclasses.replace(setup, programs={**setup.programs, "optimizer": optimizer})
+    return first, dataclasses.replace(setup, problem=dataclasses.replace(setup.problem, optimizer=optimizer))
 
 
 def _fastest(
@@ -71,6 +76,9 @@ def _fastest(
     say: Callable[[str], None],
 ) -> float:
     """The rate at which plain gradient descent on squared error converges fastest; arguments as in `settle`."""
+    from tapedist import rates
+    from tapedist.training import engines
+
     if obstacle := objective.moments_obstacle(config):
         rate = rates.stable_rate(setup.source, config, l2=_penalty(config, objective))
         say(f"Learning rate: {rate:.6g} = 1 / lambda_max of these rows, because {obstacle}")
@@ -89,15 +97,27 @@ def _fastest(
     return rate
 
 
-def _in_metric(
+def in_metric(
     config: TrainConfig, objective: Objective, *, heed: Callable[[], bool], say: Callable[[str], None]
-) -> tuple[float, optimizers.Optimizer]:
+) -> tuple[Rate, np.ndarray]:
     """Gradient descent in the metric of the rows' curvature, in which it is the same in all directions.
 
     The huber loss curves at most as much as half of squared error, so that a full-batch rate below 2 is stable in the
     metric of that (Huber, "Robust statistics", 1981, 7.8: modified residuals). A batch of `B` rows may curve more than
     all rows do: `B / (B - 1 + largest leverage)` is the fastest rate that is stable for all batches (Ma, Bassily and
     Belkin, "The power of interpolation", 2018, theorem 3).
+
+    Args:
+        config: the run's settings.
+        objective: what is fitted.
+        heed: asked now and then inside a pass over the rows: False, or raises to break it off.
+        say: takes a line for the log.
+
+    Returns:
+        The rate over the steps, and the metric `[P, P]`.
+
+    Raises:
+        InputError: if no such rate is known.
     """
     metric = objective.metric
     if metric is None:
@@ -109,17 +129,16 @@ def _in_metric(
     matrix = metric.inverse_hessian(penalty) if objective.is_squared else 2 * metric.inverse_hessian(2 * penalty)
     if config.mode == "full_batch":
         say(f"Learning rate: {_HUBER_RATE} in the metric of the features' covariance, for the {loss}")
-        return _HUBER_RATE, optimizers.metric_sgd(optimizers.Rate(_HUBER_RATE), matrix)
+        return Rate(_HUBER_RATE), matrix
     batch = min(config.batch_size, source.num_rows("train"))
     first = batch / (batch - 1 + max(1.0, largest_leverage(source, metric.fit, heed)))
     curvature = 1.0
     if not objective.is_squared:
         curvature = share_of_small_residuals(source, metric, config.huber_delta, heed)
-    first, curvature = (float(f"{value:.8e}") for value in (first, curvature))
     hold = math.ceil(_FORGETTING / first)
     falling = f"from step {hold} on falling like 1 / step"
     say(f"Learning rate: {first:.6g} in the metric of the features' covariance, {falling}")
-    return first, optimizers.metric_sgd(optimizers.Rate(first, hold, curvature), matrix)
+    return Rate(first, hold, curvature), matrix
 
 
 def explained(
@@ -146,6 +165,9 @@ def explained(
     Raises:
         InputError: if squares of the rows overflow.
     """
+    from tapedist import rates
+    from tapedist.training import engines
+
     if state.step == 0 and np.isnan(state.first_loss) and objective.is_linear:
         return _overflow(config)
     if not (objective.is_linear and objective.is_squared) or objective.source.num_rows("train") == 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from tapedist.cluster.strategies import Choice
 from tapedist.cluster.team import Solo, Team
 from tapedist.config import TrainConfig
 from tapedist.data.blocks import Source
+from tapedist.data.ranges import ranges
 from tapedist.data.sources import open_source
 from tapedist.data.synthetic import SyntheticSource
 from tapedist.engine_choice import choose_call_length, choose_engine, test_evaluator
@@ -31,11 +33,14 @@ from tapedist.run_optimum import RunOptimum, stopping_rules
 from tapedist.signals import StopSignals
 from tapedist.text_values import shown
 from tapedist.training import engines, losses, optimizers
+from tapedist.training.bounds import Bounds
 from tapedist.training.consensus import heed
 from tapedist.training.engines import Engine, Setup
+from tapedist.training.measures import full_gradient
 from tapedist.training.replicas import local_devices
 from tapedist.training.schedule import Schedule
 from tapedist.training.state import TrainingState
+from tapedist.training.steps import Problem
 from tapedist.training.trainer import Trainer
 
 
@@ -76,9 +81,11 @@ class Session:
     ):
         config = config.resolved(
             own_rows=is_users(config, source), own_model=model is not None, own_loss=loss is not None
-        )
+        ).with_arithmetic(choice.name)
         self._config, self._team, self._monitor, self._stop, self._folder = config, team, monitor, stop, folder
         monitor.say(f"Strategy: {choice.name} on {strategy.num_replicas_in_sync} replica(s) ({choice.reason})")
+        if config.arithmetic == "fast":
+            monitor.say("Arithmetic: fast; sums are as the hardware makes them: elsewhere the last digits may differ")
         self._source = team.together(stop, lambda heed: open_source(config, heed=heed)) if source is None else source
         idle = config.without_effect() if source is None else config.without_effect_beside(source)
         for notice in (*idle, *getattr(self._source, "notices", ())):
@@ -90,7 +97,10 @@ class Session:
         )  # fmt: skip
         self._config = config = self._with_an_end(config)
         self._say_left_out()
-        self._setup = _setup(config, self._objective, strategy, budget=team.smallest(engines.memory_budget()))
+        self._setup = _setup(
+            config, self._objective, strategy,
+            budget=team.smallest(engines.memory_budget()), heed=self._heed, say=monitor.say,
+        )  # fmt: skip
         self._optimum = RunOptimum(config, self._objective, say=monitor.say, heed=self._heed)
         self._kept = KeptRun(
             folder, config, objective=self._objective, team=team, monitor=monitor, stop=stop,
@@ -187,8 +197,8 @@ class Session:
         return result
 
     def _fresh(self) -> TrainingState:
-        slots = self._setup.programs["optimizer"].num_slots * self._objective.model.num_parameters
-        return TrainingState(vector=np.concatenate([self._objective.initial, np.zeros(slots)]))
+        slots = self._setup.problem.optimizer.fresh_slots(self._objective.model.num_parameters)
+        return TrainingState(vector=np.concatenate([self._objective.initial, slots]))
 
     def _check_epochs(self, state: TrainingState, engine: Engine) -> None:
         done = state.step // engine.steps_per_epoch
@@ -201,7 +211,13 @@ class Session:
     def _trainer(self, engine: Engine) -> Trainer:
         config, setup = self._config, self._setup
         evaluate = test_evaluator(config, setup, heed=self._heed)
-        stopping = stopping_rules(config, setup, engine, self._optimum, evaluate=evaluate, heed=self._heed)
+        stopping = stopping_rules(
+            config,
+            engine,
+            self._optimum,
+            gradient=lambda passes: full_gradient(setup, engine, passes=passes, heed=self._heed),
+            evaluate=evaluate,
+        )
         return Trainer(
             engine=engine,
             schedule=Schedule(
@@ -280,21 +296,34 @@ class Session:
         return dataclasses.replace(result, advice=tuple(sentences))
 
 
-def _setup(config: TrainConfig, objective: Objective, strategy: tf.distribute.Strategy, *, budget: int) -> Setup:
+def _setup(
+    config: TrainConfig,
+    objective: Objective,
+    strategy: tf.distribute.Strategy,
+    *,
+    budget: int,
+    heed: Callable[[], object],
+    say: Callable[[str], None],
+) -> Setup:
     """What engines need; `--learning_rate=auto` is settled before the first step."""
+    source = objective.units.rows(objective.source)
+
+    @functools.cache
+    def bounds(split: str) -> Bounds:
+        return Bounds.of(ranges(source, split, heed=heed, say=say), dtype=config.dtype)
+
     return Setup(
-        source=objective.units.rows(objective.source),
-        programs={
-            "strategy": strategy,
-            "model": objective.model,
-            "loss": objective.loss,
-            "optimizer": optimizers.from_config(config, auto_rate=0.0),
-            "num_shards": config.virtual_shards,
-            "l2": config.l2,
-            "dtype": tf.as_dtype(config.dtype),
-        },
-        num_shards=config.virtual_shards,
+        source=source,
+        strategy=strategy,
+        problem=Problem(
+            model=objective.model,
+            loss=objective.loss,
+            optimizer=optimizers.from_config(config, auto_rate=0.0),
+            dtype=tf.as_dtype(config.dtype),
+            l2=config.l2,
+            arithmetic=config.arithmetic,
+        ),
+        bounds=bounds,
         cache=config.cache,
-        fit_intercept=config.fit_intercept,
         budget=budget,
     )

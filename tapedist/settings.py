@@ -36,6 +36,7 @@ SHUFFLES = ("auto", "rows", "batches", "none")
 SPLITS = ("auto", "index", "hash")
 INITS = ("auto", "normal", "zeros")
 COLLECTIVES = ("auto", "nccl", "ring")
+ARITHMETICS = ("auto", "exact", "fast")
 CACHES = ("auto", "device", "none")
 RESUMES = ("auto", "must", "never")
 BAD_ROWS = ("error", "drop", "mean")
@@ -143,7 +144,12 @@ class Settings(Options):
         rule=NOT_NEGATIVE,
     )
     early_stop_every_epochs: int = option(10, "Epochs between the checks of the rules that stop early.", rule=EVERY)
-    virtual_shards: int = option(16, "Parts that every sum is cut into, whatever the hardware.", rule=between(1, 4096))
+    arithmetic: str = option(
+        "auto",
+        "exact: the same bits on any number of devices, any processor and in any order of rows; fast: sums as the "
+        "hardware makes them. auto: exact, but fast on TPUs, which cannot be exact.",
+        choices=ARITHMETICS,
+    )
 
     # Where it runs. None of these can change the answer.
     strategy: str = option(

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 BENCH = pathlib.Path(__file__).parents[1] / "scripts" / "bench"
-ROWS = ("tutorial", "tutorial_moments", "stream_wide", "mini_batch_*", "shards_*", "moments_wide", "startup", "curve_*")
+ROWS = ("tutorial", "tutorial_moments", "stream_wide", "mini_batch_*", "sums_*", "moments_wide", "startup", "curve_*")
 
 
 @pytest.fixture

@@ -12,17 +12,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from oracle import batches, permutation
 
-from tapedist.data.blocks import BatchPlan, BlockPlan, replica_shards, split_sizes
+from tapedist.data import blocks
+from tapedist.data.blocks import BatchPlan, BlockOrder, BlockPlan, split_sizes, tiles_of
+from tapedist.data.elements import block_elements, split_elements
 from tapedist.data.epoch_order import WINDOW_ROWS, epoch_batches, epoch_rows, permuted
 
 SEEDS = st.integers(0, 2**63 - 1)
-PLANS = st.builds(
-    BlockPlan,
-    num_rows=st.integers(0, 2**20) | st.integers(2**31, 2**62),
-    num_features=st.sampled_from([1, 2, 7, 8, 64, 4000]),
-    itemsize=st.sampled_from([4, 8]),
-    num_shards=st.sampled_from([1, 2, 3, 16, 100, 300]),
-)
+FEATURES = st.sampled_from([1, 2, 3, 7, 8, 64, 1000, 4000])
+REPLICAS = st.integers(1, 12)
 
 
 @pytest.mark.parametrize(
@@ -53,93 +50,140 @@ def test_a_split_covers_the_rows_and_leaves_some_to_train(n: int, fraction: floa
 
 
 @pytest.mark.parametrize(
-    ("replicas", "shards", "owned"),
-    [(1, 16, [16]), (3, 16, [6, 6, 4]), (5, 16, [4, 4, 4, 4, 0]), (16, 16, [1] * 16), (2, 3, [2, 1]), (1, 1, [1])],
-)
-def test_replica_shards(replicas: int, shards: int, owned: list[int]):
-    assert [len(replica_shards(r, replicas, shards)) for r in range(replicas)] == owned
-
-
-@settings(deadline=None)
-@given(shards=st.integers(1, 300), data=st.data())
-def test_replicas_own_every_shard_once_in_order(shards: int, data: st.DataObject):
-    replicas = data.draw(st.integers(1, shards))
-    owned = [replica_shards(r, replicas, shards) for r in range(replicas)]
-    assert list(itertools.chain(*owned)) == list(range(shards))
-    assert len(owned[0]) == -(-shards // replicas)
-
-
-@pytest.mark.parametrize(
-    ("n", "d", "block_rows", "blocks", "rounds", "resident"),
+    ("n", "d", "itemsize", "tiles", "tile_rows", "resident"),
     [
-        (8000, 1, 512, 16, 1, True),  # The tutorial: one block a shard.
-        (8006, 3, 512, 16, 1, True),
-        (3, 1, 64, 1, 1, True),
-        (0, 1, 64, 0, 0, True),
-        (1_000_000, 1, 65536, 16, 1, False),
-        (800_000_000, 1, 524288, 1526, 96, False),
-        (1_000_000, 64, 8064, 125, 8, False),
+        (8000, 1, 4, 1, 8000, True),  # The tutorial.
+        (3, 1, 4, 1, 64, True),
+        (0, 1, 4, 1, 64, True),
+        (1_000_000, 1, 4, 64, 8192, False),
+        (1_000_000, 2, 8, 16, 8192, False),
+        (1_000_000, 3, 4, 170, 1024, False),
+        (1_000_000, 8, 4, 64, 1024, False),
+        (1_000_000, 64, 4, 64, 128, False),
+        (200_000, 4000, 4, 2, 64, False),
     ],
 )
-def test_block_plans(n: int, d: int, block_rows: int, blocks: int, rounds: int, resident: bool):
-    plan = BlockPlan(n, d, 4, 16)
-    assert (plan.block_rows, plan.num_blocks, plan.rounds, plan.resident) == (block_rows, blocks, rounds, resident)
+def test_block_plans(n: int, d: int, itemsize: int, tiles: int, tile_rows: int, resident: bool):
+    plan = BlockPlan(n, d, itemsize)
+    assert (plan.tiles, plan.tile_rows, plan.resident) == (tiles, tile_rows, resident)
 
 
 @settings(deadline=None)
-@given(plan=PLANS, data=st.data())
-def test_blocks_cover_the_rows_and_shards_the_blocks(plan: BlockPlan, data: st.DataObject):
-    starts = [plan.shard_blocks(v).start for v in range(plan.num_shards)]
-    stops = [plan.shard_blocks(v).stop for v in range(plan.num_shards)]
-    assert [*starts, plan.num_blocks] == [0, *stops]
-    assert max(map(len, map(plan.shard_blocks, range(plan.num_shards)))) == plan.rounds
+@given(n=st.integers(0, 2**20) | st.integers(2**31, 2**62), d=FEATURES, itemsize=st.sampled_from([4, 8]))
+def test_blocks_are_no_larger_than_they_need_to_be(n: int, d: int, itemsize: int):
+    plan = BlockPlan(n, d, itemsize)
     assert plan.block_rows == plan.tiles * plan.tile_rows
-    assert plan.tile_rows % 64 == 0
-    assert (plan.num_blocks - 1) * plan.block_rows < max(1, plan.num_rows) <= max(1, plan.num_blocks) * plan.block_rows
-    if plan.num_blocks:
-        block = data.draw(st.integers(0, plan.num_blocks - 1))
-        assert plan.block_row_range(block).start == block * plan.block_rows
-        if block + 1 < plan.num_blocks:
-            assert plan.block_row_range(block).stop == plan.block_row_range(block + 1).start
-        else:
-            assert plan.block_row_range(block).stop == plan.num_rows
+    assert plan.block_rows < max(1, n) + plan.tile_rows
+    assert plan.block_rows <= blocks.MOST_BLOCK_ROWS
+    assert plan.tiles == 1 or plan.block_rows * d * itemsize <= blocks.BLOCK_BYTES
 
 
 @settings(deadline=None)
-@given(n=st.integers(0, 5000), shards=st.integers(1, 40))
-def test_shards_of_a_resident_split_are_as_long_as_they_say(n: int, shards: int):
-    plan = BlockPlan(n, 1, 4, shards)
-    ranges = [plan.shard_row_range(shard) for shard in range(shards)]
-    assert list(itertools.chain(*ranges)) == list(range(n))
-    assert max(map(len, ranges)) <= plan.shard_rows
-    assert plan.even == (n > 0 and all(len(rows) == plan.shard_rows for rows in ranges))
+@given(rows=st.integers(0, 10**7), d=FEATURES)
+def test_tiles_hold_a_share_and_little_more(rows: int, d: int):
+    tiles, tile_rows = tiles_of(rows, d)
+    assert tile_rows <= blocks.most_tile_rows(d)
+    assert rows <= tiles * tile_rows <= max(1, rows + 16 * tiles)
+    assert (tiles - 1) * blocks.most_tile_rows(d) < max(1, rows)
+
+
+@st.composite
+def _orders(draw: st.DrawFn) -> BlockOrder:
+    ends = sorted(draw(st.sets(st.integers(0, 2000), max_size=12)))
+    ranges = np.array(ends[: len(ends) // 2 * 2], np.int64).reshape(-1, 2)
+    return BlockOrder(ranges, draw(st.integers(1, 300)), draw(REPLICAS))
+
+
+def _rows(ranges: np.ndarray) -> list[int]:
+    return [row for first, end in ranges.tolist() for row in range(first, end)]
+
+
+def _visited(order: BlockOrder, turns: int) -> list[list[int]]:
+    """Row numbers of each replica in their order."""
+    return [
+        list(itertools.chain(*(order.block(turn, replica) for turn in range(turns))))
+        for replica in range(order.num_replicas)
+    ]
 
 
 @settings(deadline=None)
-@given(n=st.integers(0, 5000), shards=st.integers(1, 40), tile_bytes=st.sampled_from([256, 1024, 4096]))
-def test_an_epoch_of_rounds_visits_every_row_once_in_order_of_shards(n: int, shards: int, tile_bytes: int):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tapedist.data.blocks._TILE_BYTES", tile_bytes)
-        plan = BlockPlan(n, 1, 4, shards)
-        seen = [list(plan.round_block(v, t)) for v in range(shards) for t in range(plan.rounds)]
-        most = plan.block_rows
-    assert list(itertools.chain(*seen)) == list(range(n))
-    assert max(map(len, seen), default=0) <= most
+@given(order=_orders())
+def test_a_pass_visits_every_row_once_in_their_order(order: BlockOrder):
+    wanted = _rows(order.remaining)
+    assert order.rows == len(wanted)
+    assert list(itertools.chain(*_visited(order, order.turns))) == wanted
+    taken = [[len(order.block(turn, r)) for turn in range(order.turns + 2)] for r in range(order.num_replicas)]
+    assert max(map(max, taken)) <= order.block_rows
+    counts = [sum(map(bool, blocks)) for blocks in taken]
+    assert max(counts) == order.turns
+    assert max(counts) - min(counts) <= 1
+    assert order.after(order.turns).shape == (0, 2)
 
 
 @settings(deadline=None)
-@given(n=st.integers(1, 10**6), batch=st.integers(1, 2**40), shards=st.integers(1, 64))
-def test_batches_cover_an_epoch(n: int, batch: int, shards: int):
-    plan = BatchPlan(n, batch, shards)
+@given(
+    order=_orders(), turns=st.integers(0, 30), replicas=REPLICAS, block_rows=st.integers(1, 300), more=st.integers(0, 9)
+)
+def test_a_pass_goes_on_anywhere(order: BlockOrder, turns: int, replicas: int, block_rows: int, more: int):
+    left = order.after(turns)
+    visited = list(itertools.chain(*_visited(order, turns)))
+    assert sorted(visited + _rows(left)) == _rows(order.remaining)
+    assert (left[:, 0] < left[:, 1]).all()
+    assert (left[1:, 0] > left[:-1, 1]).all()  # Merged.
+    following = BlockOrder(left, block_rows, replicas)
+    visited += itertools.chain(*_visited(following, more))
+    assert sorted(visited + _rows(following.after(more))) == _rows(order.remaining)
+
+
+def test_a_pass_over_2_to_the_62_rows_is_arithmetic():
+    n = 2**62 - 1
+    order = BlockOrder.whole(n, 2**18, 7)
+    assert order.rows == n
+    assert order.turns == -(-(2**44) // 7)
+    assert order.block(order.turns - 1, 6).stop == n
+    assert order.after(order.turns - 1).shape == (7 - (-(2**44) % 7), 2)
+    assert BlockOrder(order.after(10**6), 2**10, 3).rows == n - 7 * 10**6 * 2**18
+
+
+@settings(deadline=None)
+@given(n=st.integers(1, 3000), block_rows=st.integers(1, 300), replicas=REPLICAS, begun=st.integers(0, 20))
+def test_elements_go_on_with_whole_passes(n: int, block_rows: int, replicas: int, begun: int):
+    whole = BlockOrder.whole(n, block_rows, replicas)
+    order = BlockOrder(whole.after(begun), block_rows, replicas)
+    plan = block_elements(order, whole, split="train", tiles=1, tile_rows=block_rows)
+
+    def rows(elements: range) -> list[int]:
+        found = [plan.first_rows(element, replica) for element in elements for replica in range(replicas)]
+        assert all(first.shape == counts.shape == (1,) for first, counts in found)
+        return sorted(row for first, counts in found for row in range(int(first[0]), int(first[0] + counts[0])))
+
+    assert rows(range(order.turns)) == _rows(order.remaining)
+    for epoch in range(2):
+        first = order.turns + epoch * whole.turns
+        assert rows(range(first, first + whole.turns)) == list(range(n))
+
+
+@settings(deadline=None)
+@given(n=st.integers(0, 5000), replicas=REPLICAS, d=FEATURES)
+def test_replicas_share_a_resident_split(n: int, replicas: int, d: int):
+    tiles, tile_rows = tiles_of(-(-n // replicas), d)
+    plan = split_elements(n, replicas, split="test", tiles=tiles, tile_rows=tile_rows)
+    shares = [plan.first_rows(0, replica) for replica in range(replicas)]
+    assert [row for first, counts in shares for row in range(int(first[0]), int(first[0] + counts[0]))] == list(
+        range(n)
+    )
+
+
+@settings(deadline=None)
+@given(n=st.integers(1, 10**6), batch=st.integers(1, 2**40))
+def test_batches_cover_an_epoch(n: int, batch: int):
+    plan = BatchPlan(n, batch)
     numbers = {0, plan.steps_per_epoch // 2, plan.steps_per_epoch - 1}
     assert plan.batch_range(plan.steps_per_epoch - 1).stop == n
     for number in numbers:
         rows = plan.batch_range(number)
         assert rows.start == number * plan.batch_rows
-        assert 1 <= len(rows) <= min(batch, n)
-    assert (plan.shard_rows - 1) * shards < plan.batch_rows <= plan.shard_rows * shards
-    lengths = {len(plan.batch_range(number)) for number in (0, plan.steps_per_epoch - 1)}
-    assert plan.even == (lengths == {plan.shard_rows * shards})
+        assert 1 <= len(rows) == plan.rows_of(np.array(number)) <= min(batch, n)
 
 
 @settings(deadline=None)
@@ -201,7 +245,7 @@ def test_a_split_of_many_windows_is_shuffled_by_arithmetic():
 def test_the_oracle_and_the_plan_agree_on_batches(shuffle: str):
     n, size, seed = 1003, 96, 11
     wanted = batches(n, size, shuffle=shuffle, seed=seed, window=300)
-    plan = BatchPlan(n, size, 16)
+    plan = BatchPlan(n, size)
     for epoch in range(3):
         numbers = np.arange(plan.steps_per_epoch)
         if shuffle == "batches":

@@ -14,6 +14,7 @@ from fake_filesystem import FakeFileSystem, File
 
 from tapedist.errors import StateError
 from tapedist.training.checkpoint_format import decode_manifest, encode_manifest
+from tapedist.training.checkpoints import OlderCheckpoint
 
 
 @pytest.fixture
@@ -150,9 +151,26 @@ def test_a_later_schema_is_refused_even_when_an_older_checkpoint_is_there(
     fs: FakeFileSystem, warned: list[str]
 ) -> None:
     state = fs.read(DIRECTORY / NEW / "state.npz")
-    fs.put(DIRECTORY / NEW / "manifest.json", encode_manifest(serial=2, step=20, state=state, meta={}, schema=2))
-    with pytest.raises(StateError, match="has schema 2, this version knows up to 1; continue with the version"):
+    fs.put(DIRECTORY / NEW / "manifest.json", encode_manifest(serial=2, step=20, state=state, meta={}, schema=3))
+    with pytest.raises(StateError, match="has schema 3, this version knows up to 2; continue with the version"):
         load(fs, warned)
+
+
+@pytest.mark.parametrize("newest", [True, False])
+def test_a_checkpoint_of_0_1_is_told_from_a_damaged_one(fs: FakeFileSystem, warned: list[str], newest: bool) -> None:
+    name, serial, step = (NEW, 2, 20) if newest else (OLD, 1, 10)
+    state = fs.read(DIRECTORY / name / "state.npz")
+    fs.put(
+        DIRECTORY / name / "manifest.json", encode_manifest(serial=serial, step=step, state=state, meta={}, schema=1)
+    )
+    if newest:
+        with pytest.raises(OlderCheckpoint, match=f"{NEW}': was saved by version 0.1, whose arithmetic was another$"):
+            load(fs, warned)
+        assert warned == []
+    else:
+        loaded = load(fs, warned)
+        assert loaded is not None
+        assert loaded.step == 20
 
 
 def forged(state: bytes, **changes: object) -> bytes:

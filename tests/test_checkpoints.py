@@ -52,7 +52,7 @@ def test_numpy_alone_reads_it_and_the_manifest_names_its_bytes(tmp_path: Path) -
         np.testing.assert_array_equal(archive["slots"], arrays(7)["slots"], strict=True)
     manifest = json.loads((path / "manifest.json").read_text())
     state = (path / "state.npz").read_bytes()
-    assert (manifest["schema"], manifest["serial"], manifest["step"], manifest["meta"]) == (1, 1, 7, {"k": 1})
+    assert (manifest["schema"], manifest["serial"], manifest["step"], manifest["meta"]) == (2, 1, 7, {"k": 1})
     assert manifest["files"] == {"state.npz": {"size": len(state), "sha256": hashlib.sha256(state).hexdigest()}}
 
 

@@ -40,7 +40,6 @@ EDGES: dict[str, tuple[list[Any], list[Any]]] = {
     "early_stop_patience": ([0, 3], [-1]),
     "early_stop_gradient_norm": ([0.0, 1e-300], [-1.0, math.nan, math.inf]),
     "early_stop_every_epochs": ([1], [0]),
-    "virtual_shards": ([1, 4096], [0, 4097]),
     "num_virtual_devices": ([0, 16], [-1, 257]),
     "steps_per_call": ([0, 2**31], [-1, 2**31 + 1]),
     "worker_index": ([-1, 0], [-2]),
@@ -86,7 +85,6 @@ def test_words_are_listed(name: str):
         ({"m": (1, 2), "num_features": 3}, "--m=1.0,2.0: has 2 values for --num_features=3"),
         ({"full_batch_engine": "moments", "loss": "huber"}, "--full_batch_engine=moments: needs --loss=squared"),
         ({"full_batch_engine": "stream", "mode": "mini_batch"}, "--full_batch_engine=stream: has no meaning with"),
-        ({"num_virtual_devices": 17}, "--num_virtual_devices=17: must not exceed --virtual_shards=16"),
         ({"num_virtual_devices": 2, "strategy": "default"}, "--num_virtual_devices=2: has no meaning with"),
         ({"resume": "must"}, "--resume=must: needs --run_dir"),
         ({"data": ""}, "--data=: must name a source"),
@@ -285,8 +283,20 @@ def test_fingerprint_tells_answers_apart_and_nothing_else():
     assert TrainConfig(m=9).fingerprint() == base
     for same in ({"num_virtual_devices": 4}, {"strategy": "mirrored"}, {"run_dir": "x"}, {"num_epochs": 7}):
         assert TrainConfig(**same).fingerprint() == base
-    other = [{"seed": 1}, {"learning_rate": 0.1}, {"m": 8}, {"virtual_shards": 8}, {"dtype": "float64"}, {"data": "x"}]
+    other = [{"seed": 1}, {"learning_rate": 0.1}, {"m": 8}, {"arithmetic": "fast"}, {"dtype": "float64"}, {"data": "x"}]
     assert len({base, *(TrainConfig(**settings).fingerprint() for settings in other)}) == len(other) + 1
+
+
+@pytest.mark.parametrize("asked", ["auto", "exact", "fast"])
+def test_arithmetic_is_exact_but_on_a_tpu(asked: str):
+    config = TrainConfig(arithmetic=asked)
+    for strategy in ("default", "mirrored", "multiworker"):
+        assert config.with_arithmetic(strategy).arithmetic == {"auto": "exact"}.get(asked, asked)
+    if asked == "exact":
+        with pytest.raises(InputError, match=r"^--arithmetic=exact: a TPU has no .*; use --arithmetic=fast$"):
+            config.with_arithmetic("tpu")
+    else:
+        assert config.with_arithmetic("tpu").arithmetic == "fast"
 
 
 def test_every_field_explains_itself():

@@ -15,18 +15,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from tapedist.data import element_rows
-from tapedist.data.blocks import BatchPlan, BlockPlan
+from tapedist.data.blocks import BatchPlan, BlockOrder, tiles_of
 from tapedist.data.element_rows import ElementRows
 from tapedist.data.elements import (
-    BlockOrder,
     ElementPlan,
-    Layout,
     ShuffledRows,
     batch_elements,
     block_elements,
     epoch_order,
-    shard_block_elements,
-    shard_elements,
+    split_elements,
 )
 from tapedist.data.table_parquet import RowGroups
 from tapedist.data.tables import TableSource, open_table
@@ -48,53 +45,100 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> TableSource:
 def _by_arithmetic(source: TableSource, plan: ElementPlan, element: int, replica: int) -> tuple[np.ndarray, ...]:
     """Row by row."""
     first, counts = plan.first_rows(element, replica)
-    positions = first[..., np.newaxis] + np.arange(plan.shard_rows)
-    real = np.arange(plan.shard_rows) < counts[..., np.newaxis]
+    positions = first[:, np.newaxis] + np.arange(plan.slot_rows)
+    real = (np.arange(plan.slot_rows) < counts[:, np.newaxis]).ravel()
     positions = np.minimum(positions, source.num_rows(plan.split) - 1)
     numbers = plan.row_numbers(element, positions) if plan.shuffled else positions
-    columns = source.rows(plan.split, numbers.ravel())
-    real = real.ravel() & (columns[2] > 0)
-    return *(np.where(real.reshape(-1, *[1] * (c.ndim - 1)), c, 0) for c in columns), counts
+    x, y, *w = source.rows(plan.split, numbers.ravel())
+    real &= w[0] > 0 if w else True
+    tiles = np.where(real[:, np.newaxis], x, 0).reshape(plan.slots * plan.tiles, plan.tile_rows, -1)
+    columns = [
+        np.where(real, c, 0).reshape(-1, plan.tile_rows)
+        for c in (y, *(np.ldexp(c, -source.weight_exponent) for c in w))
+    ]
+    return tiles if plan.row_major else tiles.swapaxes(1, 2), *columns, counts
 
 
-def _plans(n: int, layout: Layout) -> Iterator[tuple[str, ElementPlan, int]]:
-    """Names, plans and their numbers of elements: rows in order, batches shuffled, rows shuffled; blocks; shards."""
+def _plans(n: int, replicas: int, **form: Any) -> Iterator[tuple[str, ElementPlan, int]]:
+    """Names, plans and their numbers of elements: rows in order, batches shuffled, rows shuffled; blocks; a split."""
     for size, slots in ((96, 4), (1000, 2), (7, 50), (1, 300)):
-        plan = BatchPlan(n, size, layout.num_shards)
+        plan = BatchPlan(n, size)
+        tiles, tile_rows = tiles_of(-(-plan.batch_rows // replicas), 64)
         for shuffle in ("none", "batches", "rows"):
             rows = ShuffledRows(plan, 5, window=400) if shuffle == "rows" else None
             order = epoch_order(plan, shuffle=shuffle, seed=5)
-            made = batch_elements(plan, layout, slots=slots, order=order, row_numbers=rows)
+            made = batch_elements(
+                plan, replicas, slots=slots, order=order, row_numbers=rows, tiles=tiles, tile_rows=tile_rows, **form
+            )
             yield f"{shuffle} {size}", made, -(-2 * plan.steps_per_epoch // slots)
-    blocks = BlockPlan(n, 3, 4, layout.num_shards)
-    order = BlockOrder.whole(blocks, layout)
-    yield "blocks", block_elements(order, split="train"), order.turns
-    yield "shards", shard_elements(blocks, layout, split="train", slots=2), 1
-    yield "shards of a block", shard_block_elements(blocks, layout, split="train"), 1
+    for tiles, tile_rows in ((1, 700), (5, 128)):
+        order = BlockOrder.whole(n, tiles * tile_rows, replicas)
+        blocks = block_elements(order, order, split="train", tiles=tiles, tile_rows=tile_rows, **form)
+        yield f"blocks of {tiles} tiles", blocks, order.turns
+    tiles, tile_rows = tiles_of(-(-n // replicas), 64)
+    yield "split", split_elements(n, replicas, split="train", tiles=tiles, tile_rows=tile_rows, **form), 1
 
 
-@pytest.mark.parametrize("held", [0, 3])
-@pytest.mark.parametrize("replicas", [1, 2, 3])
+@pytest.fixture(scope="module")
+def tables(table: TableSource, tmp_path_factory: pytest.TempPathFactory) -> dict[str, TableSource]:
+    path = tmp_path_factory.mktemp("table") / "t.npz"
+    draw = np.random.default_rng(1)
+    np.savez(path, x=draw.normal(size=(N, 1)), y=draw.normal(size=N))
+    return {"weighted": table, "of one column": open_table(str(path), test_fraction=0.1)}
+
+
+@pytest.mark.parametrize("name", ["weighted", "of one column"])
+@pytest.mark.parametrize("row_major", [False, True])
+@pytest.mark.parametrize(("replicas", "held"), [(1, 0), (1, 3), (3, 3)])
 def test_elements_hold_the_rows_of_their_plan(
-    table: TableSource, replicas: int, held: int, monkeypatch: pytest.MonkeyPatch
+    tables: dict[str, TableSource],
+    name: str,
+    replicas: int,
+    held: int,
+    row_major: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     monkeypatch.setattr(element_rows, "windows_that_fit", lambda budget, row_bytes: held)
-    for name, plan, elements in _plans(table.num_rows("train"), Layout(5, replicas)):
+    table = tables[name]
+    for name, plan, elements in _plans(table.num_rows("train"), replicas, row_major=row_major):
         read = ElementRows(table, plan, np.float64)
         wanted = itertools.product(range(elements), range(replicas))
         with ThreadPoolExecutor(4) as pool:
             for (element, replica), found in pool.map(lambda at: (at, read(*at)), wanted):  # noqa: B023
-                wanted_columns = list(_by_arithmetic(table, plan, element, replica))
-                wanted_columns[2] = np.ldexp(wanted_columns[2], -table.weight_exponent)  # As training takes them.
-                for column, expected in zip(found, wanted_columns, strict=True):
-                    np.testing.assert_array_equal(column, expected, err_msg=f"{name}: {element} on {replica}")
+                expected = _by_arithmetic(table, plan, element, replica)
+                for column, values in zip(found, expected, strict=True):
+                    np.testing.assert_array_equal(column, values, err_msg=f"{name}: {element} on {replica}")
                 assert found[-1].dtype == np.int32
 
 
+@pytest.mark.parametrize("row_major", [False, True])
+@pytest.mark.parametrize(("dtype", "least"), [("float32", 2.0**-126), ("float64", 2.0**-250)])
+def test_what_is_too_small_is_0(tmp_path: Path, dtype: str, least: float, row_major: bool):
+    """After rounding: what rounds up to the least number stays, and a row goes where its weight goes."""
+    below = least * (1 - 2.0**-25)
+    small = np.array([least, -least, below, -below, least / 2, -least / 4, 0.0, 1.0, least * (1 - 2.0**-23), 5e-324])
+    stays = 1 if dtype == "float32" else 0
+    kept = np.array([least, -least, least * stays, -least * stays, 0, 0, 0, 1, 0, 0])
+    path = tmp_path / "t.npz"
+    np.savez(path, x=np.stack([small, small[::-1]], axis=1), y=small, w=np.roll(np.abs(small), 1))
+    source = open_table(str(path), test_fraction=0.0, dtype=dtype)
+    order = BlockOrder.whole(10, 10, 1)
+    plan = block_elements(order, order, split="train", tiles=1, tile_rows=10, row_major=row_major)
+    x, y, w, _ = ElementRows(source, plan, dtype)(0, 0)
+    weights = np.roll(np.abs(kept), 1) / 2.0  # The largest weight is brought below 1.
+    weights[weights < least] = 0
+    np.testing.assert_array_equal(w, [weights])
+    np.testing.assert_array_equal(y, [np.where(weights > 0, kept, 0)])
+    x = x[0] if row_major else x[0].T
+    np.testing.assert_array_equal(x, np.where(weights > 0, [kept, kept[::-1]], 0).T)
+
+
 def test_a_window_is_read_once_an_epoch(table: TableSource, monkeypatch: pytest.MonkeyPatch):
-    plan = BatchPlan(table.num_rows("train"), 96, 5)
+    plan = BatchPlan(table.num_rows("train"), 96)
     order = epoch_order(plan, shuffle="rows", seed=5)
-    made = batch_elements(plan, Layout(5, 1), slots=4, order=order, row_numbers=ShuffledRows(plan, 5, window=400))
+    made = batch_elements(
+        plan, 1, slots=4, order=order, row_numbers=ShuffledRows(plan, 5, window=400), tiles=1, tile_rows=plan.batch_rows
+    )
     asked: list[Any] = []
     original = TableSource.read_into
 
@@ -124,9 +168,11 @@ def test_windows_decode_only_the_row_groups_that_they_span(tmp_path: Path, monke
         return original(self, segment)
 
     monkeypatch.setattr(RowGroups, "load", noted)
-    plan = BatchPlan(4000, 100, 5)
+    plan = BatchPlan(4000, 100)
     order = epoch_order(plan, shuffle="rows", seed=5)
-    made = batch_elements(plan, Layout(5, 1), slots=1, order=order, row_numbers=ShuffledRows(plan, 5, window=400))
+    made = batch_elements(
+        plan, 1, slots=1, order=order, row_numbers=ShuffledRows(plan, 5, window=400), tiles=1, tile_rows=plan.batch_rows
+    )
     read = ElementRows(source, made, np.float32)
     for element in range(plan.steps_per_epoch):
         read(element, 0)
@@ -135,9 +181,11 @@ def test_windows_decode_only_the_row_groups_that_they_span(tmp_path: Path, monke
 
 
 def test_a_window_that_cannot_be_read_is_asked_for_again(table: TableSource, monkeypatch: pytest.MonkeyPatch):
-    plan = BatchPlan(table.num_rows("train"), 96, 5)
+    plan = BatchPlan(table.num_rows("train"), 96)
     order = epoch_order(plan, shuffle="rows", seed=5)
-    made = batch_elements(plan, Layout(5, 1), slots=1, order=order, row_numbers=ShuffledRows(plan, 5))
+    made = batch_elements(
+        plan, 1, slots=1, order=order, row_numbers=ShuffledRows(plan, 5), tiles=1, tile_rows=plan.batch_rows
+    )
     read = ElementRows(table, made, np.float32)
     with monkeypatch.context() as patch:
         patch.setattr(TableSource, "read_into", lambda *_, **__: (_ for _ in ()).throw(OSError("gone")))

@@ -97,12 +97,21 @@ BAD = {
             "the second moments; use --full_batch_engine=stream"
         ],
     ),
-    "more replicas than shards": (
-        ["--num_virtual_devices=9", "--virtual_shards=8"],
+    "arithmetic": (["--arithmetic=ieee"], ["--arithmetic=ieee: must be one of auto, exact, fast"]),
+    "a flag that is gone": (
+        ["--virtual_shards=8", "--seed=1"],
+        ["--virtual_shards=8: is gone, because sums no longer depend on how rows are divided; drop it"],
+    ),
+    "a flag that is gone, its value after a space": (
+        ["--virtual_shards", "8", "--seed=-1"],
         [
-            "--num_virtual_devices=9: must not exceed --virtual_shards=8, because every replica owns at least one "
-            "shard; lower one or raise the other"
+            "--virtual_shards=8: is gone, because sums no longer depend on how rows are divided; drop it",
+            "--seed=-1: must be from 0 to 2**63 - 1",
         ],
+    ),
+    "a flag that is gone, without a value": (
+        ["--virtual_shards"],
+        ["--virtual_shards: is gone, because sums no longer depend on how rows are divided; drop it"],
     ),
     "resume=must without a folder": (
         ["--resume=must"],

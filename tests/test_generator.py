@@ -28,8 +28,12 @@ def _words(rows, keys):
 
 
 @tf.function(jit_compile=True, autograph=False)
+def _stacked(word0, word1, zero):
+    return tf.stack(generator.box_muller(word0, word1, zero))
+
+
 def _transformed(word0, word1):
-    return tf.stack(generator.box_muller(word0, word1))
+    return _stacked(word0, word1, tf.constant(0))
 
 
 def _bits(seed: int, rows: np.ndarray) -> np.ndarray:

@@ -54,7 +54,7 @@ def _forget() -> None:
 @pytest.mark.parametrize("form", FORMS)
 def test_nothing_of_one_run_is_in_the_next(form: str, monkeypatch: pytest.MonkeyPatch):
     if form == "blocks":
-        monkeypatch.setattr("tapedist.data.blocks._RESIDENT_BYTES", 0)
+        monkeypatch.setattr("tapedist.data.blocks.RESIDENT_BYTES", 0)
     alone = []
     for number, settings in enumerate(SETTINGS):
         _forget()

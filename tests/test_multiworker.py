@@ -33,9 +33,9 @@ WEIGHTED = [
 STREAM, BATCHES = "--full_batch_engine=stream", "--mode=mini_batch"
 # Lower limits: small splits are cut into many blocks, and batches are made anew, a few at a time.
 BLOCKS = {
-    "tapedist.data.blocks:_RESIDENT_BYTES": 0,
-    "tapedist.data.blocks:_TILE_BYTES": 1024,
-    "tapedist.data.blocks:_MAX_TILES": 2,
+    "tapedist.data.blocks:RESIDENT_BYTES": 0,
+    "tapedist.data.blocks:NARROW_TILE_ROWS": 128,
+    "tapedist.data.blocks:BLOCK_BYTES": 1024,
 }
 TRANSFERS = {
     "tapedist.training.engines.batches:_RESIDENT_BYTES": 0,

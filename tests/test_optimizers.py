@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 import pytest
 from oracle import Rule
@@ -15,7 +12,7 @@ import tensorflow as tf
 
 from tapedist.config import TrainConfig
 from tapedist.settings import OPTIMIZERS
-from tapedist.training.optimizers import from_config
+from tapedist.training.optimizers import Optimizer, from_config
 
 STEPS = 200
 RATE = 0.02
@@ -31,13 +28,14 @@ def _gradients() -> np.ndarray:
     return gradients
 
 
-def _path(name: str, update: Callable[..., Any], num_slots: int) -> np.ndarray:
+def _path(optimizer: Optimizer) -> np.ndarray:
     """Parameters after each step, `[STEPS, 5]`."""
-    theta, slots, path = np.linspace(-1, 1, 5), np.zeros((num_slots, 5)), []
+    theta, slots, path = np.linspace(-1, 1, 5), optimizer.fresh_slots(5).reshape(-1, 5), []
     for step, gradient in enumerate(_gradients()):
-        theta, slots = update(
-            tf.constant(theta), tf.constant(slots), tf.constant(gradient), tf.constant(step + 1.0, "double")
-        )
+        theta, slots = optimizer.rule(
+            tf.constant(theta), tf.constant(slots), tf.constant(gradient), tf.constant(step + 1.0, "double"),
+            *optimizer.constants,
+        )  # fmt: skip
         path.append(theta)
     return np.array(path)
 
@@ -45,7 +43,7 @@ def _path(name: str, update: Callable[..., Any], num_slots: int) -> np.ndarray:
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_numpy_agrees(name: str):
     optimizer = from_config(TrainConfig(optimizer=name, learning_rate=RATE))
-    found = _path(name, optimizer.update, optimizer.num_slots)
+    found = _path(optimizer)
     rule, theta = Rule(name, RATE, 5), np.linspace(-1, 1, 5)
     for step, gradient in enumerate(_gradients()):
         theta = rule(theta, gradient)
@@ -55,7 +53,7 @@ def test_numpy_agrees(name: str):
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_keras_agrees(name: str):
     optimizer = from_config(TrainConfig(optimizer=name, learning_rate=KERAS_RATE))
-    found = _path(name, optimizer.update, optimizer.num_slots)
+    found = _path(optimizer)
     peer = {
         "sgd": keras.optimizers.SGD(KERAS_RATE),
         "momentum": keras.optimizers.SGD(KERAS_RATE, momentum=0.9),
@@ -75,17 +73,16 @@ def test_settings_reach_the_rule():
     theta = np.linspace(-1, 1, 5)
     for gradient in _gradients():
         theta = rule(theta, gradient)
-    np.testing.assert_allclose(_path("adam", from_config(config).update, 2)[-1], theta, rtol=1e-12)
+    np.testing.assert_allclose(_path(from_config(config))[-1], theta, rtol=1e-12)
     heavy = from_config(TrainConfig(optimizer="momentum", momentum=0.5, learning_rate=RATE))
     other = from_config(TrainConfig(optimizer="momentum", learning_rate=RATE))
-    assert not np.allclose(_path("momentum", heavy.update, 1), _path("momentum", other.update, 1))
+    assert not np.allclose(_path(heavy), _path(other))
 
 
 def test_the_found_rate_stands_for_auto():
     config = TrainConfig(learning_rate="auto")
     with pytest.raises(AssertionError, match="must be settled"):
         from_config(config)
-    theta, _ = from_config(config, auto_rate=0.5).update(
-        tf.ones(2, "double"), tf.zeros([0, 2]), tf.ones(2, "double"), 1
-    )
+    optimizer = from_config(config, auto_rate=0.5)
+    theta, _ = optimizer.rule(tf.ones(2, "double"), tf.zeros([0, 2]), tf.ones(2, "double"), 1, *optimizer.constants)
     assert theta.numpy().tolist() == [0.5, 0.5]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 import os
 import subprocess
+import tempfile
 from typing import Any
 
 import numpy as np
@@ -17,8 +19,13 @@ from warm import warm_python
 
 SEED = 9
 REPLICAS = (0, 2, 3, 5)  # 0: the default strategy.
-# (rows, batch size, V): a ragged tail; V that no R divides and one row in the last batch; fewer rows than shards.
-SHAPES = [(1003, 96, 16), (496, 33, 7), (3, 10, 5)]
+SHAPES = [(1003, 96), (496, 33), (3, 10)]  # (rows, batch size): ragged tails; one row in the last batch; few rows.
+FORMS = ["tiled", "row-major", "table", "array"]
+# (form, rows, batch size, replicas)
+CASES = [
+    *(("narrow", *shape, replicas) for shape, replicas in itertools.product(SHAPES, REPLICAS)),
+    *((form, *SHAPES[0], replicas) for form, replicas in itertools.product(FORMS, (0, 3))),
+]
 HUGE = 2**40
 
 
@@ -27,7 +34,7 @@ class Numbers:
     """Every row holds its own number."""
 
     rows: int
-    num_features = 1
+    num_features: int = 1
     feature_names = ("x",)
     target_name = "y"
     weighted = False
@@ -42,11 +49,26 @@ class Numbers:
         import tensorflow as tf
 
         numbers = tf.cast(indices, tf.float64)
-        return numbers[:, tf.newaxis] + 0.25, numbers
+        return numbers[:, tf.newaxis] + np.arange(self.num_features) / 8 + 0.25, numbers
 
 
-def _visited(strategy: Any, source: Numbers, plan: Any, elements: range) -> list[list[int]]:
-    """Row numbers of each slot, over all replicas and shards, in their order; padding must be zero."""
+def _source(form: str, n: int) -> Any:
+    """Rows that hold their own numbers; those of tables and arrays weigh 1 each."""
+    if form in ("table", "array"):
+        from tapedist.data.array_source import ArraySource
+        from tapedist.data.tables import open_table
+
+        rows = {"x": np.arange(n)[:, np.newaxis] + np.arange(3) / 8 + 0.25, "y": np.arange(float(n)), "w": np.ones(n)}
+        if form == "array":
+            return ArraySource(**rows)
+        with tempfile.TemporaryDirectory() as folder:
+            np.savez(f"{folder}/t.npz", **rows)
+            return open_table(f"{folder}/t.npz", test_fraction=0.0, memory_budget=2**40)
+    return Numbers(n, 1 if form == "narrow" else 3)
+
+
+def _visited(strategy: Any, source: Any, plan: Any, elements: range) -> list[list[int]]:
+    """Row numbers of each slot, over all replicas, in their order; padding must be zero."""
     import tensorflow as tf
 
     from tapedist.data import pipeline
@@ -54,16 +76,19 @@ def _visited(strategy: Any, source: Numbers, plan: Any, elements: range) -> list
     slots = []
     for rows, counts in pipeline.distribute(strategy, source, plan, elements=elements, dtype=tf.float64, parallel=2):
         locals_ = [[part.numpy() for part in strategy.experimental_local_results(v)] for v in (*rows, counts)]
+        assert all(part.shape == (plan.slots,) for part in locals_[-1])
         for slot in range(plan.slots):
             numbers: list[int] = []
-            for x, y, count in zip(*locals_, strict=True):
-                x, y = (column.reshape(plan.slots, plan.width, plan.shard_rows)[slot] for column in (x, y))
-                for shard in range(plan.width):
-                    real = count[slot, shard]
-                    assert not x[shard, real:].any()
-                    assert not y[shard, real:].any()
-                    assert (x[shard, :real] == y[shard, :real] + 0.25).all()
-                    numbers += y[shard, :real].astype(int).tolist()
+            for x, *rest, count in zip(*locals_, strict=True):
+                tiles = slice(slot * plan.tiles, (slot + 1) * plan.tiles)
+                x = x[tiles] if plan.row_major else x[tiles].swapaxes(1, 2)
+                assert x.shape == (plan.tiles, plan.tile_rows, source.num_features)
+                x, y, *w = x.reshape(-1, source.num_features), *(column[tiles].ravel() for column in rest)
+                real = count[slot]
+                assert not any(column[real:].any() for column in (x, y, *w))
+                assert (x[:real] == y[:real, np.newaxis] + np.arange(source.num_features) / 8 + 0.25).all()
+                assert all((column[:real] == 0.5).all() for column in w)  # The largest is brought below 1.
+                numbers += y[:real].astype(int).tolist()
             slots.append(numbers)
     return slots
 
@@ -75,35 +100,33 @@ def _main() -> None:
 
     from tapedist.data import blocks, pipeline
 
-    blocks._TILE_BYTES, blocks._MAX_TILES = 512, 2
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * max(REPLICAS))
     found = {}
     for replicas in REPLICAS:
         devices = [f"CPU:{i}" for i in range(replicas)]
         strategy = tf.distribute.MirroredStrategy(devices) if replicas else tf.distribute.get_strategy()
-        for n, size, shards in SHAPES:
-            if replicas > shards:
-                continue
-            layout, source = pipeline.Layout(shards, max(1, replicas)), Numbers(n)
-            plan = blocks.BatchPlan(n, size, shards)
+        count = max(1, replicas)
+        for form, n, size in (case[:3] for case in CASES if case[3] == replicas):
+            source, plan, layout = _source(form, n), blocks.BatchPlan(n, size), {"row_major": form == "row-major"}
             elements = range(-(-3 * plan.steps_per_epoch // 4))
+            share = math.ceil(math.ceil(plan.batch_rows / count) / 2)
             for shuffle in ("rows", "batches", "none"):
                 element = pipeline.batch_elements(
-                    plan, layout, slots=4, order=pipeline.epoch_order(plan, shuffle=shuffle, seed=SEED),
+                    plan, count, slots=4, order=pipeline.epoch_order(plan, shuffle=shuffle, seed=SEED),
                     row_numbers=pipeline.shuffled_rows(plan, seed=SEED) if shuffle == "rows" else None,
+                    tiles=2, tile_rows=share, **layout,
                 )  # fmt: skip
-                found[f"{shuffle} {n} {size} {shards}/{replicas}"] = _visited(strategy, source, element, elements)
-            whole = blocks.BlockPlan(n, 1, 8, shards)
-            order = pipeline.BlockOrder.whole(whole, layout)
-            element, elements = pipeline.block_elements(order, split="train"), range(order.turns)
-            found[f"blocks {n} {size} {shards}/{replicas}"] = _visited(strategy, source, element, elements)
-        plan, source = blocks.BatchPlan(HUGE + 5, 1024, 16), Numbers(HUGE + 5)
+                found[f"{shuffle} {form} {n} {size}/{replicas}"] = _visited(strategy, source, element, elements)
+            whole = blocks.BlockOrder.whole(n, 126, count)
+            element = pipeline.block_elements(whole, whole, split="train", tiles=2, tile_rows=64, **layout)
+            found[f"blocks {form} {n}/{replicas}"] = _visited(strategy, source, element, range(whole.turns))
+            tiles, tile_rows = blocks.tiles_of(-(-n // count), source.num_features)
+            element = pipeline.split_elements(n, count, split="train", tiles=tiles, tile_rows=tile_rows, **layout)
+            found[f"split {form} {n}/{replicas}"] = _visited(strategy, source, element, range(1))
+        plan, source = blocks.BatchPlan(HUGE + 5, 1024), Numbers(HUGE + 5)
         element = pipeline.batch_elements(
-            plan,
-            pipeline.Layout(16, max(1, replicas)),
-            slots=2,
-            order=pipeline.epoch_order(plan, shuffle="none", seed=1),
+            plan, count, slots=2, order=pipeline.epoch_order(plan, shuffle="none", seed=1), tiles=1, tile_rows=1024
         )
         last = plan.steps_per_epoch // 2
         found[f"huge/{replicas}"] = _visited(strategy, source, element, range(last, last + 1))
@@ -122,20 +145,12 @@ def visited() -> dict[str, list[list[int]]]:
     return json.loads(finished.stdout.splitlines()[-1])
 
 
-def _cases(kind: str) -> list[Any]:
-    return [
-        pytest.param(n, size, shards, replicas, id=f"{kind}-{n}-{size}-{shards}-on-{replicas or 'default'}")
-        for (n, size, shards), replicas in itertools.product(SHAPES, REPLICAS)
-        if replicas <= shards
-    ]
-
-
 @pytest.mark.parametrize("shuffle", ["rows", "batches", "none"])
-@pytest.mark.parametrize(("n", "size", "shards", "replicas"), _cases("batches"))
+@pytest.mark.parametrize(("form", "n", "size", "replicas"), CASES)
 def test_batches_hold_each_row_once_an_epoch_in_the_oracles_order(
-    visited: dict[str, list[list[int]]], shuffle: str, n: int, size: int, shards: int, replicas: int
+    visited: dict[str, list[list[int]]], shuffle: str, form: str, n: int, size: int, replicas: int
 ):
-    found = visited[f"{shuffle} {n} {size} {shards}/{replicas}"]
+    found = visited[f"{shuffle} {form} {n} {size}/{replicas}"]
     per_epoch = -(-n // min(size, n))
     for epoch in range(3):
         rows = list(itertools.chain(*found[epoch * per_epoch : (epoch + 1) * per_epoch]))
@@ -145,10 +160,12 @@ def test_batches_hold_each_row_once_an_epoch_in_the_oracles_order(
         assert rows == next(wanted).tolist(), f"step {step}"
 
 
-@pytest.mark.parametrize(("n", "size", "shards", "replicas"), _cases("blocks"))
-def test_blocks_hold_each_row_once(visited: dict[str, list[list[int]]], n: int, size: int, shards: int, replicas: int):
-    found = visited[f"blocks {n} {size} {shards}/{replicas}"]
-    assert sorted(itertools.chain(*found)) == list(range(n))
+@pytest.mark.parametrize("kind", ["blocks", "split"])
+@pytest.mark.parametrize(("form", "n", "size", "replicas"), CASES)
+def test_a_pass_holds_each_row_once(
+    visited: dict[str, list[list[int]]], kind: str, form: str, n: int, size: int, replicas: int
+):
+    assert sorted(itertools.chain(*visited[f"{kind} {form} {n}/{replicas}"])) == list(range(n))
 
 
 @pytest.mark.parametrize("replicas", REPLICAS)
@@ -175,23 +192,24 @@ def test_padding_stays_in_range():
 
             return super().take(split, tf.ensure_shape(tf.numpy_function(note, [indices], tf.int64), indices.shape))
 
-    plan = blocks.BatchPlan(11, 4, 16)
-    layout = pipeline.Layout(16, 1)
+    plan = blocks.BatchPlan(11, 4)
     for shuffle in ("rows", "none"):
         element = pipeline.batch_elements(
-            plan, layout, slots=2, order=pipeline.epoch_order(plan, shuffle=shuffle, seed=1),
-            row_numbers=pipeline.shuffled_rows(plan, seed=1) if shuffle == "rows" else None,
+            plan, 1, slots=2, order=pipeline.epoch_order(plan, shuffle=shuffle, seed=1),
+            row_numbers=pipeline.shuffled_rows(plan, seed=1) if shuffle == "rows" else None, tiles=1, tile_rows=4,
         )  # fmt: skip
         _visited(tf.distribute.get_strategy(), Strict(11), element, range(3))
-    order = pipeline.BlockOrder.whole(blocks.BlockPlan(11, 1, 4, 16), layout)
-    block = pipeline.block_elements(order, split="train")
-    _visited(tf.distribute.get_strategy(), Strict(11), block, range(16))
+    whole = blocks.BlockOrder.whole(11, 4, 1)
+    block = pipeline.block_elements(whole, whole, split="train", tiles=2, tile_rows=3)
+    _visited(tf.distribute.get_strategy(), Strict(11), block, range(6))
     rows = np.concatenate(asked)
     assert rows.min() >= 0
     assert rows.max() <= 10
 
 
-def test_a_source_that_makes_runs_gives_the_rows_of_their_numbers():
+@pytest.mark.parametrize("row_major", [False, True])
+@pytest.mark.parametrize("d", [1, 3])
+def test_a_source_that_makes_runs_gives_the_rows_of_their_numbers(d: int, row_major: bool):
     """The short cut that a source may have for runs of rows, in the middle and at the end of a split."""
     import tapedist.numerics  # noqa: F401  (before TensorFlow)
     import tensorflow as tf
@@ -200,17 +218,23 @@ def test_a_source_that_makes_runs_gives_the_rows_of_their_numbers():
     from tapedist.data.synthetic import SyntheticSource
 
     made = SyntheticSource(
-        n_samples=70_001, test_fraction=0.0, seed=1, m=(9.0,), c=-2.0, mean=0.0, std=1.0, noise_std=1.0
+        n_samples=70_001, test_fraction=0.0, seed=1, m=(9.0,) * d, c=-2.0, mean=0.0, std=1.0, noise_std=1.0
     )
 
     class Listed:
         """The same rows, by their numbers alone."""
 
-        weighted, num_rows, take = False, made.num_rows, made.take
+        num_features, weighted, num_rows, take = made.num_features, False, made.num_rows, made.take
 
-    plan, layout = blocks.BatchPlan(made.num_rows("train"), 1024, 16), pipeline.Layout(16, 1)
+    plan = blocks.BatchPlan(made.num_rows("train"), 1024)
     element = pipeline.batch_elements(
-        plan, layout, slots=24, order=pipeline.epoch_order(plan, shuffle="batches", seed=1)
+        plan,
+        1,
+        slots=24,
+        order=pipeline.epoch_order(plan, shuffle="batches", seed=1),
+        tiles=2,
+        tile_rows=512,
+        row_major=row_major,
     )
     strategy = tf.distribute.get_strategy()
     one, other = (
@@ -235,8 +259,9 @@ class Slow:
         time.sleep(0.1)
         out[0][:], out[1][:] = 0, 0
 
-plan, layout = blocks.BatchPlan(1000, 10, 2), pipeline.Layout(2, 1)
-element = pipeline.batch_elements(plan, layout, slots=1, order=pipeline.epoch_order(plan, shuffle="none", seed=0))
+plan = blocks.BatchPlan(1000, 10)
+order = pipeline.epoch_order(plan, shuffle="none", seed=0)
+element = pipeline.batch_elements(plan, 1, slots=1, order=order, tiles=1, tile_rows=10)
 stream = pipeline.distribute(
     tf.distribute.get_strategy(), Slow(), element, elements=range(1000), dtype=tf.float32, parallel=8
 )
@@ -251,10 +276,6 @@ def test_python_ends_while_rows_are_being_read(run_python: Any):
     assert (done.code, done.out) == (0, "left\n")
 
 
-if __name__ == "__main__":
-    _main()
-
-
 def test_a_stream_ends_before_it_is_dropped():
     """TensorFlow crashes if what feeds several devices is destroyed while it waits for rows."""
     config = {
@@ -263,3 +284,49 @@ def test_a_stream_ends_before_it_is_dropped():
     }  # fmt: skip
     found = run_jobs({str(turn): {"config": config} for turn in range(5)}, replicas=2)
     assert len({outcome["digest"] for outcome in found.values()}) == 1
+
+
+@pytest.mark.parametrize("row_major", [False, True])
+@pytest.mark.parametrize(("given", "dtype"), [("float32", "float32"), ("float64", "float32"), ("float64", "float64")])
+def test_what_is_too_small_is_0_as_where_numpy_reads(given: str, dtype: str, row_major: bool):
+    import tapedist.numerics  # noqa: F401  (before TensorFlow)
+    import tensorflow as tf
+
+    from tapedist.data import blocks, pipeline
+    from tapedist.data.tiny import LEAST, flushed
+
+    least = LEAST[dtype]
+    sizes = np.array([1, 1 - 2.0**-25, 1 - 2.0**-24, 1 - 2.0**-23, 0.5, 2.0**-20, 0, 2], given) * np.array(least, given)
+    values = np.concatenate([sizes, -sizes])
+
+    class Tiny:
+        num_features, weighted = 2, True
+
+        def num_rows(self, split: str) -> int:
+            return len(values)
+
+        def take(self, split: str, indices: Any) -> tuple[Any, ...]:
+            column = tf.gather(tf.constant(values), indices)
+            return (
+                tf.stack([column, column[::-1]], axis=1),
+                column,
+                tf.gather(tf.constant(np.roll(sizes, 3)), indices % 8),
+            )
+
+    whole = blocks.BlockOrder.whole(16, 16, 1)
+    plan = pipeline.block_elements(whole, whole, split="train", tiles=1, tile_rows=16, row_major=row_major)
+    stream = pipeline.distribute(
+        tf.distribute.get_strategy(), Tiny(), plan, elements=range(1), dtype=tf.as_dtype(dtype), parallel=1
+    )
+    (x, y, w), _ = next(stream)
+    weights = np.tile(flushed(np.roll(sizes, 3), dtype), 2)
+    kept = flushed(values, dtype)
+    np.testing.assert_array_equal(w[0], weights)
+    np.testing.assert_array_equal(y[0], np.where(weights > 0, kept, 0))
+    wanted = np.where(weights > 0, [kept, kept[::-1]], 0)
+    np.testing.assert_array_equal(x[0], wanted.T if row_major else wanted)
+    assert np.count_nonzero(kept) == (8 if dtype == "float32" else 4)
+
+
+if __name__ == "__main__":
+    _main()

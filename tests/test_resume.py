@@ -16,12 +16,13 @@ import pytest
 from scripts.torturing.outcome import outcome
 from tapedist.config import TrainConfig
 from tapedist.errors import InputError, Interrupted, StateError
+from tapedist.training.checkpoint_format import decode_manifest, encode_manifest
 
 # Constants that make small data take the paths of large data: many blocks, many rounds, many transfers.
 SMALL = {
-    "tapedist.data.blocks._TILE_BYTES": 512,
-    "tapedist.data.blocks._MAX_TILES": 2,
-    "tapedist.data.blocks._RESIDENT_BYTES": 0,
+    "tapedist.data.blocks.NARROW_TILE_ROWS": 64,
+    "tapedist.data.blocks.BLOCK_BYTES": 256,
+    "tapedist.data.blocks.RESIDENT_BYTES": 0,
     "tapedist.training.engines.batches._SUPERBATCH_BYTES": 8192,
 }
 COMMON = {
@@ -165,9 +166,8 @@ def test_a_stop_inside_a_pass_keeps_the_pass(
         train(mode, tmp_path / "run", stop_after=stop_after)
     (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
     with np.load(checkpoint / "state.npz") as state:
-        done = state["progress.blocks"]  # One replica goes through its shards one after the other.
-        assert done[0] > 0
-        assert done[-1] == 0
+        (left,) = state["progress.remaining"].tolist()  # One replica goes through the rows in their order.
+        assert 0 < left[0] < left[1]
         assert state["step"] == 0
         assert np.any(state["progress.sums"])
     train(mode, tmp_path / "run")
@@ -274,6 +274,29 @@ def test_resume_must_and_never(
     assert result.digest != undisturbed("resident")["outcome"]["done"]["digest"]
     assert (finished / "mine.txt").read_text() == "kept"
     assert len((finished / "metrics.jsonl").read_text().splitlines()) == len(result.history)
+
+
+def test_a_run_of_0_1_is_refused_with_the_way_on(finished: Path, train: Callable[..., Any], tmp_path: Path) -> None:
+    for folder in (finished / "checkpoints").iterdir():
+        saved = decode_manifest((folder / "manifest.json").read_bytes())
+        state, told = (folder / "state.npz").read_bytes(), {name: saved[name] for name in ("serial", "step", "meta")}
+        (folder / "manifest.json").write_bytes(encode_manifest(state=state, schema=1, **told))
+    with pytest.raises(StateError, match=r"version 0\.1, whose arithmetic was another; go on from its param") as caught:
+        train("resident", finished)
+    assert caught.value.exit_code == 3
+    assert "\n" not in str(caught.value)
+    assert f" --init_from={finished} " in str(caught.value)
+    for name in ("checkpoints", "events"):  # Nothing but the model is needed.
+        shutil.copytree(finished / name, tmp_path / name)
+        shutil.rmtree(finished / name)
+    for name in ("config.flags", "done.json", "env.json", "metrics.jsonl"):
+        (finished / name).unlink()
+    assert train("resident", tmp_path / "new", init_from=str(finished), num_epochs=1).steps == 1
+    shutil.copytree(tmp_path / "checkpoints", finished / "checkpoints")
+    (finished / "model.json").unlink()
+    with pytest.raises(StateError, match=r"version 0\.1.*the run never finished.*begin anew by --resume=never"):
+        train("resident", finished)
+    train("resident", finished, resume="never")
 
 
 def test_lost_checkpoints_of_a_finished_run_are_no_fresh_start(finished: Path, train: Callable[..., Any]) -> None:

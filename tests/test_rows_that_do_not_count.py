@@ -37,7 +37,7 @@ def _rows(n: int = 3001) -> tuple[np.ndarray, np.ndarray]:
 @pytest.fixture(params=MODES)
 def settings(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     if request.param in ("held", "streamed"):
-        monkeypatch.setattr(blocks, "_RESIDENT_BYTES", 0)
+        monkeypatch.setattr(blocks, "RESIDENT_BYTES", 0)
     engine = {} if request.param == "mini_batch" else {"full_batch_engine": "stream"}
     return {
         "learning_rate": 0.1,

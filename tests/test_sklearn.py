@@ -54,7 +54,7 @@ def test_lives_in_pipelines_and_searches(rows: tuple[np.ndarray, np.ndarray]):
 
 def test_clones_pickles_and_parameters(rows: tuple[np.ndarray, np.ndarray]):
     x, y = rows
-    model = TapeRegressor(num_epochs=10, config={"virtual_shards": 4})
+    model = TapeRegressor(num_epochs=10, config={"arithmetic": "fast"})
     twin = clone(model)
     assert twin.get_params() == model.get_params()
     model.fit(x, y)

@@ -53,7 +53,7 @@ def test_an_attached_tpu_is_found(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ({"num_virtual_devices": 17}, "--virtual_shards=16"),
+        ({"num_virtual_devices": 257}, "must be from 0 to 256"),
         ({"num_virtual_devices": 4, "strategy": "default"}, "use --strategy=mirrored"),
         ({"num_virtual_devices": 4, "strategy": "tpu"}, "use --strategy=mirrored"),
         ({"num_virtual_devices": -1}, "must be from 0"),

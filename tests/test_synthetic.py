@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -67,6 +69,26 @@ def test_rows_equal_the_oracle(d, changes):
     assert (np.abs(y - expected_y) <= (d + 4) * 2**-23 * largest).all()
 
 
+@pytest.mark.parametrize("d", [1, 2, 3, 64])
+def test_rows_are_the_oracles_bits(d):
+    source = _source(
+        n_samples=2**40, m=tuple(0.7 + j for j in range(d)), c=-2.3, mean=0.3, std=3.1, noise_std=0.7, seed=4
+    )
+    settings = {name: getattr(source, name) for name in ("m", "c", "mean", "std", "noise_std")}
+    first = 2**32 - 3000
+    rows = np.arange(first, first + 6400)
+    expected = oracle.linear_rows32(source.seed, rows, **settings)
+    runs = tf.constant([first, first + 3200], tf.int64)
+    for found in (_take(source, "train", rows), source.take_runs("train", runs, length=3200)):
+        assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+
+    def block(_):
+        return source.take_runs("train", runs, length=3200)
+
+    for found in tf.data.Dataset.range(1).map(block):
+        assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
 def test_test_split_is_the_last_rows():
     whole, source = _source(test_fraction=0.0), _source()
     assert (source.num_rows("train"), source.num_rows("test")) == (8000, 2000)
@@ -108,6 +130,9 @@ def test_runs_hold_the_rows_of_their_numbers(d, length):
         found = source.take_runs(split, tf.constant(first - offset), length=length)
         expected = _take(source, split, numbers - offset)
         assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+        x, y = source.take_tiles(split, tf.constant(first - offset), length=length, tile_rows=length // 4)
+        assert np.array_equal(x, expected[0].reshape(4 * runs, length // 4, d).swapaxes(1, 2))
+        assert np.array_equal(y, expected[1])
 
 
 @pytest.mark.parametrize("threads", [1, 8])
@@ -146,6 +171,24 @@ def test_rows_do_not_depend_on_the_thread_count(threads, request):
         [*warm_python(), "-c", _DIGEST_PROGRAM, threads, here], capture_output=True, text=True, check=True
     )
     assert found.stdout.split()[-1] == _digest(*_take(_source(n_samples=10**6), "train", np.arange(100_000)))
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        *(f"--xla_cpu_max_isa={name}" for name in ("SSE4_2", "AVX", "AVX2", "AVX512")),
+        "--xla_cpu_prefer_vector_width=512",
+    ],
+)
+def test_rows_do_not_depend_on_the_instructions_of_the_machine(flag, request):
+    here = str(request.path.parent)
+    found = subprocess.run(
+        [sys.executable, "-c", _DIGEST_PROGRAM, "2", here],
+        capture_output=True, text=True, check=True,
+        env={**os.environ, "XLA_FLAGS": flag, "PYTHONPATH": os.path.dirname(here)},
+    )  # fmt: skip
+    settings = {name: TUTORIAL[name] for name in ("m", "c", "mean", "std", "noise_std")}
+    assert found.stdout.split()[-1] == _digest(*oracle.linear_rows32(0, np.arange(100_000), **settings))
 
 
 def test_row_numbers_beyond_32_bits():
@@ -193,7 +236,7 @@ def test_fingerprint_names_the_rows(monkeypatch):
     others = [_source(**{name: value}).fingerprint() for name, value in changes.items()]
     assert len({_source().fingerprint(), *others}) == 1 + len(changes)
     before = _source().fingerprint()
-    monkeypatch.setattr(synthetic.generator, "VERSION", 2)
+    monkeypatch.setattr(synthetic.generator, "VERSION", synthetic.generator.VERSION + 1)
     assert _source().fingerprint() != before
 
 

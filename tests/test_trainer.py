@@ -38,7 +38,7 @@ class FakeEngine:
         records = []
         for i in range(num_steps):
             loss = self._loss(step + i)
-            records.append([loss, 1.0, 0.5, *state])
+            records.append([loss, 1.0, 0.5, 1.0, *state])
             if not loss <= limit or math.isinf(loss):
                 return CallResult(state, np.array(records), i)
             state = state + 1.0

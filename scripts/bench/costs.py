@@ -90,16 +90,16 @@ def _loops(found: Found) -> dict[str, str]:
 def _growth(found: Found) -> dict[str, str]:
     lines = []
     for name, row in found.items():
-        if name.startswith("shards_") and {"V = 16", "no shards"} <= set(row):
+        if name.startswith("sums_") and {"exact", "XLA"} <= set(row):
             _, rows, features = name.split("_")
-            sharded, plain = row["V = 16"], row["no shards"]
-            ratio = f"{sharded.median / plain.median:.2f} x"
-            one = f"{row['V = 1'].median / plain.median:.2f} x" if "V = 1" in row else "-"
-            step = seconds_text(1 / sharded.rate)
-            lines.append(f"| {int(rows):,} | {features} | {step} | {ratio} | {one} |")
+            exact, plain = row["exact"], row["XLA"]
+            ratio = f"{exact.median / plain.median:.2f} x"
+            fast = f"{row['fast'].median / plain.median:.2f} x" if "fast" in row else "-"
+            step = seconds_text(1 / exact.rate)
+            lines.append(f"| {int(rows):,} | {features} | {step} | {ratio} | {fast} |")
     replicas = found.get("replicas", {})
     texts = {name: seconds_text(1 / one.rate) for name, one in replicas.items()}
     return {
-        "shard_table": "\n".join(lines),
+        "sums_table": "\n".join(lines),
         "replica_table": "\n".join(f"| {name.removeprefix('R = ')} | {text} |" for name, text in texts.items()),
     }

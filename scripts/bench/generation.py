@@ -65,18 +65,21 @@ def threefry_library_transform(rows: tf.Tensor) -> tuple[tf.Tensor, ...]:
 @_compiled
 def threefry_int64_two_outputs(rows: tf.Tensor) -> tuple[tf.Tensor, ...]:
     """The package's transform, without what keeps its vectors wide and its words from being computed again."""
-    return _line(*generator.box_muller(*_words(rows)))
+    zero = tf.cast(
+        tf.bitwise.right_shift(rows[0], tf.constant(62, tf.int64)), tf.int32
+    )  # Which the compiler does not know.
+    return _line(*generator.box_muller(*_words(rows), zero))
 
 
 def _one_array(generate: Candidate) -> Candidate:
     """The package's transform and layout for one feature, with any generator of two words."""
 
     @_compiled
-    def columns(words: tf.Tensor) -> tf.Tensor:
-        return tf.complex(*_line(*generator.box_muller(*generate(words[:, 0], words[:, 1]))))
+    def columns(words: tf.Tensor, zero: tf.Tensor) -> tf.Tensor:
+        return tf.complex(*_line(*generator.box_muller(*generate(words[:, 0], words[:, 1]), zero)))
 
     def candidate(rows: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        both = columns(tf.bitcast(rows, tf.uint32))
+        both = columns(tf.bitcast(rows, tf.uint32), tf.constant(0))
         return tf.math.real(both), tf.math.imag(both)
 
     return candidate

@@ -2,7 +2,7 @@
 
 A task's `config` holds fields of `TrainConfig`. Kinds: `engine` (steps of the engine that the config chooses), `pass`
 (the same, with everything the engine has learned from the rows forgotten before), `plain` (mini-batches summed by XLA
-as it likes, without shards), `rows` (nothing but making rows, in a parallel map).
+as it likes), `rows` (nothing but making rows, in a parallel map).
 """
 
 from __future__ import annotations
@@ -23,10 +23,13 @@ import tapedist
 from tapedist.cluster import strategies
 from tapedist.config import TrainConfig
 from tapedist.data.array_source import ArraySource
+from tapedist.data.ranges import ranges
 from tapedist.data.sources import open_source
 from tapedist.data.synthetic import SyntheticSource
 from tapedist.training import engines, losses, optimizers
+from tapedist.training.bounds import Bounds
 from tapedist.training.model import LinearModel
+from tapedist.training.steps import Problem
 
 VERSION = f"tapedist {tapedist.__version__}, tensorflow {tf.__version__}"
 _DEVICES = int(sys.argv[2]) if len(sys.argv) > 2 else 0
@@ -39,7 +42,7 @@ def make(task: dict[str, Any]) -> Work:
 
 def _engine(task: dict[str, Any]) -> Work:
     settings = {"test_fraction": 0.0, "learning_rate": RATE, "num_virtual_devices": _DEVICES, **task["config"]}
-    config = TrainConfig(**settings).resolved()
+    config = TrainConfig(**settings).resolved().with_arithmetic("default")
     engine = _open(config, in_memory=task["in_memory"])
     untouched = dict(vars(engine))
     # A run goes on where the last one ended, as training does: to begin anew would make a new input pipeline.
@@ -66,18 +69,18 @@ def _open(config: TrainConfig, *, in_memory: bool) -> engines.Engine:
     if in_memory:
         x, y = make_rows(config.n_samples, config.num_features, config.dtype)
         source = ArraySource(x.reshape(len(y), -1), y)
+    problem = Problem(
+        model=LinearModel(config.num_features),
+        loss=losses.squared,
+        optimizer=optimizers.from_config(config),
+        dtype=tf.as_dtype(config.dtype),
+        arithmetic=config.arithmetic,
+    )
     setup = engines.Setup(
         source=source,
-        programs={
-            "strategy": _strategy(),
-            "model": LinearModel(config.num_features),
-            "loss": losses.squared,
-            "optimizer": optimizers.from_config(config),
-            "num_shards": config.virtual_shards,
-            "l2": 0.0,
-            "dtype": tf.as_dtype(config.dtype),
-        },
-        num_shards=config.virtual_shards,
+        strategy=_strategy(),
+        problem=problem,
+        bounds=functools.cache(lambda split: Bounds.of(ranges(source, split), dtype=config.dtype)),
         cache=config.cache,
     )
     if config.mode == "mini_batch":
@@ -119,7 +122,7 @@ def _plain(task: dict[str, Any]) -> Work:
         theta, losses = loop(x, y, firsts)
         return {"weight": float(theta[0]), "loss": float(losses[-1])}
 
-    return Work(run, note="one XLA loop, no shards")
+    return Work(run, note="one XLA loop")
 
 
 def _rows(task: dict[str, Any]) -> Work:

@@ -20,12 +20,12 @@ class Sizes:
     fresh_steps: int = 60_000
     billion: int = 1_000_000_000
     curve: tuple[int, ...] = tuple(10**k for k in range(4, 10))
-    shard_batches: tuple[tuple[int, int], ...] = tuple((b, d) for d in (1, 64) for b in (1024, 65_536, 1_048_576))
+    sum_batches: tuple[tuple[int, int], ...] = tuple((b, d) for d in (1, 64) for b in (1024, 65_536, 1_048_576))
 
 
 QUICK = Sizes(
     tutorial_epochs=20, narrow_rows=700_000, wide_rows=20_000, batch_steps=64, fresh_steps=300, billion=1_000_000,
-    curve=(10_000, 600_000), shard_batches=((1024, 1),),
+    curve=(10_000, 600_000), sum_batches=((1024, 1),),
 )  # fmt: skip
 
 
@@ -147,22 +147,22 @@ def _mini_batch(sizes: Sizes) -> tuple[Row, ...]:
     )  # fmt: skip
 
 
-def _shards(sizes: Sizes) -> tuple[Row, ...]:
+def _sums(sizes: Sizes) -> tuple[Row, ...]:
     rows = []
-    for batch, d in sizes.shard_batches:
+    for batch, d in sizes.sum_batches:
         # A few batches, so that small ones do not sit in the first-level cache, and large ones fit into memory.
         n = batch * max(1, min(64, 2**24 // (batch * d)))
         steps = max(4, min(2048, 2**26 // (batch * (d + 1))))
         task = {"kind": "plain", "n": n, "d": d, "batch": batch, "steps": steps}
         config = {"n_samples": n, "num_features": d, "mode": "mini_batch", "batch_size": batch, "cache": "device"}
-        cost = Goal("cost of 16 shards", ("V = 16", "no shards"), lambda s, _: s["V = 16"] / s["no shards"], None)
+        cost = Goal("cost of exact sums", ("exact", "XLA"), lambda s, _: s["exact"] / s["XLA"], None)
         rows.append(
             Row(
-                f"shards_{batch}_{d}", f"fixed-order sum, {batch:,} rows a step, d = {d}", steps, "steps",
+                f"sums_{batch}_{d}", f"exact sums, {batch:,} rows a step, d = {d}", steps, "steps",
                 (
-                    engine("V = 16", steps, virtual_shards=16, **config),
-                    engine("V = 1", steps, virtual_shards=1, **config),
-                    Contestant("no shards", TAPEDIST, task),
+                    engine("exact", steps, arithmetic="exact", **config),
+                    engine("fast", steps, arithmetic="fast", **config),
+                    Contestant("XLA", TAPEDIST, task),
                     *peers(task | {"kind": "jax"}, "jax"),
                 ),
                 (cost,),
@@ -220,6 +220,6 @@ def rows_of(*, quick: bool) -> tuple[Row, ...]:
     """Every row of the suite, in full or for the smoke test."""
     sizes = QUICK if quick else Sizes()
     return (
-        *_tutorial(sizes), *_cached(sizes), *_second_moments(sizes), *_mini_batch(sizes), *_shards(sizes),
+        *_tutorial(sizes), *_cached(sizes), *_second_moments(sizes), *_mini_batch(sizes), *_sums(sizes),
         *_replicas(sizes), *processes(sizes.billion), *_curve(sizes),
     )  # fmt: skip

@@ -76,19 +76,11 @@ def check_training(options: LaunchConfig, config: TrainConfig) -> None:
     """Refuses what every worker would refuse, before any is started.
 
     Raises:
-        InputError: if the strategy cannot use several workers, or they bring more replicas than there are shards.
+        InputError: if the strategy cannot use several workers.
     """
     if options.num_workers == 1:
         return  # As its surroundings say.
     check_strategy(ClusterSpec(("",) * options.num_workers, 0, "--num_workers"), config.strategy)
-    devices = options.gpus_per_worker or options.virtual_devices_per_worker or config.num_virtual_devices or 1
-    replicas = options.num_workers * devices
-    if replicas > config.virtual_shards:
-        raise InputError(
-            f"--num_workers={options.num_workers}: makes {replicas} or more replicas, but there must not be more than "
-            f"--virtual_shards={config.virtual_shards}; lower it, or train with --virtual_shards={replicas}, which "
-            "changes the digest"
-        )
 
 
 def main(

@@ -113,11 +113,11 @@ def create(config: TrainConfig, *, spec: ClusterSpec = ONE_PROCESS) -> tuple[tf.
     """Sets the devices up and makes the strategy.
 
     Args:
-        config: its `strategy`, `num_virtual_devices`, `collective`, `tpu` and `virtual_shards`.
+        config: its `strategy`, `num_virtual_devices`, `collective` and `tpu`.
         spec: the cluster; all its workers must be there, because TensorFlow waits for them.
 
     Raises:
-        InputError: if the devices it needs are not here, or are more than there are shards.
+        InputError: if the devices it needs are not here.
         PeerLostError: if a TPU's server accepts connections, but does not answer in time.
     """
     gpus = tf.config.list_physical_devices("GPU")
@@ -135,12 +135,6 @@ def create(config: TrainConfig, *, spec: ClusterSpec = ONE_PROCESS) -> tuple[tf.
         "multiworker": lambda: _multiworker(spec, worker_devices(config), collective=config.collective),
         "tpu": lambda: _tpu(config.tpu, config.cluster_timeout_secs),
     }[choice.name]()
-    replicas = strategy.num_replicas_in_sync
-    if replicas > config.virtual_shards:
-        raise InputError(
-            f"--virtual_shards={config.virtual_shards}: must be at least the {replicas} replicas found; "
-            f"use --virtual_shards={replicas} (this changes the digest) or fewer devices"
-        )
     return strategy, choice
 
 

@@ -1,11 +1,10 @@
 """Says when replicas wait for each other longer than they work: then fewer of them would be faster.
 
-Legend: `R` replicas, `V` shards, `P` parameters.
+Legend: `R` replicas, `P` parameters.
 """
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable
 
@@ -14,8 +13,7 @@ import numpy as np
 import tapedist.numerics  # noqa: F401  (before TensorFlow)
 import tensorflow as tf
 
-from tapedist.training import partials as fixed_order
-from tapedist.training.replicas import Replicas
+from tapedist.training.replicas import Replicas, all_added
 from tapedist.training.schedule import CallLength
 
 _REPEATS = 20
@@ -23,24 +21,22 @@ _REPEATS = 20
 _WARM_CALLS = 3
 
 
-def gather_seconds(strategy: tf.distribute.Strategy, *, num_shards: int, width: int) -> float:
-    """Seconds that one gather of a step takes, by a few of them in a row; a collective of all workers.
+def gather_seconds(strategy: tf.distribute.Strategy, *, width: int) -> float:
+    """Seconds that one exchange of a step takes, by a few of them in a row; a collective of all workers.
 
     Args:
         strategy: with at least two replicas.
-        num_shards: `V`.
-        width: numbers of a partial, `P + 2`.
+        width: how many sums are added.
     """
-    replicas = Replicas(strategy=strategy, num_shards=num_shards, partial_width=width)
-    value = replicas.scattered(np.zeros([num_shards, width]))
-    gather = functools.partial(fixed_order.gather, num_shards=num_shards)
+    replicas = Replicas(strategy=strategy)
+    value = replicas.given_to_first(np.zeros([2, width], np.int64))
 
     def gathers(value: tf.Tensor, repeats: tf.Tensor) -> tf.Tensor:
         def one(i: tf.Tensor, last: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            found = strategy.experimental_local_results(replicas.on_replicas(gather, value))[0]
+            found = strategy.experimental_local_results(replicas.on_replicas(all_added, value))[0]
             return i + 1, last + found[0, 0]
 
-        start = (tf.constant(0), tf.zeros([], tf.float64))
+        start = (tf.constant(0), tf.zeros([], tf.int64))
         return tf.while_loop(lambda i, _: i < repeats, one, start, parallel_iterations=1)[1]
 
     compiled = tf.function(gathers, autograph=False, reduce_retracing=True)
@@ -84,6 +80,6 @@ class TolledCalls(CallLength):
             more = 2 ** max(1, int(toll / work - 1).bit_length())
             remedy += f", or --batch_size={self._batch_size * more} or more (another answer)"
         return (
-            f"Notice: a step takes {step_secs * 1e3:.2g} ms, about {toll * 1e3:.2g} ms of it to gather the sums "
+            f"Notice: a step takes {step_secs * 1e3:.2g} ms, about {toll * 1e3:.2g} ms of it to add the sums "
             f"of {self._replicas} replicas; {remedy}, would be faster"
         )

@@ -15,7 +15,10 @@ from typing import Any
 import numpy as np
 
 from tapedist.data import frames
+from tapedist.data.ranges import Ranges, ranges_of_rows
+from tapedist.data.row_arrays import BLOCK_ROWS
 from tapedist.data.table_columns import listed
+from tapedist.data.tiny import holds_tiny
 from tapedist.errors import InputError
 from tapedist.text_values import shown
 
@@ -69,6 +72,7 @@ class ArraySource:
         self.weighted = w is not None
         self.dtype = np.result_type(*self._columns)
         self._fingerprint = ""
+        self._ranges: dict[str, Ranges] = {}
 
     def num_rows(self, split: str) -> int:
         """Rows in `split`, which is "train" or "test"."""
@@ -88,6 +92,23 @@ class ArraySource:
             raise InputError("source: its arrays have changed since it was first used; make a new ArraySource of them")
         self._fingerprint = fingerprint
         return fingerprint
+
+    def ranges(self, split: str) -> Ranges:
+        """Least and greatest values of the rows of a split; a pass when first asked for."""
+        if split not in self._ranges:
+            self._ranges[split] = ranges_of_rows(self, split)
+        return self._ranges[split]
+
+    @functools.cached_property
+    def holds_tiny(self) -> bool:
+        """Whether training meets numbers other than 0 below 2**-126."""
+        x, y, *w = self._columns
+        blocks = (slice(first, first + BLOCK_ROWS) for first in range(0, len(y), BLOCK_ROWS))
+        return any(
+            holds_tiny(column)
+            for block in blocks
+            for column in (x[block], y[block], *(np.ldexp(c[block], -self.weight_exponent) for c in w))
+        )
 
     def rows(self, split: str, indices: Any) -> tuple[np.ndarray, ...]:
         """Rows by number, `(x [k, d], y [k])` or `(x, y, w [k])`."""

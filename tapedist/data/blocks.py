@@ -1,31 +1,43 @@
 """Which row goes where: pure integers, the same on any hardware.
 
-Legend: `n` rows of a split, `d` features, `S` rows a block, `V` virtual shards, `R` replicas, `B` rows a global
-batch. All row and step numbers are Python ints or int64 arrays. Nothing here knows TensorFlow or holds state, so
-any position can be computed from scratch; that is what makes resume arithmetic.
+Legend: `n` rows of a split, `d` features, `R` replicas, `B` rows a global batch, `T` rows a tile. All row and step
+numbers are Python ints or int64 arrays. Nothing here knows TensorFlow or holds state, so any position can be computed
+from scratch; that is what makes resume arithmetic.
+
+Sums over rows have no order, so the sizes of tiles and blocks are settings of speed alone: no result depends on them.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 import math
 from fractions import Fraction
 from typing import Any, Protocol
 
-# A tile is what one compiled loop trip sums, sized so that what its sums leave in between stays in a core's nearest
-# caches; a block holds up to `_MAX_TILES` tiles, so that one kernel launch (about 25 us) is small against its work.
-_TILE_BYTES = 64 * 1024
-_WIDE_TILE_BYTES = 2 * 1024 * 1024  # From 8 features on: a block is one tile, because products copy what is sliced.
-_MAX_TILES = 64
-_ROW_QUANTUM = 64
-_RESIDENT_BYTES = 4 * 1024 * 1024
+import numpy as np
+
+# A tile is what one compiled expression sums. With one or two features its sums are whole reductions, which want long
+# rows; with more, a tile's residuals and features must stay in a core's nearest caches.
+NARROW_FEATURES = 2
+NARROW_TILE_ROWS = 8192
+WIDE_TILE_BYTES = 64 * 1024  # Of features, as float64.
+LEAST_TILE_ROWS, MOST_TILE_ROWS = 64, 1024
+# An element costs the pipeline up to a millisecond, whatever its size; a block should still stay near the cores.
+BLOCK_BYTES = 2 * 1024 * 1024
+MOST_BLOCK_ROWS = 2**20
+RESIDENT_BYTES = 4 * 1024 * 1024
+_ROW_QUANTUM = 16  # Tiles of whole vectors need no remainder loop.
 
 
 class Source(Protocol):
     """Where rows come from: any row of a split by its number, in any order, any number of times.
 
-    A source may also have `take_runs`, as the synthetic one does, or `read_into`, as tables do: both spare the pipeline
-    lists of row numbers. Weights of one that has `weight_exponent` are divided by 2 to the power of it for training.
+    A source may also have `take_runs` (and `take_tiles`), as the synthetic one does, or `read_into`, as tables do: they
+    spare the pipeline lists of row numbers. One with `ranges` (see `ranges.py`) spares training a pass. Weights of one
+    that has `weight_exponent` are divided by 2 to the power of it for training. One whose `holds_tiny` is False has no
+    number but 0 below 2**-126, so that none has to be looked for.
     """
 
     @property
@@ -72,56 +84,56 @@ def split_sizes(n_samples: int, test_fraction: float) -> tuple[int, int]:
     return n_samples - test, test
 
 
-def replica_shards(replica: int, num_replicas: int, num_shards: int) -> range:
-    """The contiguous shards of one replica: `ceil(V / R)` of them, fewer (or none) at the end."""
-    per_replica = -(-num_shards // num_replicas)
-    return range(min(replica * per_replica, num_shards), min((replica + 1) * per_replica, num_shards))
+def most_tile_rows(num_features: int) -> int:
+    """Rows of a tile of a large split: a power of two."""
+    if num_features <= NARROW_FEATURES:
+        return NARROW_TILE_ROWS
+    rows = 2 ** round(math.log2(WIDE_TILE_BYTES / (8 * num_features)))
+    return max(LEAST_TILE_ROWS, min(MOST_TILE_ROWS, rows))
+
+
+def tiles_of(rows: int, num_features: int) -> tuple[int, int]:
+    """`(tiles, tile_rows)` that hold a replica's share of `rows` rows with little padding: tiles about equally long."""
+    most = most_tile_rows(num_features)
+    tiles = max(1, -(-rows // most))
+    if tiles == 1:
+        return 1, max(1, rows)
+    even = -(-rows // tiles)
+    return tiles, min(most, -(-even // _ROW_QUANTUM) * _ROW_QUANTUM)
 
 
 @dataclasses.dataclass(frozen=True)
 class BlockPlan:
-    """How the `n` rows of a split are cut into blocks, and the blocks dealt to `V` shards.
-
-    The block size depends on `(n, d, itemsize, V)` only, never on the machine. Small splits get one block a shard;
-    large ones get blocks of `tiles` tiles.
+    """The sizes of the blocks and tiles in which a split is summed.
 
     Attributes:
         num_rows: `n`, at least 0.
         num_features: `d`.
         itemsize: bytes of one number.
-        num_shards: `V`.
+        fixed_tile_rows: `T`, where it must be this; 0 where it is free.
     """
 
     num_rows: int
     num_features: int
     itemsize: int
-    num_shards: int
-
-    @property
-    def _row_bytes(self) -> int:
-        return (self.num_features + 1) * self.itemsize
-
-    @property
-    def _max_tile_rows(self) -> int:
-        tile_bytes = _TILE_BYTES if self.num_features < 8 else _WIDE_TILE_BYTES
-        return max(_ROW_QUANTUM, tile_bytes // self._row_bytes // _ROW_QUANTUM * _ROW_QUANTUM)
+    fixed_tile_rows: int = 0
 
     @property
     def tile_rows(self) -> int:
-        """Rows summed by one trip of the compiled loop."""
-        shard_rows = -(-max(1, self.num_rows) // self.num_shards)
-        return min(self._max_tile_rows, -(-shard_rows // _ROW_QUANTUM) * _ROW_QUANTUM)
+        """`T`."""
+        if self.fixed_tile_rows:
+            return self.fixed_tile_rows
+        least = min(LEAST_TILE_ROWS, most_tile_rows(self.num_features))
+        return min(most_tile_rows(self.num_features), -(-max(1, self.num_rows) // least) * least)
 
     @property
     def tiles(self) -> int:
         """Tiles in a block."""
-        shard_rows = -(-max(1, self.num_rows) // self.num_shards)
-        most = _MAX_TILES if self.num_features < 8 else 1
-        return min(most, -(-shard_rows // self.tile_rows))
+        rows = min(MOST_BLOCK_ROWS, BLOCK_BYTES // (self.num_features * self.itemsize))
+        return max(1, min(rows // self.tile_rows, -(-self.num_rows // self.tile_rows)))
 
     @property
     def block_rows(self) -> int:
-        """`S`."""
         return self.tile_rows * self.tiles
 
     @property
@@ -130,76 +142,108 @@ class BlockPlan:
 
     @property
     def resident(self) -> bool:
-        """Whether the split is so small that one compiled loop over whole shards is the fastest form."""
-        return self.num_blocks <= self.num_shards and self.num_rows * self._row_bytes <= _RESIDENT_BYTES
+        """Whether the split is so small that one compiled loop over all of its rows is the fastest form."""
+        return self.num_rows * (self.num_features + 1) * self.itemsize <= RESIDENT_BYTES
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class BlockOrder:
+    """A pass over the rows of a split that are still to be visited, block by block.
+
+    Each range of rows is cut into blocks, and each replica takes a contiguous stretch of all blocks, one a turn, so
+    that rows are read in the order in which they are stored. Nothing is listed: there may be 2**62 rows.
+
+    Attributes:
+        remaining: ranges of rows `[first, end)`, int64 `[k, 2]`, ascending and apart.
+        block_rows: rows of a block, at most.
+        num_replicas: `R`.
+    """
+
+    remaining: np.ndarray
+    block_rows: int
+    num_replicas: int
+
+    @classmethod
+    def whole(cls, num_rows: int, block_rows: int, num_replicas: int) -> BlockOrder:
+        """A pass from its beginning."""
+        return cls(np.array([[0, num_rows]], np.int64), block_rows, num_replicas)
+
+    @functools.cached_property
+    def _ends(self) -> np.ndarray:
+        """Blocks up to the end of each range, int64 `[k]`."""
+        return (-(-np.diff(self.remaining, axis=1)[:, 0] // self.block_rows)).cumsum()
+
+    @functools.cached_property
+    def _stretches(self) -> list[range]:
+        """The numbers of each replica's blocks."""
+        blocks = int(self._ends[-1]) if len(self._ends) else 0
+        cuts = [blocks * replica // self.num_replicas for replica in range(self.num_replicas + 1)]
+        return [range(*ends) for ends in itertools.pairwise(cuts)]
 
     @property
-    def even(self) -> bool:
-        """Whether the shards of a resident split are equally long."""
-        return self.num_rows > 0 and self.num_rows % self.num_shards == 0
+    def rows(self) -> int:
+        """How many rows are still to be visited."""
+        return int(np.diff(self.remaining).sum())
 
-    @property
-    def shard_rows(self) -> int:
-        """Rows of one shard of a resident split, padding included."""
-        rows = -(-max(1, self.num_rows) // self.num_shards)
-        return rows if self.even else -(-rows // _ROW_QUANTUM) * _ROW_QUANTUM
+    @functools.cached_property
+    def turns(self) -> int:
+        """Blocks of the replica that has the most."""
+        return max(map(len, self._stretches))
 
-    def shard_row_range(self, shard: int) -> range:
-        """Row numbers of one shard of a resident split, without its padding."""
-        first = min(shard * self.shard_rows, self.num_rows)
-        return range(first, min(first + self.shard_rows, self.num_rows))
+    def block(self, turn: int, replica: int) -> range:
+        """Row numbers that a replica takes; none where it has no more blocks."""
+        stretch = self._stretches[replica]
+        if turn >= len(stretch):
+            return range(0)
+        first = self._first_row(stretch[turn])
+        end = int(self.remaining[np.searchsorted(self._ends, stretch[turn], side="right"), 1])
+        return range(first, min(first + self.block_rows, end))
 
-    def shard_blocks(self, shard: int) -> range:
-        """The contiguous blocks of one shard; shards differ by at most one block."""
-        return range(
-            self.num_blocks * shard // self.num_shards,
-            self.num_blocks * (shard + 1) // self.num_shards,
-        )
+    def after(self, turns: int) -> np.ndarray:
+        """What is left after some turns, for a pass on any number of replicas and in blocks of any size.
 
-    @property
-    def rounds(self) -> int:
-        """Blocks of the fullest shard; a shard that has fewer is filled up by empty ones."""
-        return -(-self.num_blocks // self.num_shards)
+        Returns:
+            Ranges of rows as in `remaining`.
+        """
+        left: list[list[int]] = []
+        for stretch in self._stretches:
+            blocks = stretch[turns:]
+            if not blocks:
+                continue
+            first, last = np.searchsorted(self._ends, [blocks[0], blocks[-1]], side="right").tolist()
+            ranges = self.remaining[first : last + 1].tolist()
+            ranges[0][0] = self._first_row(blocks[0])
+            ranges[-1][1] = min(ranges[-1][1], self._first_row(blocks[-1]) + self.block_rows)
+            for begin, end in ranges:
+                if left and left[-1][1] == begin:
+                    left[-1][1] = end
+                elif begin < end:
+                    left.append([begin, end])
+        return np.array(left, np.int64).reshape(-1, 2)
 
-    def block_row_range(self, block: int) -> range:
-        """Row numbers of one block, without its padding."""
-        first = block * self.block_rows
-        return range(min(first, self.num_rows), min(first + self.block_rows, self.num_rows))
-
-    def round_block(self, shard: int, round_: int) -> range:
-        """Row numbers of block number `round_` of `shard`; none where the shard has no more."""
-        blocks = self.shard_blocks(shard)
-        return self.block_row_range(blocks[round_]) if round_ < len(blocks) else range(0)
+    def _first_row(self, block: int) -> int:
+        """Where the block of a number begins."""
+        place = int(np.searchsorted(self._ends, block, side="right"))
+        before = int(self._ends[place - 1]) if place else 0
+        return int(self.remaining[place, 0]) + (block - before) * self.block_rows
 
 
 @dataclasses.dataclass(frozen=True)
 class BatchPlan:
-    """How one epoch of `n` rows is cut into global batches, and a batch into shards.
+    """How one epoch of `n` rows is cut into global batches.
 
     Attributes:
         num_rows: `n`, at least 1.
         batch_size: `B` as asked for; a batch never exceeds `n`.
-        num_shards: `V`.
     """
 
     num_rows: int
     batch_size: int
-    num_shards: int
 
     @property
     def batch_rows(self) -> int:
         """Rows of a full batch."""
         return min(self.batch_size, self.num_rows)
-
-    @property
-    def shard_rows(self) -> int:
-        """Rows of one shard of one batch, padding included."""
-        return -(-self.batch_rows // self.num_shards)
-
-    @property
-    def even(self) -> bool:
-        """Whether all shards of all batches are equally long."""
-        return self.batch_rows % self.num_shards == 0 and self.num_rows % self.batch_rows == 0
 
     @property
     def steps_per_epoch(self) -> int:

@@ -1,6 +1,6 @@
 """The rows of an element read by NumPy, for tables: long ranges of rows at a time, without a list of their numbers.
 
-Legend: as in `elements.py`; `d` features.
+Legend: as in `elements.py`; `d` features, `N` rows that the slots of an element have room for.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from tapedist.data.elements import ElementPlan
-from tapedist.data.table_gather import empty_rows
+from tapedist.data.table_gather import empty, empty_rows, write_tiles
 from tapedist.data.table_spans import RowNumbers
 from tapedist.data.table_windows import WindowReader, windows_that_fit
+from tapedist.data.tiny import flushed
 
 _SHORT_RUN = 512  # Rows; below, a list of row numbers costs less than a call for each run.
 _WINDOWS_BUDGET = 2**29
@@ -28,8 +29,9 @@ class RowReader(Protocol):
     weighted: bool
 
     def read_into(self, out: Sequence[np.ndarray], split: str, rows: RowNumbers, *, ascending: bool = True) -> None:
-        """Writes rows of a split into `out`, `(x [k, d], y [k][, w [k]])`, rounded to its types at the very end.
+        """Writes rows of a split into `out`, `(x, y [k][, w [k]])`, rounded to its types at the very end.
 
+        `x` is `[k, d]`, or feature-major tiles `[tiles, d, T]` with room for `k` rows or more: see `write_tiles`.
         Unless rows are read in ascending order, the ones behind are not worth reading ahead.
         """
 
@@ -45,20 +47,51 @@ class ElementRows:
 
     def __init__(self, source: RowReader, plan: ElementPlan, dtype: Any):
         self._source, self._plan, self._dtype = source, plan, np.dtype(dtype)
+        self._tiny = getattr(source, "holds_tiny", True)
+        # What is to be flushed must not be rounded before.
+        self._read_dtype = np.dtype(np.float64) if self._tiny else self._dtype
+        self._tiled = not plan.row_major and source.num_features > 1  # One column is the same both ways.
         self._windows = self._window_reader()
 
     def __call__(self, element: int, replica: int) -> tuple[np.ndarray, ...]:
-        """`(x [slots * u * k, d], y [slots * u * k][, w], counts int32 [slots, u])`, zeros where no row is real."""
+        """`(x, y [slots * tiles, T][, w], counts int32 [slots])`, zeros where no row is real; `x` as the plan says."""
         plan, source = self._plan, self._source
         first, counts = plan.first_rows(element, replica)
-        out = empty_rows(first.size * plan.shard_rows, source.num_features, weighted=source.weighted, dtype=self._dtype)
-        slot_rows = plan.width * plan.shard_rows
+        out = self._empty()
         for slots, fill in self._fills(element):
-            part = slice(slots.start * slot_rows, slots.stop * slot_rows)
-            self._write([column[part] for column in out], first[slots].ravel(), counts[slots].ravel(), fill)
-        if source.weighted and not (out[2] > 0).all():
-            _clear(out, ~(out[2] > 0))
-        return *out, counts.astype(np.int32)
+            self._write(self._slots(out, slots), first[slots], counts[slots], fill)
+        if self._tiny:
+            out = tuple(flushed(column, self._dtype) for column in out)
+        x, *rest = out
+        x = x if self._tiled else x.reshape(self._tiles_shape(row_major=plan.row_major))
+        rest = [column.reshape(-1, plan.tile_rows) for column in rest]
+        if source.weighted and not (rest[1] > 0).all():
+            nothing = ~(rest[1] > 0)
+            (x if plan.row_major else x.swapaxes(1, 2))[nothing] = 0
+            rest[0][nothing] = 0
+        return x, *rest, counts.astype(np.int32)
+
+    def _tiles_shape(self, *, row_major: bool) -> tuple[int, int, int]:
+        plan, d = self._plan, self._source.num_features
+        tiles = plan.slots * plan.tiles
+        return (tiles, plan.tile_rows, d) if row_major else (tiles, d, plan.tile_rows)
+
+    def _empty(self) -> tuple[np.ndarray, ...]:
+        """`(x, y [N][, w [N]])`, with `x` feature-major tiles `[slots * tiles, d, T]`, or `[N, d]`."""
+        source, count = self._source, self._plan.slots * self._plan.slot_rows
+        if not self._tiled:
+            return empty_rows(count, source.num_features, weighted=source.weighted, dtype=self._read_dtype)
+        x = empty(self._tiles_shape(row_major=False), self._read_dtype)
+        return x, *(empty((count,), self._read_dtype) for _ in range(1 + source.weighted))
+
+    def _slots(self, out: Sequence[np.ndarray], slots: slice) -> list[np.ndarray]:
+        """The part of `out` that belongs to some slots."""
+        x, *rest = out
+        rows, tiles = self._plan.slot_rows, self._plan.tiles if self._tiled else self._plan.slot_rows
+        return [
+            x[slots.start * tiles : slots.stop * tiles],
+            *(column[slots.start * rows : slots.stop * rows] for column in rest),
+        ]
 
     def _fills(self, element: int) -> Iterator[tuple[slice, Fill]]:
         """Slots, and what writes the rows at their positions: all at once, or epoch by epoch."""
@@ -74,18 +107,26 @@ class ElementRows:
 
     def _shuffled(self, epoch: int) -> Fill:
         windows, source, plan = self._windows, self._source, self._plan
-        if windows:
-            return lambda out, rows: windows.into(out, epoch, rows)
+
+        def from_windows(out: Sequence[np.ndarray], rows: RowNumbers) -> None:
+            assert windows
+            x, *rest = out
+            if x.ndim == 2:
+                windows.into(out, epoch, rows)
+                return
+            found = np.empty((len(rows), x.shape[1]), x.dtype)
+            windows.into((found, *rest), epoch, rows)
+            write_tiles(x, 0, found.T)
 
         def fill(out: Sequence[np.ndarray], rows: RowNumbers) -> None:
             assert plan.shuffled
             source.read_into(out, plan.split, plan.shuffled(epoch, np.asarray(rows)))
 
-        return fill
+        return from_windows if windows else fill
 
     def _window_reader(self) -> WindowReader | None:
         """None where rows are in order, or so wide that they have to be found one by one."""
-        source, plan, dtype = self._source, self._plan, self._dtype
+        source, plan, dtype = self._source, self._plan, self._read_dtype
         held = windows_that_fit(_WINDOWS_BUDGET, (source.num_features + 1 + source.weighted) * dtype.itemsize)
         if not plan.shuffled or not held:
             return None
@@ -98,39 +139,40 @@ class ElementRows:
         return WindowReader(read, plan.shuffled.order, held=held)
 
     def _write(self, out: Sequence[np.ndarray], first: np.ndarray, counts: np.ndarray, fill: Fill) -> None:
-        """Rows of shards one after the other: the `counts` first of the `k` from position `first` on are real."""
-        k = self._plan.shard_rows
-        # A shard goes on where the one before it, if full, has ended.
+        """Rows of slots one after the other: the `counts` first of each, from position `first` on, are real."""
+        k = self._plan.slot_rows
+        # A slot goes on where the one before it, if full, has ended.
         joined = (counts[:-1] == k) & (first[1:] == first[:-1] + k)
         begins = np.concatenate([[0], np.flatnonzero(~joined) + 1])
         if counts.sum() < _SHORT_RUN * len(begins):
             real = np.arange(k) < counts[:, np.newaxis]
-            positions = (first[:, np.newaxis] + np.arange(k))[real]
-            if real.all():
-                fill(out, positions)
-                return
-            _scatter(out, real.ravel(), positions, fill)
+            self._scatter(out, real.ravel(), (first[:, np.newaxis] + np.arange(k))[real], fill)
             return
         for begin, end in zip(begins.tolist(), [*begins[1:].tolist(), len(first)], strict=True):
             rows = (end - begin - 1) * k + int(counts[end - 1])
+            x, *rest = self._slots(out, slice(begin, end))
             if rows:
                 start = int(first[begin])
-                fill([column[begin * k : begin * k + rows] for column in out], range(start, start + rows))
-            for column in out:
-                column[begin * k + rows : end * k] = 0
+                fill([x if self._tiled else x[:rows], *(c[:rows] for c in rest)], range(start, start + rows))
+            for column in [*([] if self._tiled else [x]), *rest]:
+                column[rows:] = 0
+            if self._tiled:
+                tile, inside = divmod(rows, self._plan.tile_rows)
+                x[tile : tile + 1, :, inside:] = 0
+                x[tile + 1 :] = 0
 
-
-def _scatter(out: Sequence[np.ndarray], real: np.ndarray, positions: np.ndarray, fill: Fill) -> None:
-    """Rows at `positions` to the places that `real` marks, zeros to the others."""
-    x = out[0]
-    found = empty_rows(len(positions), x.shape[1], weighted=len(out) == 3, dtype=x.dtype)
-    if len(positions):
-        fill(found, positions)
-    for column, values in zip(out, found, strict=True):
-        column[real] = values
-        column[~real] = 0
-
-
-def _clear(out: Sequence[np.ndarray], where: np.ndarray) -> None:
-    for column in out:
-        column[where] = 0
+    def _scatter(self, out: Sequence[np.ndarray], real: np.ndarray, positions: np.ndarray, fill: Fill) -> None:
+        """Rows at `positions` to the places that `real` marks, zeros to the others."""
+        if real.all():
+            fill(out, positions)
+            return
+        (x, *rest), d = out, self._source.num_features
+        found = empty_rows(len(positions), d, weighted=len(out) == 3, dtype=x.dtype)
+        if len(positions):
+            fill(found, positions)
+        rows = np.empty((len(real), d), x.dtype) if self._tiled else x
+        for column, values in zip([rows, *rest], found, strict=True):
+            column[real] = values
+            column[~real] = 0
+        if self._tiled:
+            write_tiles(x, 0, rows.T)

@@ -1,77 +1,55 @@
 """What an element of the pipeline holds: which rows each replica takes, by integer arithmetic alone.
 
-An element is what one replica computes on: the rows of its shards for some slots (a slot is a batch, a block, or a
-small split). Which rows go where is arithmetic on the element's number, so a pipeline can start anywhere; there is no
+An element is what one replica computes on: its share of the rows of some slots (a slot is a batch, a block, or a small
+split). Which rows go where is arithmetic on the element's number, so a pipeline can start anywhere; there is no
 position to save.
 
-Legend: `V` shards, `R` replicas, `k` rows of one shard, `u` shards of one replica (`ceil(V / R)`; a lone shard is
-padded to two).
+Legend: `R` replicas, `T` rows of a tile.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import math
 from collections.abc import Callable
 
 import numpy as np
 
-from tapedist.data.blocks import BatchPlan, BlockPlan, replica_shards
+from tapedist.data.blocks import BatchPlan, BlockOrder
 from tapedist.data.epoch_order import WINDOW_ROWS, WindowOrder, epoch_batches, epoch_rows
 
 
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """How the shards of a run lie on its replicas.
-
-    Attributes:
-        num_shards: `V`.
-        num_replicas: `R`.
-    """
-
-    num_shards: int
-    num_replicas: int
-
-    @property
-    def replica_width(self) -> int:
-        """Shards of the fullest replica, `ceil(V / R)`: what each replica gathers."""
-        return -(-self.num_shards // self.num_replicas)
-
-    @property
-    def loop_width(self) -> int:
-        """`u`: shards that each replica loops over, at least two."""
-        return max(2, self.replica_width)
-
-    def shards(self, replica: int) -> range:
-        return replica_shards(replica, self.num_replicas, self.num_shards)
-
-
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ElementPlan:
-    """What an element holds: the fixed shape, and the rows for each element number and shard.
+    """What an element holds: the fixed shape, and the rows for each element number and replica.
 
     Attributes:
         split: "train" or "test".
         slots: slots per element.
-        width: `u`.
-        shard_rows: `k`.
-        first_rows: `(element, replica) -> (first, counts)`, both int64 `[slots, u]`: the shard's rows are at positions
+        tiles: tiles per slot.
+        tile_rows: `T`; a slot has room for `tiles * tile_rows` rows.
+        row_major: whether a tile holds row after row; otherwise feature after feature.
+        first_rows: `(element, replica) -> (first, counts)`, both int64 `[slots]`: the slot's rows are at positions
             `first .. first + counts`.
-        epochs: the epoch of each slot of an element, int64 `[slots]`.
+        epochs: the epoch of each slot of an element, int64 `[slots]`, ascending.
         shuffled: the order of rows in an epoch, or None where the numbers of rows are their positions.
     """
 
     split: str
     slots: int
-    width: int
-    shard_rows: int
+    tiles: int
+    tile_rows: int
+    row_major: bool = False
     first_rows: Callable[[int, int], tuple[np.ndarray, np.ndarray]]
     epochs: Callable[[int], np.ndarray] | None = None
     shuffled: ShuffledRows | None = None
 
+    @property
+    def slot_rows(self) -> int:
+        """Rows that a slot has room for."""
+        return self.tiles * self.tile_rows
+
     def row_numbers(self, element: int, positions: np.ndarray) -> np.ndarray:
-        """Row numbers at positions `[slots, u, k]` of an element; padding beyond the split stays in range."""
+        """Row numbers at positions `[slots, k]` of an element; padding beyond the split stays in range."""
         assert self.shuffled
         assert self.epochs
         epochs = self.epochs(element)
@@ -108,134 +86,99 @@ class ShuffledRows:
         return rows.reshape(positions.shape)
 
 
-def shard_elements(plan: BlockPlan, layout: Layout, *, split: str, slots: int) -> ElementPlan:
-    """The one element of a resident split: all shards of a replica, in the first of `slots`."""
-    return _one_element(layout, plan.shard_row_range, split=split, slots=slots, shard_rows=plan.shard_rows)
+def split_elements(
+    num_rows: int, num_replicas: int, *, split: str, tiles: int, tile_rows: int, row_major: bool = False
+) -> ElementPlan:
+    """The one element of a resident split: each replica fills its tiles in order, the last ones with what is left.
 
+    Args:
+        num_rows: `n`.
+        num_replicas: `R`.
+        split: "train" or "test".
+        tiles: tiles of the element.
+        tile_rows: `T`.
+        row_major: see `ElementPlan`.
+    """
+    share = tiles * tile_rows
+    assert num_rows <= share * num_replicas
 
-def shard_block_elements(plan: BlockPlan, layout: Layout, *, split: str) -> ElementPlan:
-    """The one element of a resident split whose shards are a block each."""
-    return _one_element(
-        layout, lambda shard: plan.round_block(shard, 0), split=split, slots=1, shard_rows=plan.block_rows
+    def first_rows(element: int, replica: int) -> tuple[np.ndarray, np.ndarray]:
+        first = min(replica * share, num_rows)
+        return np.array([first]), np.array([min(share, num_rows - first)])
+
+    return ElementPlan(
+        split=split, slots=1, tiles=tiles, tile_rows=tile_rows, row_major=row_major, first_rows=first_rows
     )
 
 
-def _one_element(
-    layout: Layout, rows: Callable[[int], range], *, split: str, slots: int, shard_rows: int
+def block_elements(
+    order: BlockOrder, whole: BlockOrder, *, split: str, tiles: int, tile_rows: int, row_major: bool = False
 ) -> ElementPlan:
-    shape = (slots, layout.loop_width)
+    """Element `t`: the blocks of turn `t`. Behind a pass begins the next one, from its beginning.
 
-    def first_rows(element: int, replica: int) -> tuple[np.ndarray, np.ndarray]:
-        ranges = [rows(shard) for shard in layout.shards(replica)]
-        ranges += [range(0)] * (math.prod(shape) - len(ranges))
-        return np.reshape([r.start for r in ranges], shape), np.reshape([len(r) for r in ranges], shape)
-
-    return ElementPlan(split, *shape, shard_rows, first_rows)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class BlockOrder:
-    """The order of a pass over a split: each replica goes through its shards one after the other, so that rows are read
-    in the order in which they are stored.
-
-    In a turn every replica takes a block of the shard at one place among its own, or none where that shard has no more.
-
-    Attributes:
-        plan: how the split is cut.
-        layout: where shards lie.
-        done: blocks of each shard that an earlier part of the pass took, int64 `[V]`.
+    Args:
+        order: the pass to begin with.
+        whole: a pass from its beginning, in blocks of the same size.
+        split: "train" or "test".
+        tiles: tiles of a block.
+        tile_rows: `T`; all tiles together have room for a block.
+        row_major: see `ElementPlan`.
     """
-
-    plan: BlockPlan
-    layout: Layout
-    done: np.ndarray
-
-    @classmethod
-    def whole(cls, plan: BlockPlan, layout: Layout) -> BlockOrder:
-        """A pass from its beginning."""
-        return cls(plan, layout, np.zeros(plan.num_shards, np.int64))
-
-    @functools.cached_property
-    def _ends(self) -> np.ndarray:
-        """Turns up to the end of each place, int64 `[ceil(V / R)]`; of a whole pass, as many at every place."""
-        width = self.layout.replica_width
-        left = np.zeros(self.layout.num_replicas * width, np.int64)
-        left[: self.plan.num_shards] = self.plan.rounds - self.done
-        return left.reshape(-1, width).max(axis=0).cumsum()
-
-    @functools.cached_property
-    def _blocks(self) -> np.ndarray:
-        return np.array([len(self.plan.shard_blocks(shard)) for shard in range(self.plan.num_shards)])
-
-    @property
-    def turns(self) -> int:
-        return int(self._ends[-1])
-
-    def place(self, turn: int) -> tuple[int, int]:
-        """Which place a turn is at, and how many turns at that place were before it."""
-        place = int(np.searchsorted(self._ends, turn, side="right"))
-        return place, turn - (int(self._ends[place - 1]) if place else 0)
-
-    def block(self, turn: int, replica: int) -> range:
-        """Row numbers that a replica takes."""
-        place, before = self.place(turn)
-        shards = self.layout.shards(replica)
-        if place >= len(shards):
-            return range(0)
-        return self.plan.round_block(shards[place], int(self.done[shards[place]]) + before)
-
-    def after(self, turns: int) -> BlockOrder:
-        """What is left after some turns of the pass, on any layout."""
-        width = self.layout.replica_width
-        ends = np.concatenate([[0], self._ends])
-        at_place = np.clip(turns - ends[:-1], 0, np.diff(ends))
-        done = self.done + at_place[np.arange(self.plan.num_shards) % width]
-        return dataclasses.replace(self, done=np.minimum(done, self._blocks))
-
-
-def block_elements(order: BlockOrder, *, split: str) -> ElementPlan:
-    """Element `t`: the block of turn `t`. Behind a pass begins the next one, from its beginning."""
-    whole = BlockOrder.whole(order.plan, order.layout)
+    assert max(order.block_rows, whole.block_rows) <= tiles * tile_rows
 
     def first_rows(element: int, replica: int) -> tuple[np.ndarray, np.ndarray]:
         if element < order.turns:
             rows = order.block(element, replica)
         else:
             rows = whole.block((element - order.turns) % whole.turns, replica)
-        return np.array([[rows.start]]), np.array([[len(rows)]])
+        return np.array([rows.start]), np.array([len(rows)])
 
-    return ElementPlan(split, 1, 1, order.plan.block_rows, first_rows)
+    return ElementPlan(
+        split=split, slots=1, tiles=tiles, tile_rows=tile_rows, row_major=row_major, first_rows=first_rows
+    )
 
 
 def batch_elements(
-    plan: BatchPlan, layout: Layout, *, slots: int, order: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
+    plan: BatchPlan,
+    num_replicas: int,
+    *,
+    slots: int,
+    order: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
     row_numbers: ShuffledRows | None = None,
-) -> ElementPlan:  # fmt: skip
+    tiles: int,
+    tile_rows: int,
+    row_major: bool = False,
+) -> ElementPlan:
     """Element `t`: batches at places `t * slots ...` of the sequence of batches that `order` describes.
+
+    Each replica fills its tiles with consecutive rows of a batch, the last ones with what is left.
 
     Args:
         plan: how an epoch is cut into batches.
-        layout: where shards lie.
+        num_replicas: `R`.
         slots: batches per element.
         order: `places int64 [slots] -> (epoch, batch)`: which batch of which epoch is at each place.
         row_numbers: the order of rows in an epoch; None where the numbers of rows are their positions.
+        tiles: tiles of a replica's share.
+        tile_rows: `T`.
+        row_major: see `ElementPlan`.
     """
-    width = layout.loop_width
+    share = tiles * tile_rows
+    assert plan.batch_rows <= share * num_replicas
 
     def first_rows(element: int, replica: int) -> tuple[np.ndarray, np.ndarray]:
         _, batches = order(element * slots + np.arange(slots))
-        start = batches[:, np.newaxis] * plan.batch_rows
-        rows = np.minimum(plan.batch_rows, plan.num_rows - start)
-        shards = layout.shards(replica)
-        offsets = (shards.start + np.arange(width)) * plan.shard_rows
-        counts = np.clip(rows - offsets, 0, plan.shard_rows)
-        counts[:, len(shards) :] = 0
-        return start + offsets, counts
+        before = np.minimum(replica * share, plan.rows_of(batches))
+        counts = np.minimum(share, plan.rows_of(batches) - before)
+        return batches * plan.batch_rows + before, counts
 
     def epochs(element: int) -> np.ndarray:
         return order(element * slots + np.arange(slots))[0]
 
-    return ElementPlan("train", slots, width, plan.shard_rows, first_rows, epochs, row_numbers)
+    return ElementPlan(
+        split="train", slots=slots, tiles=tiles, tile_rows=tile_rows, row_major=row_major, first_rows=first_rows,
+        epochs=epochs, shuffled=row_numbers,
+    )  # fmt: skip
 
 
 def epoch_order(plan: BatchPlan, *, shuffle: str, seed: int) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:

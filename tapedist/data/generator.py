@@ -22,8 +22,8 @@ Why this one. Rows with two normals per CPU second, side by side in a parallel `
 * XLA puts two float arrays into two loops that each repeat the rounds: both normals leave as one complex number.
 * Philox-2x32 is a little faster, but its key has 32 bits: too few for every pair of columns of every seed.
 
-Every sum of two products is written so that only one of them can be fused into a multiply-add; so a row's bits do not
-depend on whether the vector body or the remainder of the compiled loop computes it.
+Every product that is added to something is pinned (see `pinned`): it is rounded before, with or without instructions
+that would not. So a row's bits are the same on every machine, and those of the formulas in NumPy's float32.
 """
 
 from __future__ import annotations
@@ -35,7 +35,13 @@ import numpy as np
 import tapedist.numerics  # noqa: F401  (before TensorFlow)
 import tensorflow as tf
 
-VERSION = 1  # Raised by any change of this file that changes rows.
+from tapedist.data.synthetic_identity import VERSION  # noqa: F401  (raised by any change that changes rows)
+
+# No normal is larger: the greatest radius, of a first word of 0 or 1, times the greatest sine, 1 + 2**-23. All words
+# were tried; a test tries those that matter.
+MOST = float(np.float32(6.660437107086182) * np.float32(1 + 2.0**-23))
+# What ranges of rows are made of: a number of few digits that is not below it, as `docs/arithmetic.md` has it.
+BOUND = 6.6875
 ROUNDS = 13
 ROTATIONS = (13, 15, 26, 6, 17, 29, 16, 24)
 PARITY = 0x1BD11BDA
@@ -77,8 +83,18 @@ def threefry(key0: Any, key1: Any, word0: Any, word1: Any) -> tuple[Any, Any]:
     return word0, word1
 
 
-def box_muller(word0: Any, word1: Any) -> tuple[Any, Any]:
-    """Two independent standard normals, float32, from two independent uniform words, uint32.
+def pinned(product: Any, zero: Any) -> Any:
+    """`product`, float32, but a compiler cannot fuse it with the addition behind it.
+
+    Args:
+        product: any tensor.
+        zero: int32 0, an argument of the compiled function: a constant would be folded away.
+    """
+    return tf.bitcast(tf.bitwise.bitwise_xor(tf.bitcast(product, tf.int32), zero), tf.float32)
+
+
+def box_muller(word0: Any, word1: Any, zero: Any) -> tuple[Any, Any]:
+    """Two independent standard normals, float32, from two independent uniform words, uint32; `zero` as in `pinned`.
 
     The upper 31 bits of `word0` are the radius; its smallest uniform is 2**-32, so normals reach 6.6 standard
     deviations. Its lowest bit is the sign of the first normal, and `word1` is the angle within a half turn.
@@ -87,31 +103,32 @@ def box_muller(word0: Any, word1: Any) -> tuple[Any, Any]:
     bits = tf.bitcast(uniform, tf.int32)
     exponent = _shift_right(bits - _SQRT_HALF_BITS, 23)
     t = tf.bitcast(bits - tf.bitwise.left_shift(exponent, 23), tf.float32) - 1.0
-    minus_log2 = tf.cast(31 - exponent, tf.float32) + t * _polynomial(t, _LOG)
+    minus_log2 = tf.cast(31 - exponent, tf.float32) + pinned(t * _polynomial(t, _LOG, zero), zero)
     radius = tf.sqrt(minus_log2 * np.float32(2 * np.log(2)))
 
     turn = tf.cast(tf.bitcast(word1, tf.int32), tf.float32) * np.float32(2**-31)
     square = turn * turn
-    sine = turn * _polynomial(square, _SIN)
-    cosine = (1.0 - turn) * (1.0 + turn) * _polynomial(square, _COS)
+    sine = turn * _polynomial(square, _SIN, zero)
+    cosine = (1.0 - turn) * (1.0 + turn) * _polynomial(square, _COS, zero)
     sign = tf.bitwise.left_shift(word0, tf.constant(31, tf.uint32))
     signed = tf.bitwise.bitwise_xor(tf.bitcast(radius * cosine, tf.uint32), sign)
     return tf.bitcast(signed, tf.float32), radius * sine
 
 
-def normal_pairs(low: Any, high: Any, keys: Any) -> tuple[Any, Any]:
+def normal_pairs(low: Any, high: Any, keys: Any, zero: Any) -> tuple[Any, Any]:
     """Both normals of every pair of columns, to be traced into one compiled function.
 
     Args:
         low: uint32 `[k]`, the lower words of row numbers.
         high: uint32 `[k]`, the upper words.
         keys: uint32 `[P, 2]` from `pair_keys`; `k` may be several axes, each of which needs one more of `keys`.
+        zero: as in `pinned`.
 
     Returns:
         Two float32 tensors `[P, k]`: columns 0, 2, 4, ... and columns 1, 3, 5, ... Combine them into one array before
         they leave the compiled function, or XLA computes the words twice.
     """
-    return box_muller(*threefry(keys[:, 0:1], keys[:, 1:2], low, high))
+    return box_muller(*threefry(keys[:, 0:1], keys[:, 1:2], low, high), zero)
 
 
 def _rotate(words: Any, bits: int) -> Any:
@@ -123,9 +140,9 @@ def _shift_right(values: Any, bits: int) -> Any:
     return tf.bitwise.right_shift(values, tf.constant(bits, values.dtype))
 
 
-def _polynomial(t: Any, coefficients: tuple[float, ...]) -> Any:
-    """Horner's rule: each step is one multiply-add."""
+def _polynomial(t: Any, coefficients: tuple[float, ...], zero: Any) -> Any:
+    """Horner's rule."""
     result = tf.constant(coefficients[-1], tf.float32)
     for coefficient in coefficients[-2::-1]:
-        result = result * t + np.float32(coefficient)
+        result = pinned(result * t, zero) + np.float32(coefficient)
     return result

@@ -1,14 +1,14 @@
 """Source + `InputContext` -> `tf.data` -> distributed rows.
 
-Legend: `d` features, `V` shards, `R` replicas, `k` rows of one shard, `u` shards of one replica (`ceil(V / R)`; a
-lone shard is padded to two). An element is what one replica computes on: the rows of its `u` shards for some slots (a
-slot is a batch, a block, or a small split), padded with zero rows, and how many rows of each shard are real:
+Legend: `d` features, `T` rows of a tile. An element is what one replica computes on: its rows of some slots (a slot is
+a batch, a block, or a small split), each slot in tiles of its own, and how many rows of each slot are real. They come
+first; behind them are zeros:
 
-    rows    (x [slots * u * k, d], y [slots * u * k][, w])
-    counts  int32 [slots, u]
+    rows    (x [slots * tiles, d, T], y [slots * tiles, T][, w]), with x [slots * tiles, T, d] if the plan is row-major
+    counts  int32 [slots]
 
-Which rows go where is arithmetic on the element's number, so a pipeline can start anywhere; there is no position to
-save.
+A number that is too small after rounding is 0, and so is a whole row whose weight is. Which rows go where is arithmetic
+on the element's number, so a pipeline can start anywhere; there is no position to save.
 """
 
 from __future__ import annotations
@@ -20,24 +20,23 @@ import numpy as np
 import tapedist.numerics  # noqa: F401  (before TensorFlow)
 import tensorflow as tf
 
-from tapedist.data.blocks import Source
+from tapedist.data.blocks import BlockOrder, Source
 from tapedist.data.element_rows import ElementRows
 from tapedist.data.element_stream import ElementStream
 from tapedist.data.elements import (
-    BlockOrder,
     ElementPlan,
-    Layout,
     batch_elements,
     block_elements,
     epoch_order,
-    shard_block_elements,
-    shard_elements,
     shuffled_rows,
+    split_elements,
 )
+from tapedist.data.table_gather import empty, write_tiles
+from tapedist.data.tiny import LEAST, ROUNDS_UP
 
 __all__ = [
-    "BlockOrder", "ElementPlan", "Layout", "batch_elements", "block_elements", "distribute", "epoch_order",
-    "shard_block_elements", "shard_elements", "shuffled_rows",
+    "BlockOrder", "ElementPlan", "batch_elements", "block_elements", "distribute", "epoch_order", "shuffled_rows",
+    "split_elements",
 ]  # fmt: skip
 
 _PREFETCH = 2
@@ -97,8 +96,9 @@ def distribute(
 def _read_by_numpy(source: Any, plan: ElementPlan, elements: range, dtype: tf.DType) -> Any:
     """`(turn, replica) -> element` of a source that NumPy reads."""
     read = ElementRows(source, plan, dtype.as_numpy_dtype)
-    count = plan.slots * plan.width * plan.shard_rows
-    shapes = [[count, source.num_features], *[[count]] * (1 + source.weighted), [plan.slots, plan.width]]
+    tiles = plan.slots * plan.tiles
+    x = [tiles, *([plan.tile_rows, source.num_features] if plan.row_major else [source.num_features, plan.tile_rows])]
+    shapes = [x, *[[tiles, plan.tile_rows]] * (1 + source.weighted), [plan.slots]]
     types = [*[dtype] * (2 + source.weighted), tf.int32]
 
     def rows(turn: np.int64, replica: np.int64) -> tuple[np.ndarray, ...]:
@@ -117,8 +117,7 @@ def _element(
     source: Source, plan: ElementPlan, elements: range, turn: tf.Tensor, replica: tf.Tensor, dtype: tf.DType
 ) -> tuple[tuple[tf.Tensor, ...], tf.Tensor]:
     """One element as TensorFlow operations; the integer arithmetic runs in NumPy."""
-    shape = (plan.slots, plan.width)
-    last = max(0, source.num_rows(plan.split) - 1)
+    rows, last = plan.slot_rows, max(0, source.num_rows(plan.split) - 1)
 
     def place(turn: np.int64, replica: np.int64) -> tuple[np.ndarray, np.ndarray]:
         first, counts = plan.first_rows(elements[int(turn)], int(replica))
@@ -128,14 +127,16 @@ def _element(
         return plan.row_numbers(elements[int(turn)], positions).astype(np.int64)
 
     first, counts = tf.numpy_function(place, [turn, replica], [tf.int64, tf.int64])
-    first.set_shape(shape)
-    counts.set_shape(shape)
+    first.set_shape([plan.slots])
+    counts.set_shape([plan.slots])
     # Most elements are full: they need neither a bound on their positions nor a mask.
-    full = tf.reduce_all(counts == plan.shard_rows)
-    if hasattr(source, "take_runs") and not plan.shuffled:
-        taken = source.take_runs(plan.split, tf.reshape(first, [-1]), length=plan.shard_rows)
+    full = tf.reduce_all(counts == rows)
+    if hasattr(source, "take_tiles") and not plan.shuffled and not plan.row_major:
+        taken = source.take_tiles(plan.split, first, length=rows, tile_rows=plan.tile_rows)
+    elif hasattr(source, "take_runs") and not plan.shuffled:
+        taken = source.take_runs(plan.split, first, length=rows)
     else:
-        positions = first[..., tf.newaxis] + tf.range(plan.shard_rows, dtype=tf.int64)
+        positions = first[:, tf.newaxis] + tf.range(rows, dtype=tf.int64)
         positions = tf.cond(full, lambda: positions, lambda: tf.minimum(positions, last))
         if plan.shuffled:
             positions = tf.ensure_shape(tf.numpy_function(numbers, [turn, positions], tf.int64), positions.shape)
@@ -144,21 +145,50 @@ def _element(
         # In two steps: the whole factor may be a number that TensorFlow takes for 0.
         halves = (2.0 ** (-exponent // 2), 2.0 ** (-exponent - -exponent // 2))
         taken = (*taken[:2], tf.cast(taken[2], tf.float64) * halves[0] * halves[1])
-    rows = tuple(tf.cast(column, dtype) for column in taken)
-    rows = tf.cond(full, lambda: rows, lambda: _where(_real(counts, plan.shard_rows), rows))
+    tiny = getattr(source, "holds_tiny", True)
+    columns = tuple(_rounded(column, dtype, tiny=tiny) for column in taken)
+    columns = tf.cond(full, lambda: columns, lambda: _where(tf.reshape(tf.sequence_mask(counts, rows), [-1]), columns))
     if source.weighted:
-        rows = _where(rows[2] > 0, rows)
-    return rows, tf.cast(counts, tf.int32)
+        columns = _where(columns[2] > 0, columns)
+    x, *rest = columns
+    tiled = [tf.reshape(column, [plan.slots * plan.tiles, plan.tile_rows]) for column in rest]
+    return (_tiles(x, plan), *tiled), tf.cast(counts, tf.int32)
 
 
-def _real(counts: tf.Tensor, shard_rows: int) -> tf.Tensor:
-    """Which rows of an element are no padding, boolean `[slots * u * k]`."""
-    return tf.reshape(tf.sequence_mask(counts, shard_rows), [-1])
+def _rounded(column: tf.Tensor, dtype: tf.DType, *, tiny: bool) -> tf.Tensor:
+    """`tiny.flushed`, where there may be something to flush."""
+    if not tiny:
+        return tf.cast(column, dtype)
+    least = LEAST[dtype.name]
+    if column.dtype.size > dtype.size:
+        size = tf.abs(column)
+        small = tf.where(size < ROUNDS_UP, tf.zeros([], column.dtype), tf.sign(column) * least)
+        column = tf.where(size < least, small, column)
+    column = tf.cast(column, dtype)
+    return tf.where(tf.abs(column) < least, tf.zeros([], dtype), column)
 
 
 def _where(real: tf.Tensor, rows: tuple[tf.Tensor, ...]) -> tuple[tf.Tensor, ...]:
     """`rows` with zeros where they are not real: zero times what overflows would not be zero."""
+    # Features are rows `[k, d]` or tiles `[k / T, d, T]`.
+    shapes = {1: [-1], 2: [-1, 1], 3: [-1, 1, rows[0].shape[-1]]}
     return tuple(
-        tf.where(real if column.shape.rank == 1 else real[:, tf.newaxis], column, tf.zeros([], column.dtype))
-        for column in rows
+        tf.where(tf.reshape(real, shapes[column.shape.rank]), column, tf.zeros([], column.dtype)) for column in rows
     )
+
+
+def _tiles(x: tf.Tensor, plan: ElementPlan) -> tf.Tensor:
+    """Rows `[slots * tiles * T, d]`, unless they are tiles already, as the plan's tiles."""
+    if x.shape.rank == 3:
+        return x
+    tiles, d = plan.slots * plan.tiles, x.shape[1]
+    if plan.row_major or d == 1:
+        return tf.reshape(x, [tiles, plan.tile_rows, d] if plan.row_major else [tiles, d, plan.tile_rows])
+
+    def transposed(rows: np.ndarray) -> np.ndarray:
+        found = empty((tiles, d, plan.tile_rows), rows.dtype)
+        write_tiles(found, 0, rows.T)
+        return found
+
+    # Ten times as fast as TensorFlow's own transposition.
+    return tf.ensure_shape(tf.numpy_function(transposed, [x], x.dtype, stateful=False), [tiles, d, plan.tile_rows])

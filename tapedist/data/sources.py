@@ -58,8 +58,7 @@ def check_target(config: TrainConfig, source: Source, columns: ColumnMoments) ->
     Raises:
         InputError: if not.
     """
-    mean, deviation = abs(float(columns.means[-1])), float(columns.deviations[-1])
-    spread = deviation if config.fit_intercept else float(np.hypot(mean, deviation))
+    spread = float((columns.deviations if config.fit_intercept else columns.sizes)[-1])
     least, most = _LEAST_SQUARED[config.dtype], _LARGEST_SQUARED[config.dtype]
     if spread == 0 or least <= spread < most:
         return

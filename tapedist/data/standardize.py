@@ -15,14 +15,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
 from tapedist.data.blocks import Source
-from tapedist.data.row_arrays import row_blocks, row_ranges
+from tapedist.data.exact_moments import MOST, ExactMoments, exact_moments
+from tapedist.data.ranges import Ranges, ranges
 from tapedist.data.table_gather import Units
 from tapedist.data.tables import TableSource
 from tapedist.errors import InputError
@@ -84,14 +85,13 @@ class StandardUnits:
             fit_intercept: whether there is a bias to take up the shift.
             center_target: whether the target may be shifted.
             left_out: numbers of the features that training sees as 0.
-            columns: of the training rows; None takes them by a pass.
+            columns: of the training rows; None takes them by two passes.
 
         Raises:
             InputError: if a column's squares overflow, or the reciprocal of its deviation does.
         """
         columns = columns or ColumnMoments.of(source)
-        means, deviations = columns.means, columns.deviations
-        scale = deviations[:-1] if fit_intercept else np.hypot(means, deviations)[:-1]
+        means, scale = columns.means, (columns.deviations if fit_intercept else columns.sizes)[:-1]
         scale = np.where(scale > 0, scale, 1.0)
         scale[list(left_out)] = 1.0
         _check_reciprocals(source, scale)
@@ -194,7 +194,7 @@ class StandardizedSource:
     """
 
     def __init__(self, source: Source, units: StandardUnits):
-        self._source, self._units = source, units
+        self.source, self._units = source, units
         self.num_features, self.feature_names = source.num_features, source.feature_names
         self.target_name, self.weighted = source.target_name, source.weighted
         self.weight_exponent = getattr(source, "weight_exponent", 0)
@@ -202,19 +202,37 @@ class StandardizedSource:
             self.take_runs = self._take_runs
 
     def num_rows(self, split: str) -> int:
-        return self._source.num_rows(split)
+        return self.source.num_rows(split)
+
+    def in_units(self, raw: Ranges) -> Ranges:
+        """The ranges of these rows, of those of the raw ones: what makes the rows keeps their order."""
+        units = self._units
+        center, factor = np.append(units.center, units.target_center), np.append(units.factor, 1.0)
+        with np.errstate(over="ignore", invalid="ignore"):  # Of a feature that is left out.
+            low, high = (np.where(factor == 0, 0.0, (ends - center) * factor) for ends in (raw.low, raw.high))
+        return Ranges(low + 0.0, high + 0.0, raw.weight)
+
+    @functools.cached_property
+    def holds_tiny(self) -> bool:
+        """Whether training may meet numbers other than 0 below 2**-126."""
+        center = np.append(self._units.center, self._units.target_center)
+        factor = np.append(self._units.factor, 1.0)
+        tiny = getattr(self.source, "holds_tiny", True)
+        # A number that differs from its column's center does so by half a unit of the center's last place or more.
+        may_be = np.where(center == 0, tiny | (factor < 1), np.abs(center) * factor < 2.0**-60) & (factor != 0)
+        return bool(may_be.any()) or (self.weighted and tiny)
 
     def fingerprint(self) -> str:
         units = self._units
         numbers = np.concatenate([units.center, units.factor, [units.target_center]]).astype("<f8")
-        return hashlib.sha256(self._source.fingerprint().encode() + numbers.tobytes()).hexdigest()
+        return hashlib.sha256(self.source.fingerprint().encode() + numbers.tobytes()).hexdigest()
 
     def take(self, split: str, indices: Any) -> tuple[Any, ...]:
         """Rows in standard units, float64."""
-        return self._standard(*self._source.take(split, indices))
+        return self._standard(*self.source.take(split, indices))
 
     def _take_runs(self, split: str, first: Any, *, length: int) -> tuple[Any, ...]:
-        source: Any = self._source
+        source: Any = self.source
         return self._standard(*source.take_runs(split, first, length=length))
 
     def _standard(self, x: Any, y: Any, *rest: Any) -> tuple[Any, ...]:
@@ -242,29 +260,41 @@ class StandardizedTable(StandardizedSource):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ColumnMoments:
-    """Weighted means and deviations of the features and, last, the target over the training rows.
+    """Weighted means and deviations of the features and, last, the target over the training rows, each rounded once.
 
     Attributes:
         means: float64 `[d + 1]`.
-        deviations: float64 `[d + 1]`.
+        deviations: float64 `[d + 1]`, about the means.
+        sizes: float64 `[d + 1]`, deviations from 0: roots of the mean squares.
     """
 
     means: np.ndarray
     deviations: np.ndarray
+    sizes: np.ndarray
 
     @classmethod
     def of(cls, source: Source, heed: Callable[[], object] = lambda: None) -> ColumnMoments:
-        """One pass over the training rows, summed in blocks of fixed size and order.
+        """One pass over the training rows for their ranges, where those are not known, and one for the moments.
 
         Args:
             source: the rows; those of weight 0 do not count, whatever they hold.
             heed: called before every block; may raise to break the pass off.
 
         Raises:
-            InputError: if a column's squares overflow even in units of its first values.
+            InputError: if a column's squares overflow.
         """
-        with np.errstate(over="ignore", invalid="ignore"):  # What overflows is refused by name.
-            return _column_moments(source, heed)
+        known = ranges(source, "train", heed=heed)
+        check_squares(source, known)
+        return cls.of_exact(exact_moments(source, known, products=False, heed=heed))
+
+    @classmethod
+    def of_exact(cls, moments: ExactMoments) -> ColumnMoments:
+        """What moments that somebody has say of single columns."""
+        if not moments.num_rows:
+            zeros = np.zeros(len(moments.shift))
+            return cls(zeros, zeros, zeros)
+        from_mean, from_zero = (moments.deviations(about_mean=about_mean) for about_mean in (True, False))
+        return cls(moments.means()[0], from_mean, from_zero)
 
     def constant(self) -> tuple[int, ...]:
         """Numbers of the features that do not vary but by rounding."""
@@ -272,107 +302,18 @@ class ColumnMoments:
         return tuple(np.flatnonzero(self.deviations[:-1] <= rounding).tolist())
 
 
-def _column_moments(source: Source, heed: Callable[[], object]) -> ColumnMoments:
-    """Each block is centred on its own mean and merged by the formula of Chan, Golub and LeVeque (1979). Columns are
-    measured from their first value, so that a constant one is exactly constant, and in powers of two, so that squares
-    fit.
-    """
-    count = source.num_features + 1
-    total, means, squares = 0.0, np.zeros(count), np.zeros(count)
-    first, unit = np.zeros(0), np.ones(count)
-    for columns, w in _column_blocks(source, heed):
-        if w is not None:
-            # What a row of weight 0 holds may be anything, a fill value for one.
-            if not (w > 0).all():
-                columns, w = columns[:, w > 0], w[w > 0]
-            if not len(w):
-                continue
-        if not len(first):
-            first = columns[:, 0].copy()
-            unit = _units(columns, first)
-        columns = columns / unit[:, np.newaxis] if (unit != 1).any() else columns
-        columns -= (first / unit)[:, np.newaxis]
-        block_total = float(columns.shape[1] if w is None else w.sum())
-        if block_total == 0:
-            continue
-        block_means = (columns if w is None else columns * w).sum(axis=1) / block_total
-        columns -= block_means[:, np.newaxis]
-        block_squares = np.einsum("ij,ij->i", columns if w is None else columns * w, columns)
-        gap, both = block_means - means, total + block_total
-        squares += block_squares + gap**2 * (total * block_total / both)
-        means += gap * (block_total / both)
-        total = both
-    if total == 0:
-        return ColumnMoments(np.zeros(count), np.zeros(count))
-    found = ColumnMoments(first + means * unit, np.sqrt(squares / total) * unit)
-    _check_finite(source, found.means, found.deviations)
-    return found
-
-
-def centred_products(
-    source: Source, columns: ColumnMoments, heed: Callable[[], object] = lambda: None
-) -> tuple[int, float, np.ndarray]:
-    """Second moments of the training rows in float64, by products of matrices: one pass.
+def check_squares(source: Source, known: Ranges) -> None:
+    """Whether sums of a few of the numbers fit.
 
     Args:
         source: the rows.
-        columns: of the same rows.
-        heed: called before every block; may raise to break the pass off.
+        known: of them.
 
-    Returns:
-        The rows of positive weight, the sum of weights, and the weighted products of the centred features and, last,
-        the target, float64 `[d + 1, d + 1]`.
+    Raises:
+        InputError: if not, with the column.
     """
-    scale = np.where(columns.deviations > 0, columns.deviations, 1.0)
-    count, total = 0, 0.0
-    sums, products = np.zeros(len(scale)), np.zeros((len(scale), len(scale)))
-    for values, w in _column_blocks(source, heed):
-        if w is not None and not (w > 0).all():
-            values, w = values[:, w > 0], w[w > 0]
-        values = (values - columns.means[:, np.newaxis]) / scale[:, np.newaxis]
-        weighted = values if w is None else values * w
-        count += values.shape[1]
-        total += float(values.shape[1] if w is None else w.sum())
-        sums += weighted.sum(axis=1)
-        products += weighted @ values.T
-    # The means are rounded, and what is left of them would count.
-    products -= np.multiply.outer(sums, sums) / total
-    return count, total, products * np.multiply.outer(scale, scale)
-
-
-def _column_blocks(source: Source, heed: Callable[[], object]) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
-    """The training rows in the blocks of `row_blocks`: `(columns [d + 1, k], w [k] or None)`, float64.
-
-    Sums along contiguous columns are the fastest, and a table is read that way. A block may be changed; the next one
-    takes its memory. Weights are in units in which their sum fits.
-    """
-    exponent = getattr(source, "weight_exponent", 0)
-    if isinstance(source, TableSource):
-        buffer = np.zeros(0)  # Fresh memory for every block would cost as much as reading it.
-        for rows in row_ranges(source, "train", heed=heed):
-            size = (source.num_features + 1 + source.weighted) * len(rows)
-            buffer = buffer if size <= len(buffer) else np.empty(size)
-            columns = buffer[:size].reshape(-1, len(rows))
-            source.columns_into(columns, "train", rows)
-            yield (columns[:-1], np.ldexp(columns[-1], -exponent)) if source.weighted else (columns, None)
-        return
-    for x, y, w in row_blocks(source, "train", heed=heed):
-        columns = np.empty((x.shape[1] + 1, len(y)))
-        columns[:-1], columns[-1] = x.T, y
-        yield columns, None if w is None else np.ldexp(w, -exponent)
-
-
-def _units(columns: np.ndarray, first: np.ndarray) -> np.ndarray:
-    """1, or where a column's differences from its first value are extreme, the power of two that makes them fit."""
-    largest = np.abs(columns / 2 - first[:, np.newaxis] / 2).max(axis=1)
-    extreme = (largest > 0) & ((largest < 1e-50) | (largest > 1e50))
-    return np.where(extreme, np.ldexp(1.0, np.clip(np.frexp(largest)[1] + 1, -1000, 1000)), 1.0)
-
-
-def _check_finite(source: Source, means: np.ndarray, deviations: np.ndarray) -> None:
-    bad = np.flatnonzero(~(np.isfinite(means) & np.isfinite(deviations)))
-    if len(bad):
-        name = [*source.feature_names, source.target_name][bad[0]]
+    if known.weight > 0 and (bad := ~(np.maximum(np.abs(known.low), np.abs(known.high)) < MOST)).any():
+        name = [*source.feature_names, source.target_name][int(bad.argmax())]
         raise InputError(f"column {shown(name)}: its squares overflow float64; use larger units for it")
 
 

@@ -75,7 +75,7 @@ class RowGather:
         """Writes rows into `out`, rounded to its types at the very end.
 
         Args:
-            out: `(x [k, d], y [k][, w [k]])`.
+            out: `(x [k, d], y [k][, w [k]])`, or with feature-major tiles as `x`: see `write_tiles`.
             file_rows: numbers in the file.
             units: of the result; raw ones if None.
             weight_exponent: weights are divided by 2 to the power of it.
@@ -91,7 +91,10 @@ class RowGather:
                 pick(found, units)
                 if weight_exponent:
                     np.ldexp(found[-1], -weight_exponent, out=found[-1])
-                x[part] = found[:d].T
+                if x.ndim == 3:
+                    write_tiles(x, part.start, found[:d])
+                else:
+                    x[part] = found[:d].T
                 for column, values in zip(rest, found[d:], strict=True):
                     column[part] = values
 
@@ -171,10 +174,33 @@ class RowGather:
 
 def empty_rows(k: int, d: int, *, weighted: bool, dtype: Any) -> tuple[np.ndarray, ...]:
     """`(x [k, d], y [k][, w [k]])` to be written into, aligned for TensorFlow."""
-    return _empty((k, d), dtype), *(_empty((k,), dtype) for _ in range(1 + weighted))
+    return empty((k, d), dtype), *(empty((k,), dtype) for _ in range(1 + weighted))
 
 
-def _empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+def write_tiles(x: np.ndarray, first: int, columns: np.ndarray) -> None:
+    """Writes rows `first ..` of feature-major tiles.
+
+    Args:
+        x: `[tiles, d, T]`: the rows of one tile go before those of the next.
+        first: the first row.
+        columns: `[d, k]`, the features of the rows.
+    """
+    (_, d, size), (_, k) = x.shape, columns.shape
+    done = 0
+    while done < k:
+        tile, inside = divmod(first + done, size)
+        whole = (k - done) // size if not inside else 0
+        rows = whole * size or min(size - inside, k - done)
+        part = columns[:, done : done + rows]
+        if whole:
+            x[tile : tile + whole] = part.reshape(d, whole, size).swapaxes(0, 1)
+        else:
+            x[tile, :, inside : inside + rows] = part
+        done += rows
+
+
+def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """An array to be written into, aligned for TensorFlow."""
     count, item = int(np.prod(shape)), np.dtype(dtype).itemsize
     flat = np.empty(count * item + _ALIGNMENT, np.uint8)
     first = -flat.ctypes.data % _ALIGNMENT

@@ -9,9 +9,11 @@ import numpy as np
 
 from tapedist.data.table_columns import Roles
 from tapedist.data.table_digests import ColumnDigests
+from tapedist.data.table_ranges import ScannedExtremes
 from tapedist.data.table_rows import Cell, RowBatch, TableReader
-from tapedist.data.table_split import CHUNK_ROWS
+from tapedist.data.table_split import CHUNK_ROWS, HashSplit
 from tapedist.data.table_store import MemoryStore, ScratchStore
+from tapedist.data.tiny import holds_tiny
 from tapedist.errors import InputError
 
 _LOOKED_AT = 20  # Cells that tell a blank column from one of bad numbers.
@@ -31,6 +33,8 @@ class Scanned:
         digest: SHA-256 of the column names and of each column's little-endian float64 bytes in row order, bad cells
             as NaN: the same for the same table in any format.
         largest: the largest magnitude of each column's good cells.
+        extremes: of the rows of each split.
+        holds_tiny: whether a feature or the target holds a number other than 0 below 2**-126.
         bad: the number of bad cells of each column.
         first_bad: the first of them, and its rule.
         suspects: columns without any good cell among the first rows; where there are any, nothing else was looked at.
@@ -43,6 +47,8 @@ class Scanned:
     num_imputed: int = 0
     digest: str = ""
     largest: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0))
+    extremes: ScannedExtremes | None = None
+    holds_tiny: bool = False
     bad: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
     first_bad: str = ""
     suspects: tuple[str, ...] = ()
@@ -99,6 +105,8 @@ def scan(
     on_bad_rows: str,
     in_memory: int,
     keep: bool,
+    by_hash: HashSplit | None = None,
+    test_fraction: float = 0.0,
     suspect: bool = False,
     heed: Callable[[], object] = lambda: None,
 ) -> Scanned:
@@ -111,6 +119,8 @@ def scan(
         on_bad_rows: "error", "drop" or "mean".
         in_memory: bytes up to which rows are kept in memory.
         keep: whether to copy a larger table to a scratch file.
+        by_hash: which rows test; None where the last ones do.
+        test_fraction: of the rows.
         suspect: whether to stop at the first rows if they leave it open whether a feature holds any number.
         heed: called for every chunk; may raise to break the scan off.
 
@@ -123,6 +133,9 @@ def scan(
     rule = CellRule(roles, dtype)
     found.store, found.largest = MemoryStore(len(names)), np.zeros(len(names))
     found.bad = np.zeros(len(names), np.int64)
+    found.extremes = ScannedExtremes(
+        len(names), weighted=bool(roles.weight), by_hash=by_hash, test_fraction=test_fraction
+    )
     digests = ColumnDigests(names)
     for number, chunk in enumerate(_chunks(reader.batches(names), len(names))):
         heed()
@@ -131,6 +144,8 @@ def scan(
             if found.suspects:
                 return found
         columns = _checked(chunk, number, rule, roles, on_bad_rows, found)
+        values = columns[:-1] if roles.weight else columns
+        found.holds_tiny = found.holds_tiny or any(map(holds_tiny, values))
         digests.update(columns)
         found.num_rows += len(columns[0])
         if isinstance(found.store, MemoryStore) and found.num_rows * found.store.row_bytes > in_memory:
@@ -180,8 +195,10 @@ def _checked(
     ends = [(column.min(), column.max()) for column in chunk.columns]
     masks = {position: rule.bad(position, column, ends[position]) for position, column in enumerate(chunk.columns)}
     bad = {position: mask for position, mask in masks.items() if mask is not None and mask.any()}
+    assert found.extremes
     if not bad:
         found.largest = np.maximum(found.largest, np.abs(ends).max(axis=1))
+        found.extremes.add(chunk.columns, number, np.array(ends), None)
         return chunk.columns
     row, position = min((int(mask.argmax()), position) for position, mask in bad.items())
     if on_bad_rows == "error":
@@ -202,6 +219,7 @@ def _checked(
     if dropped.any():
         found.dropped[number] = np.packbits(dropped)
         found.num_dropped += int(dropped.sum())
+    found.extremes.add(columns, number, np.stack([-np.array(good)[:, 1], np.array(good)[:, 0]], axis=1), dropped)
     return columns
 
 

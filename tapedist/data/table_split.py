@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import threading
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 
@@ -53,6 +54,23 @@ def _finalise(z: np.ndarray) -> None:
     z ^= z >> np.uint64(31)
 
 
+class HashSplit(NamedTuple):
+    """Which rows test, by the hash of their numbers.
+
+    Attributes:
+        test_fraction: in [0, 1).
+        seed: of the hash.
+    """
+
+    test_fraction: float
+    seed: int
+
+    def tests(self, chunk: int, count: int) -> np.ndarray:
+        """Whether each of a chunk's first `count` rows tests, boolean `[count]`."""
+        rows = np.arange(chunk * CHUNK_ROWS, chunk * CHUNK_ROWS + count)
+        return row_hash(rows, self.seed) < np.uint64(int(self.test_fraction * 2.0**64))
+
+
 class RowSplit:
     """Rank and select over the kept rows of a table.
 
@@ -67,7 +85,7 @@ class RowSplit:
     def __init__(self, num_rows: int, dropped: Mapping[int, np.ndarray], kind: str, test_fraction: float, seed: int):
         self._num_rows, self._dropped = num_rows, dropped
         self._hashed = kind == "hash" and test_fraction > 0
-        self._threshold, self._seed = np.uint64(int(test_fraction * 2.0**64)), seed
+        self._hash = HashSplit(test_fraction, seed)
         self._held: collections.OrderedDict[tuple[int, bool], np.ndarray] = collections.OrderedDict()
         self._lock = threading.Lock()
         chunks = -(-num_rows // CHUNK_ROWS)
@@ -80,6 +98,11 @@ class RowSplit:
         if not self._hashed:
             num_train, num_test = split_sizes(num_train, test_fraction)
         self._sizes = {"train": num_train, "test": num_test}
+
+    @property
+    def kept_ends(self) -> np.ndarray:
+        """Kept rows up to the end of each chunk where none tests by its hash, int64 `[chunks + 1]`."""
+        return self._ends[0]
 
     def count(self, split: str) -> int:
         """Rows of "train" or "test"."""
@@ -126,13 +149,12 @@ class RowSplit:
 
     def _masks(self, chunk: int) -> tuple[np.ndarray, np.ndarray]:
         """Which rows of a chunk are kept, and which of those test by their hash."""
-        first = chunk * CHUNK_ROWS
-        rows = np.arange(first, min(first + CHUNK_ROWS, self._num_rows))
+        count = min(CHUNK_ROWS, self._num_rows - chunk * CHUNK_ROWS)
         packed = self._dropped.get(chunk)
-        kept = np.ones(len(rows), bool) if packed is None else ~np.unpackbits(packed, count=len(rows)).view(bool)
+        kept = np.ones(count, bool) if packed is None else ~np.unpackbits(packed, count=count).view(bool)
         if not self._hashed:
-            return kept, np.zeros(len(rows), bool)
-        return kept, kept & (row_hash(rows, self._seed) < self._threshold)
+            return kept, np.zeros(count, bool)
+        return kept, kept & self._hash.tests(chunk, count)
 
     def _select(self, chunk: int, test: bool) -> np.ndarray:
         """Places inside a chunk of the rows of a split, uint16 ascending."""

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from tapedist.data.epoch_order import WINDOW_ROWS
+from tapedist.data.ranges import Ranges, ranges_of_rows
 from tapedist.data.table_columns import Roles, choose, listed
 from tapedist.data.table_files import shown
 from tapedist.data.table_gather import RowGather, Units, empty_rows
@@ -27,8 +28,9 @@ from tapedist.data.table_notices import column_notices, no_rows, partition_notic
 from tapedist.data.table_rows import SegmentStore, TableReader
 from tapedist.data.table_scan import CellRule, Scanned, holds_numbers, scan
 from tapedist.data.table_spans import RowNumbers
-from tapedist.data.table_split import CHUNK_ROWS, RowSplit
+from tapedist.data.table_split import CHUNK_ROWS, HashSplit, RowSplit
 from tapedist.data.table_store import MemoryStore, ScratchStore, SegmentCache
+from tapedist.data.tiny import LEAST
 from tapedist.errors import InputError, TapedistError
 
 MEMORY_BUDGET = 512 * 2**20
@@ -134,7 +136,7 @@ def open_table(
     header = check_table(data, target=target, features=features, weight=weight, need_target=need_target, of_run=of_run)
     read = functools.partial(
         _scanned, dtype=dtype, on_bad_rows=on_bad_rows, test_fraction=test_fraction, memory_budget=memory_budget,
-        heed=heed,
+        by_hash=HashSplit(test_fraction, seed) if split == "hash" and test_fraction else None, heed=heed,
     )  # fmt: skip
     segments, scanned = read(header, suspect=not header.roles.chosen)
     if scanned.suspects:
@@ -168,6 +170,7 @@ class TableSource:
         num_dropped: rows left out for bad cells.
         num_imputed: cells that were replaced by their column's mean.
         largest: the largest magnitude of each feature and, last, of the target, float64; without a target `[d]`.
+        holds_tiny: whether training meets numbers other than 0 below 2**-126.
         storage: where the rows are kept: "memory", "in place" or "scratch file".
         content_digest: names the table's numbers, whatever its format, split and settings.
         notices: sentences that the user should see once.
@@ -198,8 +201,15 @@ class TableSource:
         )  # fmt: skip
         names = json.dumps([self.content_digest, roles.features, roles.target, roles.weight, settings])
         self._fingerprint = hashlib.sha256(names.encode()).hexdigest()
+        assert scanned.extremes
+        self._extremes, self._ranges = scanned.extremes, dict[str, Ranges]()
+        least_weight = np.ldexp(scanned.extremes.least_weight, -self.weight_exponent) if self.weighted else 1.0
+        self.holds_tiny = scanned.holds_tiny or bool(least_weight < LEAST["float32"])
         if self.num_imputed:
             self._gather.means = self._train_means(heed)
+            if self.target_name:  # What stands in the place of bad cells was not scanned.
+                for name in ("train", "test"):
+                    self._ranges[name] = ranges_of_rows(self, name, heed=heed)
         if self.weighted and not any((w > 0).any() for _, _, w in self._train_blocks(heed)):
             raise InputError(f"--weight={shown(roles.weight)}: is 0 in every training row; give positive weights")
         if self.weighted and scanned.largest[-1] < (least := np.finfo(np.float64).tiny):
@@ -212,6 +222,20 @@ class TableSource:
     def num_rows(self, split: str) -> int:
         """Rows in `split`, which is "train" or "test"."""
         return self._split.count(split)
+
+    def ranges(self, split: str) -> Ranges:
+        """Least and greatest values of the rows of a split."""
+        if split not in self._ranges:
+            low, high = self._extremes.of(split, self._split, self._columns)
+            weight = float(np.ldexp(high[-1], -self.weight_exponent)) if self.weighted else 1.0
+            count = self.num_features + bool(self.target_name)
+            self._ranges[split] = Ranges.of_extremes(low[:count], high[:count], weight)
+        return self._ranges[split]
+
+    def _columns(self, split: str, rows: range) -> list[np.ndarray]:
+        """Rows of a split, one array a column as the scan has them."""
+        x, *rest = self.rows(split, rows)
+        return [*x.T, *(rest if self.target_name else rest[1:])]
 
     def fingerprint(self) -> str:
         """Names the rows and their split: equal for the same table in any file format."""
@@ -243,7 +267,7 @@ class TableSource:
 
         Args:
             out: `(x [k, d], y [k][, w [k]])`, whose types are rounded to at the very end; weights are divided by
-                `2**weight_exponent`.
+                `2**weight_exponent`. `x` may be feature-major tiles `[tiles, d, T]`, see `table_gather.write_tiles`.
             split: "train" or "test".
             rows: a range, which is the fastest, or int64 `[k]`.
             units: of the result; raw ones if None.
@@ -339,7 +363,10 @@ def _scanned(
     """The table in place, if it can be read there, and what its scan found."""
     segments = header.reader.segments(header.roles.names)
     in_place = segments is not None and _window_bytes(segments, test_fraction) <= memory_budget
-    scanned = scan(header.reader, header.roles, in_memory=memory_budget // 2, keep=not in_place, **settings)
+    scanned = scan(
+        header.reader, header.roles, in_memory=memory_budget // 2, keep=not in_place, test_fraction=test_fraction,
+        **settings,
+    )  # fmt: skip
     return segments, scanned
 
 

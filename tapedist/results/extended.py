@@ -13,35 +13,12 @@ from typing import Any
 
 import numpy as np
 
-Floats = np.ndarray | float
-
-_SPLITTER = 2.0**27 + 1.0
-
-
-def two_sum(a: Floats, b: Floats) -> tuple[Any, Any]:
-    """`(s, e)` with `s = fl(a + b)` and `s + e = a + b` exactly."""
-    total = a + b
-    shadow = total - a
-    return total, (a - (total - shadow)) + (b - shadow)
+from tapedist.exact_arithmetic import Floats, two_product, two_sum
 
 
 def _quick_two_sum(a: Floats, b: Floats) -> tuple[Any, Any]:
     total = a + b
     return total, b - (total - a)
-
-
-def _halves(a: Floats) -> tuple[Any, Any]:
-    scaled = _SPLITTER * a
-    high = scaled - (scaled - a)
-    return high, a - high
-
-
-def two_product(a: Floats, b: Floats) -> tuple[Any, Any]:
-    """`(p, e)` with `p = fl(a * b)` and `p + e = a * b` exactly, for magnitudes between about 1e-140 and 1e+140."""
-    product = a * b
-    a_high, a_low = _halves(a)
-    b_high, b_low = _halves(b)
-    return product, ((a_high * b_high - product) + a_high * b_low + a_low * b_high) + a_low * b_low
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -15,7 +15,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tapedist.exact_arithmetic import folded
 from tapedist.results.extended import Extended
+from tapedist.training.singular_values import condition
 
 # Of R's `lm`: what is left of a column's length, relative to all of it.
 ALIASED_BELOW = 1e-7
@@ -57,8 +59,7 @@ class Factor:
         if not self.kept:
             return None
         square = self.upper.hi[:, self.kept]
-        singular = np.linalg.svd(square / np.linalg.norm(square, axis=0), compute_uv=False)
-        return float(singular[0] / singular[-1])
+        return condition(square / np.sqrt(folded(square * square, axis=0)))
 
     def coefficients(self) -> Extended:
         """`[r]`: the optimum's weights of the kept features, the others being 0."""
@@ -91,9 +92,9 @@ def factorise(
     combinations = []
     for column in range(count):
         r = len(work.kept)
-        parts = inverse[:r, :r] @ work.rows.hi[:r, column]
+        parts = folded(inverse[:r, :r] * work.rows.hi[:r, column])
         left = float(work.rest.hi[0, 0])
-        could_be = _ROUNDINGS * (rounding[column] + np.abs(parts) @ rounding[work.kept])
+        could_be = _ROUNDINGS * (rounding[column] + folded(np.abs(parts) * rounding[work.kept]))
         if aliased is not None:
             leave = column in aliased or not left > 0
         else:
@@ -150,8 +151,8 @@ def _finished(work: _Elimination, combinations: list[tuple[int, ...]], rounding:
     residual = float(work.rest.hi[0, 0])
     # Each number may be off by its own rounding, all in the same direction. But what rounding could have made it need
     # not have: a residual that anybody can see stays, as by `lm`.
-    length = np.sqrt(max(residual, 0.0) + float((target.hi**2).sum()))
-    noise = min(rounding[-1] + weights @ rounding[kept], _EXACT * length) ** 2
+    length = np.sqrt(max(residual, 0.0) + float(folded(target.hi * target.hi)))
+    noise = min(rounding[-1] + float(folded(weights * rounding[kept])), _EXACT * length) ** 2
     return Factor(
         kept=kept,
         aliased=work.aliased,

@@ -1,6 +1,6 @@
 """The weighted least-squares optimum with its standard errors, from second moments of any precision.
 
-`least_squares` reads the rows once and keeps about 106 bits, so that it holds its digits on ill-conditioned data;
+`least_squares` and `from_exact` keep about 106 bits, so that it holds its digits on ill-conditioned data;
 `from_moments` starts from float64 moments that somebody already has, and declines where they are not good enough.
 Both end in the same factorisation and the same result.
 
@@ -17,9 +17,12 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
+from tapedist.data.exact_moments import ExactMoments, as_columns
+from tapedist.data.ranges import ranges_of_blocks
+from tapedist.data.row_arrays import RowArrays
 from tapedist.errors import InputError
-from tapedist.results.extended import Extended, two_product
-from tapedist.results.extended_moments import ExtendedMoments, Rows
+from tapedist.exact_arithmetic import SLICE_BITS, two_product
+from tapedist.results.extended import Extended
 from tapedist.results.factor import ALIASED_BELOW, Factor, factorise
 from tapedist.results.inference import Coefficient, coefficient
 from tapedist.results.quadratic_form import CentredMoments, QuadraticForm, quadratic_form
@@ -28,6 +31,7 @@ FLOAT64_ROUNDING = 2.0**-53
 FLOAT32_ROUNDING = 2.0**-24
 _SUMMED = 8.0  # Roundings of a mean in float64, from which centred columns are measured.
 _MOST_NAMES = 8  # In one sentence.
+_RELATIVE_ERROR = 2.0**-48  # Of sums in float64.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -120,7 +124,7 @@ class LeastSquares:
 
 
 def least_squares(
-    blocks: Callable[[], Iterable[Rows]],
+    blocks: Callable[[], Iterable[RowArrays]],
     *,
     num_features: int,
     fit_intercept: bool = True,
@@ -130,10 +134,10 @@ def least_squares(
     tolerance: float = ALIASED_BELOW,
     aliased: Sequence[int] | None = None,
 ) -> LeastSquares:
-    """The optimum over rows that are streamed once, block by block, in constant memory.
+    """The optimum over rows that are streamed twice, for their ranges and their moments, in constant memory.
 
     Args:
-        blocks: gives the rows: pairs of `x [k, d]` and `y [k]` with weights `w [k]` or None, any `k`.
+        blocks: gives the rows, each time the same: `x [k, d]`, `y [k]` and weights `w [k]` or None, any `k`.
         num_features: `d`. Memory and time grow with `d**2` and `n d**2 + d**3`.
         fit_intercept: whether to fit an intercept.
         names: the features' names.
@@ -147,29 +151,76 @@ def least_squares(
         InputError: No row has a positive weight, a value is not finite, or a weight is negative.
     """
     labels = _labels(names, num_features)
-    moments = ExtendedMoments(num_features, centred=fit_intercept, names=labels).merge(blocks())
-    sums, scale = moments.sums, moments.scale[1:]
+    moments = ExactMoments(ranges_of_blocks(blocks(), (*labels, "target")), names=labels)
+    for x, y, w in blocks():
+        moments.add(as_columns(x, y), None if w is None else np.asarray(w, np.float64))
+    return from_exact(
+        moments, fit_intercept=fit_intercept, names=labels, level=level, precision=precision, tolerance=tolerance,
+        aliased=aliased,
+    )  # fmt: skip
+
+
+def from_exact(
+    moments: ExactMoments,
+    *,
+    fit_intercept: bool = True,
+    names: Sequence[str] | None = None,
+    level: float = 0.95,
+    precision: float = FLOAT64_ROUNDING,
+    tolerance: float = ALIASED_BELOW,
+    aliased: Sequence[int] | None = None,
+) -> LeastSquares:
+    """The optimum over rows of which somebody has the moments; other arguments as for `least_squares`.
+
+    Raises:
+        InputError: No row has a positive weight, or the target's squares overflow.
+    """
+    centred = _centred(moments, fit_intercept=fit_intercept, exact=moments.exact(precision))
+    factor = _factor(centred, precision=precision, tolerance=tolerance, aliased=aliased)
+    return _solve(centred, factor, _labels(names, moments.num_features), level)
+
+
+def from_rough(
+    moments: ExactMoments,
+    *,
+    fit_intercept: bool = True,
+    names: Sequence[str] | None = None,
+    level: float = 0.95,
+    digits: int = 9,
+) -> LeastSquares | None:
+    """As `from_moments`, from moments of a few slices.
+
+    Raises:
+        InputError: No row has a positive weight, or the target's squares overflow.
+    """
+    centred = _centred(moments, fit_intercept=fit_intercept, exact=np.zeros(len(moments.shift), bool))
+    # Of products of numbers as large as the largest, of which there may be one.
+    share = np.maximum(np.diag(centred.products.hi), 0.0) / float(centred.total.hi)
+    least = float(share[share > 0].min(initial=1.0))
+    error = max(_RELATIVE_ERROR, moments.num_slices * 2.0 ** -(SLICE_BITS * moments.num_slices) / least)
+    return _good_enough(centred, _labels(names, moments.num_features), level, digits=digits, relative_error=error)
+
+
+def _centred(moments: ExactMoments, *, fit_intercept: bool, exact: np.ndarray) -> CentredMoments:
     if not moments.num_rows:
         raise InputError("weights: no row has a positive weight; at least one is needed")
-    products, means = sums[1:, 1:], Extended.zeros(num_features + 1)
-    offsets = sums[0, 1:] / sums[0, 0]
-    about_mean = products[-1, -1] - offsets[-1] * sums[0, -1]
-    if fit_intercept:
-        products = products - offsets[:, None] * sums[0, 1:][None, :]
-        means = offsets.scaled(scale) + moments.shift
-    centred = CentredMoments(
+    moments.check_limits()
+    about_mean = Extended(*moments.centred())
+    products = about_mean if fit_intercept else Extended(*moments.about_zero())
+    means = Extended(*moments.means()) if fit_intercept else Extended.zeros(len(moments.shift))
+    # The power of two of the largest weights is no float64.
+    halves = max(0, moments.weight_exponent - 1023)
+    return CentredMoments(
         num_rows=moments.num_rows,
-        total=sums[0, 0],
-        weight_scale=moments.weight_scale,
+        total=Extended(*moments.total()).scaled(2.0**halves),
+        weight_scale=math.ldexp(1.0, moments.weight_exponent - halves),
         means=means,
-        products=products,
-        target_about_mean=float(about_mean.hi),
-        scale=scale,
-        exact=moments.exact(precision),
+        products=products.scaled(2.0**halves),
+        target_about_mean=float(about_mean.hi[-1, -1]) * 2.0**halves,
+        scale=np.ldexp(1.0, moments.exponents),
+        exact=exact,
         fit_intercept=fit_intercept,
     )
-    factor = _factor(centred, precision=precision, tolerance=tolerance, aliased=aliased)
-    return _solve(centred, factor, labels, level)
 
 
 def from_moments(
@@ -182,7 +233,7 @@ def from_moments(
     names: Sequence[str] | None = None,
     level: float = 0.95,
     digits: int = 9,
-    relative_error: float = 2.0**-48,
+    relative_error: float = _RELATIVE_ERROR,
     aliased: Sequence[int] | None = None,
 ) -> LeastSquares | None:
     """The optimum from float64 second moments, without another look at the rows, or None where that costs digits.
@@ -207,16 +258,28 @@ def from_moments(
     if not (np.isfinite(centred).all() and np.isfinite(means).all() and 0 < sum_weights < math.inf):
         return None
     moments = _scaled(num_rows, sum_weights, means, centred, fit_intercept=fit_intercept)
-    # Sums in float64 cannot tell a column at the tolerance from one that is all rounding.
+    return _good_enough(moments, labels, level, digits=digits, relative_error=relative_error, aliased=aliased)
+
+
+def _good_enough(
+    moments: CentredMoments,
+    labels: tuple[str, ...],
+    level: float,
+    *,
+    digits: int,
+    relative_error: float,
+    aliased: Sequence[int] | None = None,
+) -> LeastSquares | None:
+    # Rounded sums cannot tell a column at the tolerance from one that is all rounding.
     tolerance = max(ALIASED_BELOW, 4 * math.sqrt(relative_error))
     factor = _factor(moments, precision=_SUMMED * FLOAT64_ROUNDING, tolerance=tolerance, aliased=aliased)
-    condition = factor.condition_number() or 1.0
     target = float(moments.products.hi[-1, -1])
     left = factor.residual / target if target > 0 else 1.0
     undecided = aliased is None and any(factor.combinations)
-    if digits and (undecided or num_rows <= len(means)):
+    if digits and (undecided or moments.num_rows <= len(moments.scale)):
         return None
-    if digits and max(condition**2, 1 / left if left > 0 else math.inf) * relative_error > 10.0**-digits:
+    amplified = max((factor.condition_number() or 1.0) ** 2, 1 / left if left > 0 else math.inf)
+    if digits and amplified * relative_error > 10.0**-digits:
         return None
     return _solve(moments, factor, labels, level)
 
@@ -227,7 +290,7 @@ def _scaled(
     """Moments of `from_moments` in units that neither overflow nor underflow."""
     weight_scale = float(np.ldexp(1.0, np.frexp(sum_weights / num_rows)[1]))
     total, variances = sum_weights / weight_scale, np.maximum(np.diag(centred), 0.0) / sum_weights
-    sizes = np.sqrt(variances) if fit_intercept else np.hypot(np.sqrt(variances), means)
+    sizes = np.sqrt(variances) if fit_intercept else np.maximum(np.sqrt(variances), np.abs(means))
     scale = np.ldexp(1.0, np.where(sizes > 0, np.frexp(sizes)[1], 0))
     products = Extended.of(centred / weight_scale / scale[:, None] / scale[None, :])
     about_mean = float(products.hi[-1, -1])

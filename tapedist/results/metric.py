@@ -15,14 +15,18 @@ from typing import NamedTuple
 import numpy as np
 
 from tapedist.data.blocks import Source
+from tapedist.data.exact_moments import ExactMoments, as_columns
+from tapedist.data.ranges import Ranges, ranges
 from tapedist.data.row_arrays import row_blocks
 from tapedist.data.standardize import RawUnits, StandardUnits
+from tapedist.exact_arithmetic import ExactSums, chain, eliminated, folded, outer_sum, sliced_product
 from tapedist.results.least_squares import LeastSquares
 from tapedist.training.stability import inverse_hessian
 
 Heed = Callable[[], object]
 # Rows that the residual's density at 0 is taken from: those within this share of its deviation.
 _WINDOW = 0.25
+_DEPENDENT = 1e-13  # Share of a column's squares that is left where it depends on others.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -50,17 +54,24 @@ class Metric:
         form = self.fit.form
         with np.errstate(divide="ignore", invalid="ignore"):
             root = form.inverse.hi / np.where(self._factor > 0, self._factor, np.inf)[:, np.newaxis]
-        inverse = float(form.total.hi) * (root @ root.T)
+        inverse = float(form.total.hi) * outer_sum(root, root)
         means = (form.means.hi - self._center) * self._factor
         return inverse_hessian(inverse, means=means, fit_intercept=self.fit.fit_intercept, l2=l2)
 
     @functools.cached_property
-    def _hessian(self) -> np.ndarray:
-        return np.linalg.pinv(self.inverse_hessian(), hermitian=True)
+    def counts(self) -> np.ndarray:
+        """Whether each feature is trained and not left out by the optimum, bool `[d]`."""
+        return (self._factor > 0) & (np.abs(self.fit.form.inverse.hi).max(axis=1, initial=0.0) > 0)
 
     def length(self, move: np.ndarray) -> float:
-        """Root mean square `sqrt(move' H move / 2)` by which a move `[P]` changes the predictions."""
-        return math.sqrt(max(0.0, float(move @ self._hessian @ move) / 2))
+        """Root mean square by which a move `[P]` changes the predictions."""
+        form, weights = self.fit.form, move[: len(self._factor)] * self._factor
+        slopes = folded(form.factor.upper.hi * (weights * (form.scale[:-1] / form.scale[-1])))
+        squares = float(folded(slopes * slopes)) / float(form.total.hi)
+        if self.fit.fit_intercept:  # Else the products are about 0 and hold the whole length.
+            at_means = (float(folded(weights * (form.means.hi - self._center))) + float(move[-1])) / form.scale[-1]
+            squares += float(at_means * at_means)
+        return math.sqrt(squares) * float(form.scale[-1])
 
     @functools.cached_property
     def target_deviation(self) -> float:
@@ -80,14 +91,25 @@ class Metric:
         return math.sqrt(self.fit.loss / df) if df > 0 else None
 
     def rows(self, source: Source, heed: Heed) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """The training rows in the units of training: `(z [k, P], y [k], w [k])`, those of weight 0 left out."""
-        target_center = self.units.target_center if isinstance(self.units, StandardUnits) else 0.0
+        """The training rows in the units of training: `(z [k, d], y [k], w [k])`, those of weight 0 left out."""
         for x, y, w in row_blocks(source, "train", heed=heed):
             w = np.ones(len(y)) if w is None else np.ldexp(w, -getattr(source, "weight_exponent", 0))
             x, y, w = x[w > 0], y[w > 0], w[w > 0]
-            z = (x - self._center) * self._factor
-            z = np.column_stack([z, np.ones(len(y))]) if self.fit.fit_intercept else z
-            yield z, y - target_center, w
+            yield (x - self._center) * self._factor, y - self._target_center, w
+
+    def in_units(self, known: Ranges) -> Ranges:
+        """The ranges of `rows`, of those of the source: rounding keeps the order of numbers."""
+        center, factor = np.append(self._center, self._target_center), np.append(self._factor, 1.0)
+        return Ranges((known.low - center) * factor, (known.high - center) * factor, known.weight)
+
+    def predictions(self, z: np.ndarray, parameters: np.ndarray) -> np.ndarray:
+        """Of rows `z [k, d]`, in the units of training."""
+        count = len(self._factor)
+        return chain(z, parameters[:count], float(parameters[count]) if self.fit.fit_intercept else 0.0)
+
+    @property
+    def _target_center(self) -> float:
+        return self.units.target_center if isinstance(self.units, StandardUnits) else 0.0
 
     def optimum(self) -> np.ndarray:
         """The least-squares optimum, float64 `[P]`."""
@@ -96,18 +118,21 @@ class Metric:
             weights = np.where(self._factor > 0, form.weights.hi / self._factor, 0.0)
         if not self.fit.fit_intercept:
             return weights
-        target_center = self.units.target_center if isinstance(self.units, StandardUnits) else 0.0
-        at_center = (form.weights * self._center).sum() + form.bias - target_center
+        at_center = (form.weights * self._center).sum() + form.bias - self._target_center
         return np.append(weights, float(at_center.hi))
 
 
 def largest_leverage(source: Source, fit: LeastSquares, heed: Heed) -> float:
     """The largest of `w / mean(w) * z' C**-1 z` over the training rows, with `C` the mean of `w z z' / mean(w)`."""
-    largest = 0.0
+    form, known, largest = fit.form, ranges(source, "train", heed=heed), 0.0
+    means = form.means.hi
+    bounds = np.maximum(np.abs(known.low[:-1] - means), np.abs(known.high[:-1] - means))
     for x, _, w in row_blocks(source, "train", heed=heed):
         used = slice(None) if w is None else w > 0
+        roots = sliced_product(x[used] - means, form.inverse.hi, bounds)
+        leverage = folded(roots * roots) + form.intercept_at_means
         # Weights as the form has them, in units of a power of two.
-        leverage = fit.form.leverage(x[used]) * (1.0 if w is None else w[used] / fit.form.weight_scale)
+        leverage = leverage * (1.0 if w is None else w[used] / form.weight_scale)
         largest = max(largest, float(leverage.max(initial=0.0)))
     return largest * fit.num_rows
 
@@ -119,10 +144,11 @@ def share_of_small_residuals(source: Source, metric: Metric, delta: float, heed:
     around 0.
     """
     window = max(delta, _WINDOW * (metric.fit.residual_std or 0.0))
-    at, inside, total = metric.optimum(), 0.0, 0.0
+    at, sums = metric.optimum(), ExactSums(np.full(2, ranges(source, "train", heed=heed).weight))
     for z, y, w in metric.rows(source, heed):
-        inside += float(w[np.abs(z @ at - y) <= window].sum())
-        total += float(w.sum())
+        near = np.abs(metric.predictions(z, at) - y) <= window
+        sums.add(np.stack([w * near, w]))
+    inside, total = sums.values().tolist()
     return max(inside / total, 1 / metric.fit.num_rows) * delta / window
 
 
@@ -156,29 +182,60 @@ class NewtonGap:
 
     def __call__(self, parameters: np.ndarray) -> Gap:
         """The gap of `parameters` `[P]`, in units of training."""
-        hessian, gradient, inside, squares = self._sums(parameters)
-        free = np.flatnonzero(np.diag(self._metric.inverse_hessian()) > 0)
-        curved = hessian[np.ix_(free, free)]
-        if not inside or not np.isfinite(gradient).all() or np.linalg.matrix_rank(curved, hermitian=True) < len(free):
+        if not np.isfinite(parameters).all():
+            return Gap(None, None)
+        curved, total, sums = self._sums(parameters)
+        if not curved.num_rows:
+            return Gap(None, None)
+        d, intercept, free = curved.num_features, self._metric.fit.fit_intercept, np.flatnonzero(self._metric.counts)
+        squares, slope, l2 = sums[0] / total, sums[1:] / total + 2 * self._l2 * parameters, self._l2[:d]
+        # Weights first, with the intercept eliminated: of the rows' moments it leaves those about their means.
+        share = 2.0**curved.weight_exponent / total
+        inside = float(curved.total()[0]) * share
+        exponents = curved.exponents[free]
+        products = (curved.centred() if intercept else curved.about_zero())[0][np.ix_(free, free)] * share
+        matrix = np.ldexp(products, np.add.outer(exponents, exponents)) + 2 * np.diag(l2[free])
+        means = curved.means()[0][:d] if intercept else np.zeros(d)
+        right = slope[:d] - means * (slope[d] if intercept else 0.0)
+        lengths = np.sqrt(np.where(np.diag(matrix) > 0, np.diag(matrix), 1.0))
+        solved, pivots = eliminated(matrix / lengths / lengths[:, np.newaxis], (right[free] / lengths)[:, np.newaxis])
+        if not (pivots > _DEPENDENT).all():
             return Gap(None, None)
         move = np.zeros(len(parameters))
-        move[free] = np.linalg.solve(curved, gradient[free])
+        move[free] = solved[:, 0] / lengths
+        if intercept:
+            move[d] = slope[d] / inside - folded(means * move[:d])
         # Standard errors of the estimate itself (Huber, "Robust statistics", 1981, 7.6), or those of least squares if
         # they are smaller.
         own = math.sqrt(squares) / inside / math.sqrt(self._metric.fit.num_rows)
         errors = [e for e in (own, self._metric.standard_error) if e]
-        return Gap(self._metric.length(move) / min(errors) if errors else None, float(gradient @ move) / 2)
+        excess = float(folded(slope * move)) / 2
+        return Gap(self._metric.length(move) / min(errors) if errors else None, excess)
 
-    def _sums(self, parameters: np.ndarray) -> tuple[np.ndarray, np.ndarray, float, float]:
-        """Hessian `[P, P]`, gradient `[P]`, the share of residuals within `delta`, and their mean square, cut there."""
-        curvature, slope = np.zeros((len(parameters), len(parameters))), np.zeros(len(parameters))
-        inside, squares, total = 0.0, 0.0, 0.0
-        for z, y, w in self._metric.rows(self._source, self._heed):
-            residuals = z @ parameters - y
-            near = np.abs(residuals) <= self._delta
-            bounded = np.clip(residuals, -self._delta, self._delta)
-            curvature += (z[near] * w[near, np.newaxis]).T @ z[near]
-            slope += (w * bounded) @ z
-            inside, squares, total = inside + w[near].sum(), squares + w @ bounded**2, total + w.sum()
-        hessian = curvature / total + 2 * np.diag(self._l2)
-        return hessian, slope / total + 2 * self._l2 * parameters, inside / total, squares / total
+    def _sums(self, parameters: np.ndarray) -> tuple[ExactMoments, float, np.ndarray]:
+        """Moments of the rows whose residual is within `delta`, the sum of all weights, and the sums over all rows of
+        squares of residuals, cut there, and of the gradient `[1 + P]`.
+        """
+        metric, delta = self._metric, self._delta
+        known, d, intercept = metric.in_units(self._ranges), len(metric.fit.names), metric.fit.fit_intercept
+        curved = ExactMoments(known, names=metric.fit.names, num_slices=3)
+        largest = np.maximum(np.abs(known.low), np.abs(known.high))
+        most = (float(folded(largest[:d] * np.abs(parameters[:d]))) + largest[d] + abs(float(parameters[-1]))) * 2
+        most = min(most, delta)
+        if not most * most < np.inf:
+            return curved, 1.0, np.full(1 + len(parameters), np.nan)
+        bounds = [1.0, most * most, *(most * largest[:d]), *([most] if intercept else [])]
+        sums = ExactSums(known.weight * np.array(bounds) * (1 + 2.0**-20))
+        for z, y, w in metric.rows(self._source, self._heed):
+            residuals = metric.predictions(z, parameters) - y
+            near = np.abs(residuals) <= delta
+            bounded = np.clip(residuals, -delta, delta)
+            pull = w * bounded
+            sums.add(np.stack([w, pull * bounded, *(pull * z.T), *([pull] if intercept else [])]))
+            curved.add(as_columns(z[near], y[near]), w[near])
+        total, *rest = sums.values().tolist()
+        return curved, total, np.array(rest)
+
+    @functools.cached_property
+    def _ranges(self) -> Ranges:
+        return ranges(self._source, "train", heed=self._heed)

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from tapedist.data.row_arrays import RowArrays
 from tapedist.results.extended import Extended
-from tapedist.results.extended_moments import Rows
 from tapedist.results.least_squares import LeastSquares, from_moments, least_squares
 
 __all__ = [
@@ -116,7 +116,7 @@ class ResidualMetrics:
 
 
 def residual_metrics(
-    blocks: Iterable[Rows], weights: np.ndarray, bias: float = 0.0, center: np.ndarray | float = 0.0
+    blocks: Iterable[RowArrays], weights: np.ndarray, bias: float = 0.0, center: np.ndarray | float = 0.0
 ) -> ResidualMetrics | None:
     """One pass over `blocks` of rows (as `least_squares` takes them), predicted from `weights [d]` and the prediction
     `bias` at `center [d]`; None without rows.

@@ -7,7 +7,6 @@ Legend: `n` training rows, `d` features.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
@@ -15,10 +14,19 @@ from typing import Any, Protocol
 import numpy as np
 
 from tapedist.data.blocks import Source
+from tapedist.data.exact_moments import MOST_SLICES, ExactMoments, exact_moments
+from tapedist.data.ranges import Ranges, ranges
 from tapedist.data.row_arrays import row_blocks, taken_as_float32
-from tapedist.data.standardize import ColumnMoments, centred_products
+from tapedist.exact_arithmetic import folded
 from tapedist.results.extended import Extended
-from tapedist.results.least_squares import FLOAT32_ROUNDING, FLOAT64_ROUNDING, LeastSquares, from_moments, least_squares
+from tapedist.results.least_squares import (
+    FLOAT32_ROUNDING,
+    FLOAT64_ROUNDING,
+    LeastSquares,
+    from_exact,
+    from_moments,
+    from_rough,
+)
 from tapedist.results.prediction import IntervalShape
 from tapedist.results.regression import Distance, as_dict, distance, residual_metrics, truth_errors
 from tapedist.results.regression_table import format_table
@@ -31,6 +39,7 @@ _FEW_COLUMNS = 16
 _LOOK = 8
 _MOST_INTERVAL_NUMBERS = 1_000_000
 _MOST_SURVEYED = 512  # Features.
+_FEW_SLICES = 3  # Of long tables: 63 bits of the square of a column's largest number.
 
 
 class SecondMoments(Protocol):
@@ -126,30 +135,40 @@ class Survey:
     exact: bool
 
 
-def survey(
-    source: Source, columns: ColumnMoments, *, fit_intercept: bool, heed: Callable[[], object] = lambda: None
-) -> Survey | None:
-    """One pass over the training rows, in extended precision where that does not take long; None for too many features.
+def surveyed_moments(source: Source, known: Ranges, heed: Callable[[], object] = lambda: None) -> ExactMoments:
+    """The moments that `survey` judges by, in extended precision where that does not take long: one pass.
 
     Args:
         source: the rows, raw.
-        columns: of the same rows.
-        fit_intercept: whether the model has a bias.
+        known: of the training rows.
         heed: called now and then while rows are read; may raise to break it off.
+
+    Raises:
+        InputError: if a number is not finite.
+    """
+    products = source.num_features <= _MOST_SURVEYED
+    num_slices = MOST_SLICES if _is_quick(source) or not products else _FEW_SLICES
+    return exact_moments(source, known, num_slices=num_slices, products=products, heed=heed)
+
+
+def survey(source: Source, moments: ExactMoments, *, fit_intercept: bool) -> Survey | None:
+    """What moments of the training rows say before training; None for too many features.
+
+    Args:
+        source: the rows, raw.
+        moments: of the same rows.
+        fit_intercept: whether the model has a bias.
 
     Raises:
         InputError: if the rows have no optimum in float64 range.
     """
-    fit = optimum(source, fit_intercept=fit_intercept, heed=heed)
-    if fit is not None:
-        return Survey(fit, exact=True)
-    if source.num_features > _MOST_SURVEYED:
+    if not moments.products:
         return None
-    count, total, centred = centred_products(source, columns, heed)
-    known: dict[str, Any] = {"num_rows": count, "sum_weights": total, "means": columns.means, "centred": centred}
-    known |= {"fit_intercept": fit_intercept, "names": source.feature_names}
+    known: dict[str, Any] = {"fit_intercept": fit_intercept, "names": source.feature_names}
+    if moments.num_slices == MOST_SLICES:
+        return Survey(from_exact(moments, precision=_precision(source), **known), exact=True)
     for digits in (9, 0):
-        if (fit := from_moments(digits=digits, **known)) is not None:
+        if (fit := from_rough(moments, digits=digits, **known)) is not None:
             return Survey(fit, exact=digits > 0)
     return None
 
@@ -179,17 +198,25 @@ def optimum(
     known: dict[str, Any] = {"fit_intercept": fit_intercept, "names": source.feature_names}
     if moments is not None and source.weighted:
         moments = None  # How many rows have a positive weight is not among them.
-    is_table = hasattr(source, "rows")
     quick = n * (d + 2) * max(d + 2, 8) <= _AFFORDABLE
-    if moments is not None and not (is_table and quick):  # A table's own digits are worth a quick look.
+    if moments is not None and not (hasattr(source, "rows") and quick):  # A table's own digits are worth a quick look.
         fit = _from_moments(moments, n, digits=9, **known)
         if fit is not None:
             return fit
-    if whatever_it_costs or quick or (is_table and d + 2 <= _FEW_COLUMNS):
-        precision = FLOAT32_ROUNDING if taken_as_float32(source) else FLOAT64_ROUNDING
-        blocks = functools.partial(row_blocks, source, "train", heed=heed)
-        return least_squares(blocks, num_features=d, precision=precision, **known)
+    if whatever_it_costs or _is_quick(source):
+        exact = exact_moments(source, ranges(source, "train", heed=heed), heed=heed)
+        return from_exact(exact, precision=_precision(source), **known)
     return None if moments is None else _from_moments(moments, n, digits=0, **known)
+
+
+def _is_quick(source: Source) -> bool:
+    """Whether a pass in extended precision does not take long."""
+    n, columns = source.num_rows("train"), source.num_features + 2
+    return n * columns * max(columns, 8) <= _AFFORDABLE or (hasattr(source, "rows") and columns <= _FEW_COLUMNS)
+
+
+def _precision(source: Source) -> float:
+    return FLOAT32_ROUNDING if taken_as_float32(source) else FLOAT64_ROUNDING
 
 
 def mean_absolute_error(
@@ -225,7 +252,9 @@ def intercept_at_zero(weights: np.ndarray, bias: float, center: np.ndarray | Non
         return bias
     with np.errstate(over="ignore", invalid="ignore"):
         exact = Extended.of(bias) - (Extended.of(center) * weights).sum()
-    return exact if np.isfinite(exact.hi) else float(bias - center @ weights)  # Products beyond 1e300 have no halves.
+    return (
+        exact if np.isfinite(exact.hi) else float(bias - folded(center * weights))
+    )  # Products beyond 1e300 have no halves.
 
 
 def _from_moments(moments: SecondMoments, n: int, *, digits: int, **known: Any) -> LeastSquares | None:

@@ -1,10 +1,9 @@
 """One pass over a split, block by block: what streamed epochs and the moments have in common.
 
-Each shard's blocks are added in their order, whoever adds them and whatever is added in between; so the sums and how
-many blocks of each shard are in them are all that a checkpoint needs to go on halfway through a pass, also on another
-number of replicas.
+Sums of blocks have no order, so the sums so far and which rows are not in them yet are all that a checkpoint needs to
+go on halfway through a pass, on any number of replicas and with blocks of any size.
 
-Legend: `V` virtual shards.
+Legend: `R` replicas, `K` sums.
 """
 
 from __future__ import annotations
@@ -14,9 +13,43 @@ from typing import Any
 
 import numpy as np
 
+import tapedist.numerics  # noqa: F401  (before TensorFlow)
+import tensorflow as tf
+
 from tapedist.data.element_stream import ElementStream
 from tapedist.data.pipeline import BlockOrder
 from tapedist.training.replicas import Replicas
+
+_TURNS_PER_CALL = 16
+
+
+def block_loop(replicas: Replicas, block_sums: Callable[..., tf.Tensor], *, parallel: int) -> Any:
+    """`(sums, blocks, turns, *arguments) -> sums` with the next `turns` blocks of each replica in them, as one graph.
+
+    Args:
+        replicas: where the blocks come from and the sums are.
+        block_sums: `(*arguments, rows, count) -> sums` of one block; a compiled function.
+        parallel: blocks of a replica under way at once.
+    """
+
+    def replica_turn(sums, rows, counts, *arguments):  # type: ignore[no-untyped-def]
+        return sums + block_sums(*arguments, rows, counts[0])
+
+    def loop(sums, blocks, turns, *arguments):  # type: ignore[no-untyped-def]
+        def turn(i, taken, sums):  # type: ignore[no-untyped-def]
+            # Turns overlap, and nothing else would make one take its block after the turn before it.
+            with tf.control_dependencies([taken]):
+                rows, counts = next(blocks)
+            taken = tf.add_n([count[0] for count in replicas.strategy.experimental_local_results(counts)])
+            return i + 1, taken, replicas.on_replicas(replica_turn, sums, rows, counts, *arguments)
+
+        # As `run` returns them, which the loop must meet with: of a worker's lone replica, a plain tensor.
+        sums = replicas.on_replicas(tf.identity, sums)
+        # One more than are computed, whose block is being waited for.
+        start, under_way = (tf.constant(0), tf.constant(0), sums), parallel + 1
+        return tf.while_loop(lambda i, *_: i < turns, turn, start, parallel_iterations=under_way)[2]
+
+    return tf.function(loop, autograph=False)
 
 
 class BlockPass:
@@ -24,6 +57,7 @@ class BlockPass:
 
     Args:
         replicas: moves sums between the host and the replicas.
+        zero: sums `[...]` before a row is in them.
         order: of the blocks of a pass, from its beginning.
         passes: passes that one iterator serves: what TensorFlow compiles for an iterator is never given back, so that
             one for each of many passes would eat up the memory.
@@ -35,11 +69,13 @@ class BlockPass:
         self,
         replicas: Replicas,
         *,
+        zero: np.ndarray,
         order: BlockOrder,
         passes: int,
         elements: Callable[[BlockOrder, int], ElementStream],
     ):
         self._replicas = replicas
+        self._zero = zero
         self._whole = self._order = order
         self._passes = self._passes_left = passes
         self._elements = elements
@@ -47,45 +83,49 @@ class BlockPass:
         self._sums: Any = None
         self._iterator: ElementStream | None = None
 
-    def run(self, add: Callable[[Any, Iterator[Any], list[int]], Any], *, interrupted: Callable[[], bool]) -> Any:
+    def run(self, add: Callable[[Any, Iterator[Any], tf.Tensor], Any], *, interrupted: Callable[[], bool]) -> Any:
         """Goes to the end of the pass and starts over with the next call.
 
         Args:
-            add: `(the shards' sums, blocks, places) -> their sums with one more block for each of places`, per replica;
-                it takes that many elements from the iterator `blocks`.
-            interrupted: asked now and then, after as many turns as a replica has shards; each call does at least these,
-                so that asking too often stalls nothing.
+            add: `(sums, blocks, turns) -> sums` with so many blocks of each replica in them, as `block_loop` gives it.
+            interrupted: asked now and then, between a few turns; each call does at least these, so that asking too
+                often stalls nothing.
 
         Returns:
-            The shards' sums as `Replicas.scattered` lays them out, or None if interrupted.
+            Each replica's sums, or None if interrupted.
         """
         if self._sums is None:
-            self._sums = self._replicas.scattered(np.zeros([self._replicas.num_shards, self._replicas.partial_width]))
+            self._sums = self._replicas.given_to_first(self._zero)
         if self._iterator is None:
-            self._iterator = self._elements(self._order.after(self._turn), self._passes)
+            self._iterator = self._elements(self._left(), self._passes)
             self._passes_left = self._passes
-        first, every = self._turn, self._replicas.replica_width
+        first = self._turn
         while self._turn < self._order.turns:
             if self._turn > first and interrupted():
                 return None
-            turns = range(self._turn, min(self._turn + every, self._order.turns))
-            self._sums = add(self._sums, self._iterator.graph_iterator, [self._order.place(turn)[0] for turn in turns])
-            self._turn = turns.stop
+            turns = min(_TURNS_PER_CALL, self._order.turns - self._turn)
+            self._sums = add(self._sums, self._iterator.graph_iterator, tf.constant(turns))
+            self._turn += turns
         sums = self._sums
         self._order, self._turn, self._sums, self._passes_left = self._whole, 0, None, self._passes_left - 1
         if not self._passes_left:
             self._iterator = None
         return sums
 
+    def _left(self) -> BlockOrder:
+        order = self._order
+        return BlockOrder(order.after(self._turn), order.block_rows, order.num_replicas)
+
     def progress(self) -> dict[str, np.ndarray]:
-        """Blocks of each shard that are done, int64 `[V]`, and the sums so far `[V, width]`; empty between passes."""
-        done = self._order.after(self._turn).done
-        return {"blocks": done, "sums": self._replicas.gathered(self._sums)} if done.any() else {}
+        """The sums so far, and the rows that are not in them as int64 `[k, 2]` ranges; empty between passes."""
+        if self._sums is None:
+            return {}
+        return {"remaining": self._order.after(self._turn), "sums": self._replicas.added(self._sums)}
 
     def restore(self, progress: Mapping[str, np.ndarray]) -> None:
-        """Takes up what `progress` gave, on any topology; sums of another version's width are made anew."""
-        if progress and progress["sums"].shape[1] == self._replicas.partial_width:
+        """Takes up what `progress` gave, on any topology."""
+        if progress:
             whole = self._whole
-            self._order, self._turn = BlockOrder(whole.plan, whole.layout, progress["blocks"]), 0
-            self._sums = self._replicas.scattered(progress["sums"])
-            self._iterator = None
+            self._order = BlockOrder(progress["remaining"], whole.block_rows, whole.num_replicas)
+            self._turn, self._iterator = 0, None
+            self._sums = self._replicas.given_to_first(progress["sums"])

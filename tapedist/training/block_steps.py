@@ -1,15 +1,16 @@
-"""Steps over more rows than one program should hold: every block is one call of one compiled sum.
+"""Steps over more rows than one program should hold: every block is one call of a compiled sum.
 
-A call's shape is the block's, on any topology, so its bits are too; and calls run side by side on all cores. A
-replica goes through its shards one after the other (`pipeline.BlockOrder`).
+Calls run side by side on all cores; what they return are integers, which add up in any order.
 
-Legend: `P` parameters, `V` shards, `u` shards of one replica, `S` rows of a block.
+Legend: `P` parameters, `R` replicas, `K` sums.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,56 +18,23 @@ import numpy as np
 import tapedist.numerics  # noqa: F401  (before TensorFlow)
 import tensorflow as tf
 
-from tapedist.training import partials as fixed_order
-from tapedist.training.block_list import BlockList, Rows
-from tapedist.training.block_turns import BlockTurns
-from tapedist.training.steps import CallResult, StepPrograms, slice_rows
+from tapedist.training.block_list import BlockList
+from tapedist.training.block_pass import block_loop
+from tapedist.training.steps import CallResult, RowPrograms
 
 Specs = tuple[tf.TensorSpec, ...]
 
 
-class BlockSteps(StepPrograms):
+class BlockSteps(RowPrograms):
     """Full-batch steps, from blocks in device memory or from blocks that stream past.
 
     Args:
-        tile_rows: rows that one loop trip inside a block sums.
-        parallel: blocks summed side by side on a replica.
-        **programs: see `StepPrograms`.
+        **programs: see `RowPrograms`.
     """
 
-    def __init__(self, *, tile_rows: int, parallel: int, **programs: Any):
+    def __init__(self, **programs: Any):
         super().__init__(**programs)
-        self._tile_rows = tile_rows
-        self._parallel = parallel
-        self.trace_once(tile_rows, parallel)
-
-    @functools.cached_property
-    def _block_sum(self) -> Any:
-        def block_sum(masters: tf.Tensor, rows: Rows, count: tf.Tensor) -> tf.Tensor:
-            tile_rows = self._tile_rows
-            tiles = rows[1].shape[0] // tile_rows
-            if tiles == 1:
-                return self.rows_sum(masters, rows, count)
-
-            def tile_sum(tile: tf.Tensor) -> tf.Tensor:
-                first = tile * tile_rows
-                piece = tuple(slice_rows(column, first, tile_rows) for column in rows)
-                return self.rows_sum(masters, piece, tf.clip_by_value(count - first, 0, tile_rows))
-
-            return fixed_order.running_sum(tile_sum, count=tiles, width=self.partial_width)
-
-        return tf.function(block_sum, jit_compile=True, autograph=False)
-
-    def _block_partials(self, state: tf.Tensor, blocks: BlockList, counts: tf.Tensor) -> tf.Tensor:
-        """Partials `[blocks, width]` of a replica's blocks; `counts` is int32 `[blocks]`."""
-        masters = state[: self.num_parameters]
-        block_sum = self._block_sum
-        return fixed_order.block_partials(
-            lambda block: block_sum(masters, blocks.rows(block), counts[block]),
-            num_blocks=tf.shape(counts)[0],
-            width=self.partial_width,
-            parallel=self._parallel,
-        )
+        self.trace_once()
 
     # Blocks in device memory. A cache for each object: one of the class would keep them all.
 
@@ -86,8 +54,7 @@ class BlockSteps(StepPrograms):
         """Takes all blocks of an epoch into device memory.
 
         Args:
-            elements: iterable of per-replica `(rows, counts [1, 1])` of one block, shard after shard and as many of
-                each; at least one.
+            elements: iterable of per-replica `(rows, counts [1])` of one block; at least one.
         """
         handles, counts, specs = None, [], None
         for rows, count in elements:
@@ -110,18 +77,20 @@ class BlockSteps(StepPrograms):
 
     @functools.cached_property
     def _stack(self) -> Any:
-        def stack(*counts):  # type: ignore[no-untyped-def]
-            return tf.reshape(tf.concat(counts, 0), [self.replica_width, -1])
-
-        return tf.function(lambda *counts: self.on_replicas(stack, *counts), autograph=False)
+        return tf.function(lambda *counts: self.on_replicas(lambda *mine: tf.concat(mine, 0), *counts), autograph=False)
 
     def _held_loop_program(self, specs: Specs) -> Any:
         def replica_step(state, handles, counts, step, settings):  # type: ignore[no-untyped-def]
-            flat = self._block_partials(state, BlockList(handles, specs), tf.reshape(counts, [-1]))
-            shards = counts.shape[0]
-            by_round = tf.transpose(tf.reshape(flat, [shards, -1, self.partial_width]), [1, 0, 2])
-            sums = fixed_order.fold_rounds(by_round, shape=[shards, self.partial_width])
-            return self.gather_and_apply(state, sums, step, settings)
+            blocks, theta = BlockList(handles, specs), state[: self.num_parameters]
+
+            def add_block(block, sums):  # type: ignore[no-untyped-def]
+                return block + 1, sums + self.compiled_sums(theta, settings, blocks.rows(block), counts[block])
+
+            start = (tf.constant(0), self.row_sums.zero)
+            sums = tf.while_loop(
+                lambda block, _: block < tf.shape(counts)[0], add_block, start, parallel_iterations=self.parallel
+            )[1]
+            return self.add_and_apply(state, sums, step, settings)
 
         def loop(state, handles, counts, step, num_steps, settings):  # type: ignore[no-untyped-def]
             def one_step(i, state):  # type: ignore[no-untyped-def]
@@ -140,29 +109,34 @@ class BlockSteps(StepPrograms):
             )
         )  # fmt: skip
 
+    def first_step(self, state: np.ndarray, rows: Any, counts: Any) -> CallResult:
+        """One step over one block of each replica."""
+        return self.run(state, self.hold([(rows, counts)]), step=0, num_steps=1, limit=math.inf)
+
     # Blocks that stream past.
 
     @functools.cached_property
-    def _turns(self) -> BlockTurns:
-        return BlockTurns(self, block_sum=self._block_sum, merge=tf.add, parallel=self._parallel)
+    def _block_loop(self) -> Any:
+        return block_loop(self, self.compiled_sums, parallel=self.parallel)
+
+    def adding_at(self, state: np.ndarray) -> Callable[[Any, Any, tf.Tensor], Any]:
+        """What adds blocks to sums at the parameters in `state`, for `BlockPass`."""
+        arguments = (tf.constant(state[: self.num_parameters]), tf.constant(self.settings(0.0)))
+        return lambda sums, blocks, turns: self._traced._block_loop(sums, blocks, turns, *arguments)
 
     @functools.cached_property
     def _finish(self) -> Any:
         def finish(state, sums, step, settings):  # type: ignore[no-untyped-def]
             return self.repeat(
-                lambda i, state: self.on_replicas(self.gather_and_apply, state, sums, step, settings),
+                lambda i, state: self.on_replicas(self.add_and_apply, state, sums, step, settings),
                 state,
                 tf.constant(1),
             )
 
         return tf.function(finish, autograph=False)
 
-    def add_blocks(self, state: np.ndarray, sums: Any, blocks: Any, places: list[int]) -> Any:
-        """The shards' sums on each replica, plus the next blocks' partials at the parameters in `state`."""
-        return self._traced._turns(sums, blocks, places, tf.constant(state[: self.num_parameters]))
-
     def finish(self, state: np.ndarray, sums: Any, *, step: int, limit: float) -> CallResult:
-        """The update that an epoch's `sums` make, per-replica `[ceil(V / R), width]`."""
+        """The update that an epoch's `sums` make, per-replica."""
         return self.result(
             *self._traced._finish(
                 tf.constant(state), sums, tf.constant(step, tf.int64), tf.constant(self.settings(limit))
@@ -175,9 +149,9 @@ class HeldBlocks:
     """An epoch's blocks on the replicas.
 
     Attributes:
-        handles: per-replica block lists, one per column, shard after shard.
+        handles: per-replica block lists, one per column.
         specs: shape and type of each column's blocks.
-        counts: per-replica int32 `[u, rounds]`.
+        counts: per-replica int32 `[blocks]`.
     """
 
     handles: Any

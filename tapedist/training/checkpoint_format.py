@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-SCHEMA = 1
+SCHEMA = 2
 STATE = "state.npz"
 MANIFEST = "manifest.json"
 
@@ -26,6 +26,10 @@ class Rejected(Exception):
 
 class NewerSchema(Rejected):
     """A sound manifest of a later version."""
+
+
+class OlderSchema(Rejected):
+    """A sound manifest of version 0.1, whose sums were others."""
 
 
 def pack_arrays(arrays: Mapping[str, np.ndarray]) -> bytes:
@@ -81,6 +85,7 @@ def decode_manifest(data: bytes) -> dict[str, Any]:
 
     Raises:
         NewerSchema: if it is sound, of a schema above `SCHEMA`.
+        OlderSchema: if it is sound, of a schema below `SCHEMA`.
         Rejected: if a single byte is not as `encode_manifest` writes it, or a field is not what it must be.
     """
     try:
@@ -95,12 +100,14 @@ def decode_manifest(data: bytes) -> dict[str, Any]:
         case {"schema": int(schema)} if schema > SCHEMA:
             raise NewerSchema(f"{MANIFEST} has schema {schema}, this version knows up to {SCHEMA}")
         case {
-            "schema": 1,
+            "schema": (1 | 2) as schema,
             "serial": int(),
             "step": int(),
             "meta": dict(),
             "files": {"state.npz": {"size": int(), "sha256": str()}},
         }:
+            if schema < SCHEMA:
+                raise OlderSchema("was saved by version 0.1, whose arithmetic was another")
             return dict(body)
     raise Rejected(f"{MANIFEST} lacks a field")
 

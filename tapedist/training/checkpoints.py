@@ -28,6 +28,7 @@ from tapedist.training.checkpoint_format import (
     MANIFEST,
     STATE,
     NewerSchema,
+    OlderSchema,
     Rejected,
     check_state,
     decode_manifest,
@@ -40,6 +41,10 @@ _logger = logging.getLogger("tapedist")
 
 # Ours in the directory: a save being written, a checkpoint being removed, a checkpoint.
 _OURS = re.compile(r"(tmp-|removed-)?[0-9]{8,18}-step-[0-9]+")
+
+
+class OlderCheckpoint(StateError):
+    """The newest sound checkpoint is of version 0.1, and cannot be continued."""
 
 
 class Checkpoint(NamedTuple):
@@ -127,6 +132,7 @@ class CheckpointStore:
         """The newest checkpoint that is sound; None if none was ever saved.
 
         Raises:
+            OlderCheckpoint: if the newest sound one is of an earlier schema.
             StateError: if checkpoints are there and none is sound, or the newest sound one is of a later schema.
         """
         try:
@@ -142,6 +148,8 @@ class CheckpointStore:
                 return self._read(name)
             except NewerSchema as reason:
                 raise StateError(f"{shown}: {reason}; continue with the version that wrote it") from None
+            except OlderSchema as reason:
+                raise OlderCheckpoint(f"{shown}: {reason}") from None
             except Rejected as reason:
                 self._say(f"{shown} is not used: {reason}")
         if any(not name.startswith("tmp-") for name in names):
@@ -150,6 +158,22 @@ class CheckpointStore:
                 "restore the folder from a copy, or train into another --run_dir"
             )
         return None
+
+    def load_all(self) -> list[Checkpoint]:
+        """Every checkpoint that is there, in the order of their saves; nothing is touched.
+
+        Raises:
+            StateError: if they cannot be listed, or one of them cannot be trusted.
+        """
+        found = []
+        try:
+            for name in filter(_is_committed, self._names()):
+                found.append(self._read(name))
+        except OSError as error:
+            raise StateError(f"checkpoints in {str(self._directory)!r}: cannot be listed ({error})") from error
+        except Rejected as reason:
+            raise StateError(f"checkpoint {str(self._directory / name)!r} cannot be trusted: {reason}") from None
+        return found
 
     def _open_directory(self) -> None:
         with contextlib.suppress(FileExistsError):

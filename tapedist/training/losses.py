@@ -1,53 +1,75 @@
 """Per-example losses: pure functions `(y_hat, y) -> loss`, all of shape `[k]`.
 
-The weighted mean over rows is taken elsewhere, once, with one global denominator (`partials.py`).
+The weighted mean over rows is taken elsewhere, once, with one global denominator (`steps.py`).
 """
 
 from __future__ import annotations
 
-import functools
+import dataclasses
+import math
 from collections.abc import Callable
 
 import tapedist.numerics  # noqa: F401  (before TensorFlow)
 import tensorflow as tf
 
+from tapedist.training.exact import times
+
 Loss = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 
-def squared(y_hat: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
-    """`(y_hat - y)**2`, without the factor 1/2."""
-    return tf.math.squared_difference(y_hat, y)
+@dataclasses.dataclass(frozen=True)
+class ResidualLoss:
+    """One of the package's losses; they depend on the residual `r = y_hat - y` alone.
 
-
-def absolute(y_hat: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
-    """`|y_hat - y|`; its gradient at 0 is taken as 0."""
-    return tf.abs(y_hat - y)
-
-
-@functools.cache  # One function for each delta, by which compiled programs are found again.
-def huber(delta: float) -> Loss:
-    """Squared near 0 and linear beyond `delta` (Huber, "Robust estimation of a location parameter", 1964).
-
-    `r**2 / 2` where `|r| <= delta`, else `delta * (|r| - delta / 2)`, with `r = y_hat - y`.
+    Attributes:
+        name: "squared" for `r**2`, without the factor 1/2; "absolute" for `|r|`, whose gradient at 0 is taken as 0; or
+            "huber": `r**2 / 2` where `|r| <= delta`, else `delta * (|r| - delta / 2)` (Huber, "Robust estimation of a
+            location parameter", 1964).
+        delta: where the huber loss turns from squared to linear.
     """
 
-    def huber_loss(y_hat: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
-        size = tf.abs(y_hat - y)
+    name: str
+    delta: float = math.inf
+
+    @property
+    def __name__(self) -> str:
+        return self.name
+
+    def __call__(self, y_hat: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+        residual = y_hat - y
+        if self.name == "squared":
+            return times(residual, residual)
+        size = tf.abs(residual)
+        if self.name == "absolute":
+            return size
         # Clipped rather than selected, so that the gradient has no branch that could overflow.
-        near = tf.minimum(size, tf.constant(delta, size.dtype))
-        return near * (size - near / 2)
+        near = tf.minimum(size, tf.constant(self.delta, size.dtype))
+        return times(near, size) - times(near, near) * 0.5
 
-    return huber_loss
+    def largest_slope(self, residual: tf.Tensor) -> tf.Tensor:
+        """A bound of `|dloss / dr|` for residuals up to a float64 bound, of squared error of half of it."""
+        if self.name == "absolute":
+            return tf.ones_like(residual)
+        return residual if self.name == "squared" else tf.minimum(residual, tf.constant(self.delta, tf.float64))
 
 
-def by_name(name: str, *, huber_delta: float) -> Loss:
+squared = ResidualLoss("squared")
+absolute = ResidualLoss("absolute")
+
+
+def huber(delta: float) -> ResidualLoss:
+    """The huber loss that turns linear at `delta`."""
+    return ResidualLoss("huber", delta)
+
+
+def by_name(name: str, *, huber_delta: float) -> ResidualLoss:
     """The loss that `--loss` names."""
-    return {"squared": squared, "absolute": absolute, "huber": huber(huber_delta)}[name]
+    return huber(huber_delta) if name == "huber" else ResidualLoss(name)
 
 
 def is_own(loss: Loss) -> bool:
-    """Whether a loss is the user's, so that it need not be finite where both its arguments are zero."""
-    return getattr(loss, "__module__", "") != __name__
+    """Whether a loss is the user's, so that nothing is known of it."""
+    return not isinstance(loss, ResidualLoss)
 
 
 def checked(loss: Loss) -> Loss:

@@ -15,12 +15,9 @@ from tapedist.training.optimizers import Optimizer
 from tapedist.training.quadratic import QuadraticSteps
 
 
-def _gradient(theta: Any, slots: Any, gradient: Any, step: Any) -> tuple[Any, Any]:
+def _gradient(theta: Any, slots: Any, gradient: Any, number: Any) -> tuple[Any, Any]:
     """An update rule that leaves the gradient in the place of the parameters."""
     return gradient, slots
-
-
-_GRADIENT = Optimizer(0, _gradient, told=True)
 
 
 def evaluator(engine: Engine, heed: Callable[[], bool]) -> Callable[[np.ndarray], tuple[float, float]]:
@@ -51,17 +48,17 @@ def full_gradient(
         passes: how often the gradient will be asked for, at most.
         heed: asked now and then inside a long visit: False, or raises to break it off.
     """
-    programs = {**setup.programs, "optimizer": _GRADIENT}
-    count = programs["model"].num_parameters
+    problem = dataclasses.replace(setup.problem, optimizer=Optimizer("gradient", _gradient))
+    count = problem.model.num_parameters
     if isinstance(engine, MomentsEngine):
-        steps, moments_engine = QuadraticSteps(**programs), engine
+        steps, moments_engine = QuadraticSteps(strategy=setup.strategy, problem=problem), engine
 
         def from_moments(state: np.ndarray) -> np.ndarray:
             moments_engine.moments(heed)
             return steps.run(state[:count], moments_engine.form, step=0, num_steps=1, limit=math.inf).state
 
         return from_moments
-    rows = engines.full_batch(dataclasses.replace(setup, programs=programs), split="train", passes=passes)
+    rows = engines.full_batch(dataclasses.replace(setup, problem=problem), split="train", passes=passes)
 
     def from_rows(state: np.ndarray) -> np.ndarray:
         result = rows.run(state[:count], step=0, num_steps=1, limit=math.inf, interrupted=heed)

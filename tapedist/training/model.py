@@ -20,9 +20,7 @@ from tapedist.errors import InputError
 Forward = Callable[[tf.Tensor], tf.Tensor]
 
 # Up to so many features a sum of products, which XLA fuses with what surrounds it, beats its product of a matrix and a
-# vector: in shards that are summed side by side, where it is still twice as fast at 12 features,
-_SUMMED_SIDE_BY_SIDE = 12
-# and in longer ones and in blocks, where the product takes 0.6 of its time from 8 features on.
+# vector.
 _SUMMED_FEATURES = 7
 # From here on a sum of products predicts as fast or faster again; its gradient would be a sum over columns, a quarter
 # as fast as a product.
@@ -36,9 +34,9 @@ class Model(Protocol):
         name: tells models of different kinds or shapes apart; the same in every process.
         num_parameters: `P`.
         penalized: float64 `[P]`, 1 where the L2 penalty applies, 0 elsewhere.
-        pure: whether `bind` touches no variable, so that whole training loops may become one XLA program.
+        pure: whether `bind` touches no variable, so that whole training loops may become one XLA program: the linear
+            model alone.
         key: tells apart models that are traced differently; None if another one must never be served by its traces.
-        summed: whether `bind_shards` is there and predicts by sums, whose bits do not depend on the number of shards.
     """
 
     name: str
@@ -46,11 +44,6 @@ class Model(Protocol):
     penalized: np.ndarray
     pure: bool
     key: Hashable | None
-    summed: bool
-
-    @property
-    def bind_shards(self) -> Callable[..., tuple[Forward, Sequence[Any]]] | None:
-        """`bind` for several shards at once, as `LinearModel` has it, or None."""
 
     def bind(self, masters: tf.Tensor, dtype: tf.DType) -> tuple[Forward, Sequence[Any]]:
         """Binds the model to its parameters.
@@ -75,7 +68,6 @@ class LinearModel:
         self.num_features = num_features
         self.fit_intercept = fit_intercept
         self.key = (num_features, fit_intercept)
-        self.summed = num_features <= _SUMMED_SIDE_BY_SIDE
         self.num_parameters = num_features + fit_intercept
         self.penalized = np.ones(self.num_parameters)
         if fit_intercept:
@@ -107,30 +99,6 @@ class LinearModel:
 
         return forward, targets
 
-    def bind_shards(self, masters: tf.Tensor, dtype: tf.DType, *, shards: int) -> tuple[Forward, Sequence[Any]]:
-        """`bind` for several shards at once, each with parameters of its own.
-
-        A tape that differentiates the sum over all rows by the targets then gives each shard its own gradient.
-
-        Args:
-            masters: float64 `[P]`.
-            dtype: the compute type.
-            shards: `u`.
-
-        Returns:
-            `(forward, targets)`: `forward(x [u, k, d]) -> y_hat [u, k]`; each of the targets is `[u, ...]`.
-        """
-        values = tf.cast(masters, dtype)
-        d = self.num_features
-        weights = tf.tile(values[tf.newaxis, :d], [shards, 1])
-        targets = [weights, tf.fill([shards, 1], values[d])] if self.fit_intercept else [weights]
-
-        def forward(x: tf.Tensor) -> tf.Tensor:
-            y_hat = tf.squeeze(x, 2) * weights if d == 1 else tf.reduce_sum(x * weights[:, tf.newaxis], 2)
-            return y_hat + targets[1] if self.fit_intercept else y_hat
-
-        return forward, targets
-
 
 @tf.custom_gradient
 def _long_product(x: tf.Tensor, weights: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], Any]]:
@@ -157,8 +125,6 @@ class ModuleModel:
 
     pure = False
     key = None  # Its variables are its own.
-    summed = False
-    bind_shards = None
 
     def __init__(self, module: Any, *, num_features: int, dtype: tf.DType):
         module(tf.zeros([1, num_features], dtype))

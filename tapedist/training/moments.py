@@ -1,26 +1,29 @@
-"""Centred second moments of the rows: one pass in float64, merged in fixed order.
+"""Second moments of the rows, exact: one pass, whose sums have no order.
 
-Legend: `d` features, `D = d + 1` columns (the features, then the target), `u` shards of one replica, `V` shards,
-`M = 1 + D + D*D`, `N` is `M`, or with weights one more, in which the rows are counted.
+Legend: `d` features, `D = d + 1` columns (the features, then the target), `T` rows of a tile.
 
-A set of rows is summed up by its weight, its means and its centred products, as one flat float64 vector `[M]`:
+A column less its shift is cut into three slices of 21 bits each, whole numbers of at most `2**20` in units of their
+own; a product of two has 41 bits, so that `2**13` of them add up without rounding, whoever multiplies the matrices
+(Ozaki, Ogita, Oishi and Rump, "Error-free transformations of matrix multiplication by using fast routines of matrix
+multiplication and its applications", 2012). Products of slices below the third rank are left out: less than `2**-61`
+of the largest. Without weights
 
-    W = sum w        m = sum w*z / W        C = sum w * (z - m)(z - m)'
+    K_ab = sum of slice_a slice_b'      N = 2**42 K_00 + 2**21 (K_01 + K_10) + (K_02 + K_20 + K_11)
 
-Two sets merge by the formula of Chan, Golub and LeVeque ("Updating formulae and a pairwise algorithm for computing
-sample variances", 1979; for covariances, Bennett et al. 2009):
+and with weights the first factor are the slices of `w * z`, rounded once. From the integers, the means and the centred
+products
 
-    W = Wa + Wb      m = ma + (mb - ma) * Wb / W      C = Ca + Cb + (mb - ma)(mb - ma)' * Wa * Wb / W
+    W = sum w        m = shift + sum w*z / W        C = sum w * z * z' - (sum w*z)(sum w*z)' / W
 
-Each block's moments come from one compiled function of one shape (`row_moments.py`), whoever runs it; a shard's blocks
-are merged in their order, the shards' vectors are gathered and merged in shard order. So the result depends neither on
-the topology nor on the number of threads.
+are rational numbers, rounded once.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import math
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -28,11 +31,17 @@ import numpy as np
 import tapedist.numerics  # noqa: F401  (before TensorFlow)
 import tensorflow as tf
 
-from tapedist.training import partials as fixed_order
-from tapedist.training.block_turns import BlockTurns
-from tapedist.training.replicas import Replicas
-from tapedist.training.row_moments import block_moments
-from tapedist.training.steps import Rows, check_rows, slice_rows
+from tapedist.training import exact
+from tapedist.training.block_pass import block_loop
+from tapedist.training.bounds import Bounds, pow2
+from tapedist.training.replicas import Replicas, all_added
+from tapedist.training.row_sums import Rows, tile_rows
+from tapedist.training.steps import check_rows
+
+_BITS = 21
+_SLICES = 3
+_NARROW = 3  # Up to so many features, sums of products beat a product of matrices.
+_MOST_TERMS = 2**13  # Products of two slices that a float64 sum holds.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,34 +58,96 @@ class Moments:
     means: np.ndarray
     centred: np.ndarray
 
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class MomentUnits:
+    """What columns are less, and in units of what their products are counted.
+
+    Attributes:
+        shifts: float64 `[D]`.
+        tops: powers of two `[D]` that no shifted column exceeds.
+        weighted_tops: those of `w * z`, and last of `w`: `[D + 1]`.
+    """
+
+    shifts: np.ndarray
+    tops: np.ndarray
+    weighted_tops: np.ndarray
+
     @classmethod
-    def from_vector(cls, vector: np.ndarray) -> Moments:
-        """Reads the flat form `[M]`."""
-        columns = round(np.sqrt(len(vector) - 0.75) - 0.5)
-        return cls(float(vector[0]), vector[1 : 1 + columns], vector[1 + columns :].reshape(columns, columns))
+    def of(cls, bounds: Bounds) -> MomentUnits:
+        tops = bounds.tops()
+        return cls(bounds.shifts(), tops, pow2(bounds.weight * np.append(tops, 1.0)))
 
-    def to_vector(self) -> np.ndarray:
-        return np.concatenate([[self.sum_weights], self.means, self.centred.ravel()])
+    def moments(self, sums: np.ndarray, *, weighted: bool) -> Moments:
+        """What the integers `[2, M]` of `MomentSteps` stand for."""
+        count = len(self.tops)
+        numbers = np.array(exact.value_of(sums), object)
+        pairs = _pairs(weighted)
+        products, columns, rows = np.split(numbers, [len(pairs) * count * count, len(numbers) - 1])
+        columns = columns.reshape(_SLICES, -1)
+        total: Any = 0
+        for (a, b), product in zip(pairs, products.reshape(-1, count, count), strict=True):
+            both = product if weighted or a == b else product + product.T
+            total = total + both * (1 << _BITS * (2 - a - b))
+        of_column: Any = sum(part * (1 << _BITS * (2 - a)) for a, part in enumerate(columns))
+        exponents = np.frexp(self.tops)[1].astype(object) - 1
+        if not weighted:
+            return _moments(total, of_column, rows[0], 0, exponents, exponents, self.shifts)
+        left = np.frexp(self.weighted_tops)[1].astype(object) - 1
+        return _moments(total, of_column[:-1], of_column[-1], left[-1] - 62, left[:-1], exponents, self.shifts)
 
 
-def moments_width(num_features: int) -> int:
-    """`M`."""
-    return 1 + (num_features + 1) + (num_features + 1) ** 2
+def _pairs(weighted: bool) -> list[tuple[int, int]]:
+    """Which slices are multiplied; without weights each pair serves its mirror image too."""
+    return [(a, b) for a in range(_SLICES) for b in range(_SLICES - a) if weighted or a <= b]
 
 
-def merged(a: tf.Tensor, b: tf.Tensor, *, columns: int) -> tf.Tensor:
-    """The moments `[N]` of two sets of rows together; either may be empty."""
-    end = 1 + columns + columns * columns
-    weight = a[0] + b[0]
-    # Two empty sets make an empty one; a tensor, because XLA rewrites division by a constant.
-    safe = tf.where(weight > 0, weight, tf.ones_like(weight))
-    share = b[0] / safe
-    gap = b[1 : 1 + columns] - a[1 : 1 + columns]
-    means = a[1 : 1 + columns] + gap * share
-    cross = (gap[:, tf.newaxis] * gap[tf.newaxis, :]) * (a[0] * share)
-    products = a[1 + columns : end] + b[1 + columns : end] + tf.reshape(cross, [-1])
-    # Behind these, the rows that have joined.
-    return tf.concat([weight[tf.newaxis], means, products, a[end:] + b[end:]], 0)
+def _moments(
+    products: np.ndarray,
+    columns: np.ndarray,
+    weight: int,
+    weight_exponent: int,
+    left: np.ndarray,
+    right: np.ndarray,
+    shifts: np.ndarray,
+) -> Moments:
+    """Means and centred products, each an exact quotient of integers that is rounded once.
+
+    All but the shifts are Python integers.
+
+    Args:
+        products: `[D, D]`, of which those on and above the diagonal count, in units of `2**(left[i] + right[j] - 82)`.
+        columns: `[D]`, sums of columns, in units of `2**(left[i] - 62)`.
+        weight: the sum of weights, in units of `2**weight_exponent`.
+        weight_exponent: see `weight`.
+        left: `[D]`.
+        right: `[D]`.
+        shifts: float64 `[D]`.
+    """
+    count = len(columns)
+    means, centred = np.zeros(count), np.zeros((count, count))
+    if weight == 0:
+        return Moments(0.0, means, centred)
+    for i, shift in enumerate(shifts.tolist()):
+        gap = Fraction(columns[i], weight) * Fraction(2) ** (left[i] - 62 - weight_exponent)
+        means[i] = float(Fraction(shift) + gap)
+    for j in range(count):
+        # Of the product and of what the means take from it, times the weight; without the left column's unit.
+        units = right[j] - 82, left[j] - 124 - weight_exponent
+        unit = min(units)
+        both = products[: j + 1, j] * weight * (1 << units[0] - unit)
+        both = both - columns[: j + 1] * columns[j] * (1 << units[1] - unit)
+        for i, numerator in enumerate(both):
+            centred[i, j] = centred[j, i] = _quotient(numerator, weight, left[i] + unit)
+    return Moments(_quotient(weight, 1, weight_exponent), means, centred)
+
+
+def _quotient(numerator: int, denominator: int, exponent: int) -> float:
+    """`numerator / denominator * 2**exponent`, rounded once; infinite beyond the range of float64."""
+    try:
+        return (numerator << exponent) / denominator if exponent >= 0 else numerator / (denominator << -exponent)
+    except OverflowError:
+        return math.inf if numerator > 0 else -math.inf
 
 
 class MomentSteps(Replicas):
@@ -84,12 +155,10 @@ class MomentSteps(Replicas):
 
     Args:
         strategy: where replicas live.
-        num_features: `d`.
+        units: of the split's columns.
         num_rows: rows of the split.
         weighted: whether they have weights.
         split: "train" or "test".
-        num_shards: `V`.
-        tile_rows: rows whose sums a core's cache should hold; divides the block.
         parallel: blocks under way side by side on a replica.
     """
 
@@ -97,107 +166,141 @@ class MomentSteps(Replicas):
         self,
         *,
         strategy: tf.distribute.Strategy,
-        num_features: int,
+        units: MomentUnits,
         num_rows: int,
         weighted: bool,
         split: str,
-        num_shards: int,
-        tile_rows: int,
         parallel: int,
     ):
-        width = moments_width(num_features) + weighted
-        super().__init__(strategy=strategy, num_shards=num_shards, partial_width=width)
-        self._columns = num_features + 1
-        self._num_rows, self._weighted, self._split = num_rows, weighted, split
-        self._of_shards: dict[Any, Any] = {}
-        self._tile_rows = tile_rows
-        self._turns = BlockTurns(
-            self,
-            block_sum=tf.function(self._block, jit_compile=True, autograph=False),
-            merge=tf.function(self._merged, jit_compile=True, autograph=False),
-            parallel=parallel,
+        super().__init__(strategy=strategy)
+        self._columns = len(units.tops)
+        self._units, self._num_rows, self._weighted, self._split = units, num_rows, weighted, split
+        self._parallel = parallel
+        self._numbers = np.concatenate([[0.0], units.shifts, units.tops, units.weighted_tops])
+        self.share_traces((self._columns, weighted, parallel))
+
+    @property
+    def zero(self) -> np.ndarray:
+        """Sums before a row is in them, int64 `[2, M]`."""
+        sums = len(_pairs(self._weighted)) * self._columns**2 + _SLICES * (self._columns + self._weighted) + 1
+        return np.zeros([2, sums], np.int64)
+
+    def _block(self, numbers: tf.Tensor, rows: Rows, count: tf.Tensor) -> tf.Tensor:
+        """Integers `[2, M]` of a block's first `count` rows."""
+        zero, shifts, tops, weighted_tops = tf.split(
+            numbers, [1, self._columns, self._columns, self._columns + 1], num=4
         )
-        self.share_traces((num_features, weighted, tile_rows, parallel))
+        tiles, length = rows[1].shape
 
-    def _block(self, rows: Rows, count: tf.Tensor) -> tf.Tensor:
-        """Moments `[N]` of a block's first `count` rows."""
-        found = block_moments(rows, count, tile_rows=self._tile_rows)
-        return tf.concat([found, [tf.cast(count, tf.float64)]], 0) if self._weighted else found
+        def tile_sums(tile: tf.Tensor) -> tf.Tensor:
+            return self._tile(
+                tile_rows(rows, tile), tf.clip_by_value(count - tile * length, 0, length), shifts, tops, weighted_tops
+            )
 
-    def _merged(self, a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
-        return merged(a, b, columns=self._columns)
+        with exact.pinning(tf.bitcast(zero[0], tf.int64)):
+            sums = tf.while_loop(
+                lambda tile, _: tile < tiles,
+                lambda tile, sums: (tile + 1, sums + tile_sums(tile)),
+                (tf.constant(0), tf.zeros([self.zero.shape[1] - 1], tf.int64)),
+            )[1]
+        return exact.halves(tf.concat([sums, [tf.cast(count, tf.int64)]], 0))
 
-    def _folded(self, sums: tf.Tensor) -> tf.Tensor:
-        return tf.while_loop(
-            lambda shard, _: shard < self.num_shards,
-            lambda shard, total: (shard + 1, self._merged(total, sums[shard])),
-            (tf.constant(0), tf.zeros([self.partial_width], tf.float64)),
-        )[1]
+    def _tile(
+        self, rows: Rows, count: tf.Tensor, shifts: tf.Tensor, tops: tf.Tensor, weighted_tops: tf.Tensor
+    ) -> tf.Tensor:
+        """Sums of the first `count` of a tile's rows `(x [d, T], y [T][, w [T]])`, int64 `[M - 1]`."""
+        x, y, *weights = (tf.cast(column, tf.float64) for column in rows)
+        z = tf.concat([x, y[tf.newaxis]], 0) - shifts[:, tf.newaxis]
+        if weights:  # Which are 0 where no row is real.
+            right = _slices(z, tops)
+            left = _slices(exact.pin(weights[0] * tf.concat([z, tf.ones_like(z[:1])], 0)), weighted_tops)
+        else:
+            z = tf.where(tf.range(y.shape[0]) < count, z, tf.zeros([], tf.float64))
+            left = right = _slices(z, tops)
+        products = [_product(left[a][: self._columns], right[b]) for a, b in _pairs(self._weighted)]
+        columns = [_integer_sum(part) for part in left]
+        return tf.concat([tf.reshape(part, [-1]) for part in (*products, *columns)], 0)
 
     @functools.cached_property
-    def _fold(self) -> Any:
-        return tf.function(self._folded, jit_compile=True, autograph=False)
+    def _block_sums(self) -> Any:
+        return tf.function(self._block, jit_compile=True, autograph=False)
 
-    def _shard_moments(self, rows: Rows, counts: tf.Tensor) -> tf.Tensor:
-        """Moments `[u, N]` of a replica's shards, of which each is one block."""
-        shards, counts = counts.shape[1], tf.reshape(counts, [-1])
-        shard_rows = rows[1].shape[0] // shards
+    @functools.cached_property
+    def _loop(self) -> Any:
+        return block_loop(self, self._block_sums, parallel=self._parallel)
 
-        def one(shard: tf.Tensor) -> tf.Tensor:
-            piece = tuple(slice_rows(column, shard * shard_rows, shard_rows) for column in rows)
-            return self._block(piece, tf.gather(counts, shard))
+    def add_blocks(self, sums: Any, blocks: Any, turns: tf.Tensor) -> Any:
+        """Each replica's sums, with its next blocks in them; see `block_loop`."""
+        return self._traced._loop(sums, blocks, turns, tf.constant(self._numbers))
 
-        return fixed_order.shard_partials(one, first=tf.constant(0), num_shards=shards, width=self.partial_width)
+    @functools.cached_property
+    def _whole_split(self) -> Any:
+        def sums(numbers, rows, counts):  # type: ignore[no-untyped-def]
+            return all_added(self._block_sums(numbers, rows, counts[0]))
 
-    def _program(self, rows: Any, counts: Any) -> Any:
-        """`_split_program` of rows of these shapes."""
-        local = self.strategy.experimental_local_results
-        key = tuple((local(column)[0].shape, local(column)[0].dtype) for column in (*rows, counts))
-        if key not in self._of_shards:
-            self._of_shards[key] = self._split_program(rows, counts)
-        return self._of_shards[key]
+        return tf.function(lambda *arguments: self.on_replicas(sums, *arguments), autograph=False)
 
-    def _split_program(self, rows: Any, counts: Any) -> Any:
-        """`(rows, counts) -> moments [N]`; of one replica a single compiled call."""
-        if self.strategy.num_replicas_in_sync == 1:
-            fused = tf.function(
-                lambda rows, counts: self._folded(self._shard_moments(rows, counts)), jit_compile=True, autograph=False
-            )
-            return fused.get_concrete_function(rows, counts)  # To look it up anew costs as much as a small split.
-        compiled = tf.function(self._shard_moments, jit_compile=True, autograph=False)
-
-        def replica_moments(rows, counts):  # type: ignore[no-untyped-def]
-            found = compiled(rows, counts)[: self.replica_width]
-            return self._fold(fixed_order.gather(found, num_shards=self.num_shards))
-
-        return tf.function(lambda rows, counts: self.on_replicas(replica_moments, rows, counts), autograph=False)
-
-    def of_shards(self, rows: Any, counts: Any) -> Moments:
-        """The moments of a split whose shards are at hand, as `pipeline.shard_block_elements` lays them out.
+    def of_rows(self, rows: Any, counts: Any) -> np.ndarray:
+        """The integers `[2, M]` of each replica's rows at hand.
 
         Args:
-            rows: per-replica rows of the split, of the same shapes in every call.
-            counts: per-replica int32 `[1, u]`.
+            rows: per-replica, one slot of tiles of features, as `pipeline.py` lays it out.
+            counts: per-replica int32 `[1]`.
+        """
+        found = self._traced._whole_split(tf.constant(self._numbers), rows, counts)
+        return self.strategy.experimental_local_results(found)[0].numpy()
+
+    def of_split(self, rows: Any, counts: Any) -> np.ndarray:
+        """`of_rows` of a whole split.
 
         Raises:
-            MissingRowsError: if they do not hold every row once.
+            MissingRowsError: if not every row is in them once.
         """
-        found = self.strategy.experimental_local_results(self._traced._program(rows, counts)(rows, counts))[0]
-        return self._complete(found.numpy())
+        return self._complete(self.of_rows(rows, counts))
 
-    def add_blocks(self, sums: Any, blocks: Any, places: list[int]) -> Any:
-        """The shards' moments on each replica, with the next blocks merged in; arguments as in `BlockTurns`."""
-        return self._traced._turns(sums, blocks, places)
-
-    def finish(self, sums: Any) -> Moments:
-        """The moments of all shards, of each replica's `[ceil(V / R), N]`.
+    def finish(self, sums: Any) -> np.ndarray:
+        """The integers `[2, M]` of all replicas' sums.
 
         Raises:
-            MissingRowsError: if they are not those of every row once.
+            MissingRowsError: if not every row is in them once.
         """
-        return self._complete(self._traced._fold(tf.constant(self.gathered(sums))).numpy())
+        return self._complete(self.added(sums))
 
-    def _complete(self, vector: np.ndarray) -> Moments:
-        """The moments `[N]`, if every row has joined once."""
-        check_rows(vector[-1:] if self._weighted else vector[:1], self._num_rows, self._split)
-        return Moments.from_vector(vector[: moments_width(self._columns - 1)])
+    def _complete(self, sums: np.ndarray) -> np.ndarray:
+        check_rows(np.array(exact.value_of(sums[:, -1:])), self._num_rows, self._split)
+        return sums
+
+    def moments(self, sums: np.ndarray) -> Moments:
+        """What the integers stand for."""
+        return self._units.moments(sums, weighted=self._weighted)
+
+
+def _slices(columns: tf.Tensor, tops: tf.Tensor) -> list[tf.Tensor]:
+    """`columns` `[D, T]` cut into whole numbers, in units that are `2**20, 2**41, 2**62` times finer than `tops`."""
+    slices = []
+    for number in range(_SLICES):
+        step = (tops * 2.0 ** (1 - _BITS - _BITS * number))[:, tf.newaxis]
+        magic = (1.5 * 2.0**52) * step
+        cut = (columns + magic) - magic
+        slices.append(cut / step)
+        columns = columns - cut
+    return slices
+
+
+def _product(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
+    """`a b'` of whole numbers `[D, T]` of at most `2**20`, int64 `[D, D]`."""
+    count, length = a.shape
+    total = tf.zeros([count, count], tf.int64)
+    for first in range(0, length, _MOST_TERMS):
+        left, right = a[:, first : first + _MOST_TERMS], b[:, first : first + _MOST_TERMS]
+        if count <= _NARROW + 1:
+            sums = tf.stack([tf.reduce_sum(left[i] * right, 1) for i in range(count)])
+        else:
+            sums = tf.matmul(left, right, transpose_b=True)
+        total += tf.cast(sums, tf.int64)
+    return total
+
+
+def _integer_sum(numbers: tf.Tensor) -> tf.Tensor:
+    """Sums of whole numbers `[D, T]` of at most `2**20`, int64 `[D]`."""
+    return tf.cast(tf.reduce_sum(numbers, 1), tf.int64)

@@ -1,14 +1,14 @@
 """Update rules on flat float64 vectors.
 
-Legend: `P` parameters, `s` slots (extra vectors that a rule keeps). A rule is a pure function, so the same compiled
-update runs on every topology. The rules follow Keras' definitions, so results compare with it.
+Legend: `P` parameters, `s` slots (extra vectors that a rule keeps). A rule is a pure function whose every rounded
+product, quotient and root is pinned, so that it has the same bits on every machine. The rules follow Keras'
+definitions, so results compare with it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,10 +17,22 @@ import tapedist.numerics  # noqa: F401  (before TensorFlow)
 import tensorflow as tf
 
 from tapedist.config import TrainConfig
+from tapedist.training.descent_rate import Rate
+from tapedist.training.exact import flushed, folded, pin
 
-# (parameters [P], slots [s, P], gradient [P], step, *constants) -> (parameters [P], slots [s, P]); all float64, and
-# `step` counts from 1.
+# (parameters [P], slots [s, P], gradient [P], number, *constants) -> (parameters [P], slots [s, P]); all float64, and
+# the number of the update counts from 1.
 Rule = Callable[..., tuple[tf.Tensor, tf.Tensor]]
+
+# What the constants of each rule are called in the specification.
+CONSTANTS = {
+    "sgd": ("rate",),
+    "momentum": ("rate", "momentum"),
+    "nesterov": ("rate", "momentum"),
+    "adam": ("rate", "beta_1", "beta_2", "epsilon"),
+    "metric": ("rate", "hold", "curvature", "metric"),
+}
+_TINY = 2.0**-900  # Smaller slots are 0, so that no machine meets a number that another takes for 0.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -28,52 +40,33 @@ class Optimizer:
     """An update rule and its constants.
 
     Attributes:
-        num_slots: `s`.
+        name: of the rule; those in `CONSTANTS` are specified.
         rule: a function of the module's, so that runs of other constants are served by one compiled program.
-        constants: numbers or float64 arrays, its last arguments.
-        told: whether they are tensors to the compiled program, so that one serves all values of them, rather than
-            compiled in. Where a rule adds two products, the compiler multiplies and adds one of them without rounding
-            in between, and which one depends on what is a constant: such rules would have other bits.
+        first_slots: values of the slots before the first update, one for each of the `s`.
+        constants: numbers or float64 arrays, its last arguments; tensors to the compiled program.
     """
 
-    num_slots: int
+    name: str
     rule: Rule
+    first_slots: tuple[float, ...] = ()
     constants: tuple[Any, ...] = ()
-    told: bool = False
 
-    def update(
-        self, theta: tf.Tensor, slots: tf.Tensor, g: tf.Tensor, step: tf.Tensor, constants: Sequence[Any] | None = None
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        """One update, by its own constants or those of another run."""
-        return self.rule(theta, slots, g, step, *(self.constants if constants is None else constants))
+    @property
+    def num_slots(self) -> int:
+        return len(self.first_slots)
+
+    def fresh_slots(self, num_parameters: int) -> np.ndarray:
+        """The slots before the first update, float64 `[s * P]`."""
+        return np.repeat(np.array(self.first_slots, np.float64), num_parameters)
 
 
 def sgd(learning_rate: float) -> Optimizer:
     """`theta <- theta - learning_rate * g`."""
-    return Optimizer(0, _sgd, (learning_rate,), told=True)
+    return Optimizer("sgd", _sgd, (), (learning_rate,))
 
 
-def _sgd(theta: tf.Tensor, slots: tf.Tensor, g: tf.Tensor, step: tf.Tensor, rate: Any) -> tuple[tf.Tensor, tf.Tensor]:
-    return theta - rate * g, slots
-
-
-@dataclasses.dataclass(frozen=True)
-class Rate:
-    """A learning rate over the steps: constant, then `1 / (1 / first + curvature * (step - hold))`.
-
-    Such a decay, with the inverse Hessian as the metric, is as efficient as any method that sees each row once (Bottou
-    and LeCun, "Large scale online learning", 2003); the constant beginning forgets where training started (Bottou,
-    Curtis and Nocedal, "Optimization methods for large-scale machine learning", 2018, 4.1).
-
-    Attributes:
-        first: the rate of the first steps.
-        hold: steps that it is kept for; infinite for a constant rate.
-        curvature: the least one of the loss in the metric.
-    """
-
-    first: float
-    hold: float = math.inf
-    curvature: float = 1.0
+def _sgd(theta: tf.Tensor, slots: tf.Tensor, g: tf.Tensor, number: tf.Tensor, rate: Any) -> tuple[tf.Tensor, tf.Tensor]:
+    return theta - pin(rate * g), slots
 
 
 def metric_sgd(rate: Rate, metric: np.ndarray) -> Optimizer:
@@ -83,23 +76,23 @@ def metric_sgd(rate: Rate, metric: np.ndarray) -> Optimizer:
         rate: over the steps.
         metric: float64 `[P, P]`, symmetric.
     """
-    return Optimizer(0, _metric_sgd, (rate.first, rate.hold, rate.curvature, metric), told=True)
+    return Optimizer("metric", _metric_sgd, (), (rate.first, rate.hold, rate.curvature, metric))
 
 
 def _metric_sgd(
     theta: tf.Tensor,
     slots: tf.Tensor,
     g: tf.Tensor,
-    step: tf.Tensor,
+    number: tf.Tensor,
     first: Any,
     hold: Any,
     curvature: Any,
     metric: Any,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    behind = tf.maximum(step - hold, tf.zeros_like(step))
-    rate = tf.ones_like(step) / (tf.ones_like(step) / first + curvature * behind)
-    # A sum of products, whose bits do not follow the number of threads as those of a product of matrices do.
-    return theta - rate * tf.reduce_sum(metric * g, 1), slots
+    behind = tf.maximum(number - hold, tf.zeros_like(number))
+    one = tf.ones_like(number)
+    rate = pin(one / (pin(one / first) + pin(curvature * behind)))
+    return theta - pin(rate * folded(pin(metric * g[:, tf.newaxis]))), slots
 
 
 def momentum(learning_rate: float, mu: float, *, nesterov: bool) -> Optimizer:
@@ -109,49 +102,53 @@ def momentum(learning_rate: float, mu: float, *, nesterov: bool) -> Optimizer:
     `theta <- theta + mu * v - learning_rate * g`.
     """
 
-    return Optimizer(1, _nesterov if nesterov else _momentum, (learning_rate, mu))
+    return Optimizer(
+        "nesterov" if nesterov else "momentum", _nesterov if nesterov else _momentum, (0.0,), (learning_rate, mu)
+    )
 
 
 def _momentum(
-    theta: tf.Tensor, slots: tf.Tensor, g: tf.Tensor, step: tf.Tensor, rate: Any, mu: Any
+    theta: tf.Tensor, slots: tf.Tensor, g: tf.Tensor, number: tf.Tensor, rate: Any, mu: Any
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    velocity = mu * slots[0] - rate * g
+    velocity = flushed(pin(mu * slots[0]) - pin(rate * g), _TINY)
     return theta + velocity, velocity[tf.newaxis]
 
 
 def _nesterov(
-    theta: tf.Tensor, slots: tf.Tensor, g: tf.Tensor, step: tf.Tensor, rate: Any, mu: Any
+    theta: tf.Tensor, slots: tf.Tensor, g: tf.Tensor, number: tf.Tensor, rate: Any, mu: Any
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    push = rate * g
-    velocity = mu * slots[0] - push
-    return theta + (mu * velocity - push), velocity[tf.newaxis]
+    push = pin(rate * g)
+    velocity = flushed(pin(mu * slots[0]) - push, _TINY)
+    return theta + (pin(mu * velocity) - push), velocity[tf.newaxis]
 
 
 def adam(learning_rate: float, beta_1: float, beta_2: float, epsilon: float) -> Optimizer:
     """Adam (Kingma and Ba 2015), in the efficient form at the end of their section 2.
 
-    `theta <- theta - learning_rate * sqrt(1 - beta_2**t) / (1 - beta_1**t) * m / (sqrt(v) + epsilon)`.
+    `theta <- theta - learning_rate * sqrt(1 - beta_2**t) / (1 - beta_1**t) * m / (sqrt(v) + epsilon)`; the powers of
+    the betas are slots, because libraries differ in the last bit of a power.
     """
 
-    return Optimizer(2, _adam, (learning_rate, beta_1, beta_2, epsilon))
+    return Optimizer("adam", _adam, (0.0, 0.0, 1.0, 1.0), (learning_rate, beta_1, beta_2, epsilon))
 
 
 def _adam(
     theta: tf.Tensor,
     slots: tf.Tensor,
     g: tf.Tensor,
-    step: tf.Tensor,
+    number: tf.Tensor,
     rate: Any,
     beta_1: Any,
     beta_2: Any,
     epsilon: Any,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    first = slots[0] + (g - slots[0]) * (1 - beta_1)
-    second = slots[1] + (g * g - slots[1]) * (1 - beta_2)
-    # Constants of the right type at once: a cast would take a Python float through float32.
-    step_rate = rate * tf.sqrt(1 - tf.pow(tf.constant(beta_2, g.dtype), step))
-    step_rate /= 1 - tf.pow(tf.constant(beta_1, g.dtype), step)
-    return theta - step_rate * first / (tf.sqrt(second) + epsilon), tf.stack([first, second])
+    one = tf.ones_like(number)
+    first = flushed(slots[0] + pin((g - slots[0]) * (one - beta_1)), _TINY)
+    second = flushed(slots[1] + pin((pin(g * g) - slots[1]) * (one - beta_2)), _TINY)
+    power_1, power_2 = flushed(pin(slots[2] * beta_1), _TINY), flushed(pin(slots[3] * beta_2), _TINY)
+    pace = pin(pin(rate * pin(tf.sqrt(one - power_2))) / (one - power_1))
+    move = pin(pin(pace * first) / (pin(tf.sqrt(second)) + epsilon))
+    return theta - move, tf.stack([first, second, power_1, power_2])
 
 
 def from_config(config: TrainConfig, *, auto_rate: float | None = None) -> Optimizer:

@@ -10,7 +10,7 @@ import numpy as np
 
 from tapedist.config import TrainConfig
 from tapedist.errors import StateError
-from tapedist.training.checkpoints import Checkpoint, CheckpointStore
+from tapedist.training.checkpoints import Checkpoint, CheckpointStore, OlderCheckpoint
 from tapedist.training.resume import answer_differences
 from tapedist.training.state import TrainingState
 
@@ -35,6 +35,7 @@ class RunStore:
         environment: Mapping[str, Any],
         warn: Callable[[str], None],
     ):
+        self._directory = directory
         self._store = CheckpointStore(directory=directory, warn=warn)
         self._identity = dict(identity)
         self._environment = dict(environment)
@@ -59,14 +60,25 @@ class RunStore:
         """`(state, progress, position)` of the newest good checkpoint; None if none was ever saved.
 
         Raises:
-            StateError: if none is good any more, or it belongs to a run with another answer.
+            StateError: if none is good any more, or it belongs to a run with another answer or of version 0.1.
         """
-        checkpoint = self._store.load()
+        try:
+            checkpoint = self._store.load()
+        except OlderCheckpoint as error:
+            raise StateError(f"{error}; {self._way_on()}") from None
         if checkpoint is None:
             return None
         self._check(checkpoint)
         arrays = checkpoint.arrays
         return *from_arrays(arrays), int(arrays["metrics_position"])
+
+    def _way_on(self) -> str:
+        """What to do with a run of version 0.1, whose parameters are at hand if it has finished once."""
+        run_dir = self._directory.parent
+        if (run_dir / "model.json").exists():
+            start = f"go on from its parameters by --init_from={run_dir} and a new --run_dir"
+            return f"{start}, or begin anew by --resume=never"
+        return "the run never finished, so that no other can start from it; begin anew by --resume=never"
 
     def _check(self, checkpoint: Checkpoint) -> None:
         differences = answer_differences(checkpoint.meta["identity"], self._identity)

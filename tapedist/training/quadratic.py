@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,10 @@ import numpy as np
 import tapedist.numerics  # noqa: F401  (before TensorFlow)
 import tensorflow as tf
 
+from tapedist.training import exact
 from tapedist.training import records as step_records
 from tapedist.training.moments import Moments
+from tapedist.training.row_sums import Totals
 from tapedist.training.steps import MAX_STEPS_PER_CALL, CallResult, StepPrograms, value_and_gradient
 
 # Columns whose remaining sum of squares is below this share of their own are taken as dependent.
@@ -56,7 +59,7 @@ class QuadraticForm:
         mx, my = moments.means[:-1], moments.means[-1]
         if fit_intercept:
             weights, residual = _solved(spread, cross, target)
-            optimum = np.append(weights, my - _dot(weights, mx))
+            optimum = np.append(weights, my - _ordered_dot(weights, mx))
         else:
             optimum, residual = _solved(spread + np.multiply.outer(mx, mx), cross + mx * my, target + my * my)
         return cls(optimum, max(0.0, residual), spread, mx, fit_intercept)
@@ -67,7 +70,7 @@ class QuadraticForm:
         return [self.optimum, np.array([self.least]), self.spread.ravel(), self.means]
 
 
-def _dot(a: np.ndarray, b: np.ndarray) -> float:
+def _ordered_dot(a: np.ndarray, b: np.ndarray) -> float:
     """A dot product added in order, whatever library NumPy multiplies with."""
     return float(np.add.accumulate(a * b)[-1])
 
@@ -79,7 +82,7 @@ def _solved(matrix: np.ndarray, right: np.ndarray, target: float) -> tuple[np.nd
     not depend on a BLAS library or its threads.
     """
     count = len(right)
-    scale = np.sqrt(np.diag(matrix))
+    scale = np.sqrt(np.maximum(np.diag(matrix), 0.0))  # Rounding may leave a hair below 0.
     scale = np.where(scale > 0, scale, 1.0)
     table = np.empty([count + 1, count + 1])
     table[:count, :count] = matrix / np.multiply.outer(scale, scale)
@@ -93,7 +96,7 @@ def _solved(matrix: np.ndarray, right: np.ndarray, target: float) -> tuple[np.nd
             table[k + 1 :, k + 1 :] -= np.multiply.outer(factors, table[k, k + 1 :])
     solution = np.zeros(count)
     for k in reversed(pivots):
-        above = _dot(table[k, k + 1 : count], solution[k + 1 :]) if k + 1 < count else 0.0
+        above = _ordered_dot(table[k, k + 1 : count], solution[k + 1 :]) if k + 1 < count else 0.0
         solution[k] = (table[k, count] - above) / table[k, k]
     return solution / scale, float(table[count, count])
 
@@ -112,7 +115,7 @@ class QuadraticSteps(StepPrograms):
     def _program(self, num_features: int) -> Any:
         """The program, of one vector: the state, the step, how many steps, the settings, and `QuadraticForm.parts`."""
         count, d = self.num_parameters, num_features
-        sizes = [count + self.num_slots * count, 1, 1, self.num_settings, count, 1, d * d, d]
+        sizes = [count + self.problem.optimizer.num_slots * count, 1, 1, self.num_settings, count, 1, d * d, d]
 
         def loop(numbers):  # type: ignore[no-untyped-def]
             state, step, num_steps, settings, optimum, least, spread, means = tf.split(numbers, sizes)
@@ -120,13 +123,14 @@ class QuadraticSteps(StepPrograms):
             least, spread = least[0], tf.reshape(spread, [d, d])
 
             def body(i, state, records, _):  # type: ignore[no-untyped-def]
-                total = self._total(state[:count], optimum, least, spread, means)
-                state, record, ok = self.apply(state, total[tf.newaxis], step + tf.cast(i, tf.int64), settings)
+                totals = self._totals(state[:count], optimum, least, spread, means)
+                state, record, ok = self.apply(state, totals, step + tf.cast(i, tf.int64), settings)
                 return i + 1, state, step_records.with_row(records, i, record), ok
 
-            records = step_records.empty(MAX_STEPS_PER_CALL, width=self.record_width)
-            start = (tf.constant(0), state, records, tf.constant(True))
-            begun, state, records, ok = tf.while_loop(lambda i, *rest: (i < num_steps) & rest[-1], body, start)
+            with self.pinned(settings):
+                records = step_records.empty(MAX_STEPS_PER_CALL, width=self.record_width)
+                start = (tf.constant(0), state, records, tf.constant(True))
+                begun, state, records, ok = tf.while_loop(lambda i, *rest: (i < num_steps) & rest[-1], body, start)
             counts = tf.cast([begun, begun - tf.cast(~ok, tf.int32)], tf.float64)
             records = step_records.stacked(records, MAX_STEPS_PER_CALL, width=self.record_width)
             return tf.concat([state, counts], 0), records
@@ -134,14 +138,15 @@ class QuadraticSteps(StepPrograms):
         program = tf.function(loop, jit_compile=True, autograph=False)
         return program.get_concrete_function(tf.TensorSpec([sum(sizes)], tf.float64))
 
-    def _total(
+    def _totals(
         self, theta: tf.Tensor, optimum: tf.Tensor, least: tf.Tensor, spread: tf.Tensor, means: tf.Tensor
-    ) -> tf.Tensor:
-        """`(loss, 1, gradient)` `[P + 2]`: a total as `apply` takes it, with the weight already divided out."""
+    ) -> Totals:
+        """Totals as `apply` takes them, with the weight already divided out."""
         loss, gradient = value_and_gradient(lambda at: quadratic_loss(at - optimum, spread, means) + least, theta)
         # Rounding may leave S a negative eigenvalue, but a mean of squares is none. Not by `maximum`: NaN must stay.
         loss = tf.where(loss < 0, tf.zeros_like(loss), loss)
-        return tf.concat([tf.stack([loss, tf.ones([], tf.float64)]), gradient], 0)
+        one = tf.ones([], tf.float64)
+        return Totals(loss, one, gradient, one, tf.constant(True))
 
     def run(self, state: np.ndarray, form: QuadraticForm, *, step: int, num_steps: int, limit: float) -> CallResult:
         """Up to `num_steps` updates; arguments as in `SlotSteps.run`."""
@@ -159,12 +164,28 @@ def quadratic_loss(delta: tf.Tensor, spread: tf.Tensor, means: tf.Tensor) -> tf.
     """`dw' S dw + (db + dw . mx)**2` at `delta` `[P]`; without a bias, `db = 0`."""
     d = means.shape[0]
     weights = delta[:d]
-    if d == 1:
-        offset = weights[0] * means[0]
-        square = weights[0] * weights[0] * spread[0, 0]
-    else:
-        offset = tf.reduce_sum(weights * means)
-        square = tf.reduce_sum(weights * tf.linalg.matvec(spread, weights))
+    offset = _dot(weights, means)
+    square = _dot(weights, _times_matrix(spread, weights))
     if delta.shape[0] > d:
         offset += delta[d]
-    return square + offset * offset
+    return square + exact.times(offset, offset)
+
+
+@tf.custom_gradient
+def _dot(a: tf.Tensor, b: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], Any]]:
+    """`a . b`, folded; so that a tape sums in no order of its own."""
+
+    def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return exact.pin(upstream * b), exact.pin(upstream * a)
+
+    return exact.folded(exact.pin(a * b)), gradient
+
+
+@tf.custom_gradient
+def _times_matrix(matrix: tf.Tensor, vector: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], Any]]:
+    """`matrix vector` of a symmetric matrix, folded; the matrix is not differentiated by."""
+
+    def product(vector: tf.Tensor) -> tf.Tensor:
+        return exact.folded(exact.pin(matrix * vector[:, tf.newaxis]))
+
+    return product(vector), lambda upstream: (None, product(upstream))

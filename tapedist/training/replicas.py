@@ -1,6 +1,6 @@
-"""What every replica does: the package's only `strategy.run`, and partials on their way between host and replicas.
+"""What every replica does: the package's only `strategy.run`, and sums on their way between host and replicas.
 
-Legend: `V` shards, `R` replicas.
+Legend: `R` replicas, `K` sums.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ import numpy as np
 import tapedist.numerics  # noqa: F401  (before TensorFlow)
 import tensorflow as tf
 
-from tapedist.training import partials as fixed_order
-
 
 def local_devices(strategy: tf.distribute.Strategy) -> tuple[str, ...]:
     """The devices of this process's replicas."""
@@ -26,19 +24,26 @@ def local_devices(strategy: tf.distribute.Strategy) -> tuple[str, ...]:
     return (f"/device:{kind}:0",)
 
 
+def all_added(sums: tf.Tensor) -> tf.Tensor:
+    """The sum of all replicas' `sums`, on each of them; called on every replica, outside of compiled programs.
+
+    Integers, which have no order: that of a collective is by names of tasks, where "task:10" comes before "task:2".
+    """
+    context = tf.distribute.get_replica_context()
+    if context.num_replicas_in_sync == 1:
+        return sums
+    return tf.ensure_shape(context.all_reduce(tf.distribute.ReduceOp.SUM, sums), sums.shape)
+
+
 class Replicas:
-    """What every replica does: the package's one `strategy.run`, and partials on their way between host and replicas.
+    """What every replica does: the package's one `strategy.run`, and sums on their way between host and replicas.
 
     Args:
         strategy: where replicas live.
-        num_shards: `V`.
-        partial_width: numbers in a shard's partial.
     """
 
-    def __init__(self, *, strategy: tf.distribute.Strategy, num_shards: int, partial_width: int):
+    def __init__(self, *, strategy: tf.distribute.Strategy):
         self.strategy = strategy
-        self.num_shards = num_shards
-        self.partial_width = partial_width
         self._traced: Any = self
 
     def share_traces(self, key: Hashable) -> None:
@@ -51,7 +56,12 @@ class Replicas:
             key: all that the traces depend on, beside the shapes of their arguments.
         """
         kept = vars(self.strategy).setdefault("_tapedist_programs", {})
-        self._traced = kept.setdefault((type(self), self.num_shards, self.partial_width, key), self)
+        self._traced = kept.setdefault((type(self), key), self)
+
+    @property
+    def traced(self) -> Any:
+        """The object whose traced programs serve this one."""
+        return self._traced
 
     def on_replicas(self, replica_fn: Callable[..., Any], *args: Any) -> Any:
         """Calls `replica_fn` on every replica with its share of `args`."""
@@ -62,34 +72,18 @@ class Replicas:
         """Whether the replicas here are CPUs."""
         return all("CPU" in device for device in local_devices(self.strategy))
 
-    @property
-    def replica_width(self) -> int:
-        """Shards of the fullest replica, `ceil(V / R)`."""
-        return -(-self.num_shards // self.strategy.num_replicas_in_sync)
-
-    def scattered(self, sums: np.ndarray) -> Any:
-        """Each replica's shards of `sums`.
-
-        Args:
-            sums: float64 `[V, width]`.
-
-        Returns:
-            Per-replica float64 `[ceil(V / R), width]`; shards beyond `V` are zeros.
-        """
-        width = self.replica_width
-        padded = np.zeros([width * self.strategy.num_replicas_in_sync, self.partial_width])
-        padded[: self.num_shards] = sums
+    def given_to_first(self, sums: np.ndarray) -> Any:
+        """`sums` on the first replica of all, and zeros on the others."""
 
         def share(context: tf.distribute.ValueContext) -> tf.Tensor:
-            return tf.constant(padded[context.replica_id_in_sync_group * width :][:width])
+            return tf.constant(sums if context.replica_id_in_sync_group == 0 else np.zeros_like(sums))
 
         return self.strategy.experimental_distribute_values_from_function(share)
 
-    def gathered(self, sums: Any) -> np.ndarray:
-        """The inverse of `scattered`."""
-        return self.strategy.experimental_local_results(self._traced._gather_sums(sums))[0].numpy()
+    def added(self, sums: Any) -> np.ndarray:
+        """The sum of all replicas' `sums`, on the host of each."""
+        return self.strategy.experimental_local_results(self._traced._add(sums))[0].numpy()
 
     @functools.cached_property
-    def _gather_sums(self) -> Any:
-        gather = functools.partial(fixed_order.gather, num_shards=self.num_shards)
-        return tf.function(lambda sums: self.on_replicas(gather, sums), autograph=False)
+    def _add(self) -> Any:
+        return tf.function(lambda sums: self.on_replicas(all_added, sums), autograph=False)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
-from tapedist.training.steps import MAX_STEPS_PER_CALL
-
 _CALL_SECONDS = 0.5
 _GROWTH = 8
 _AT_ONE_PACE = 100
@@ -100,7 +98,10 @@ class CallLength:
     """
 
     def __init__(self, fixed: int):
-        self._fixed = min(fixed, MAX_STEPS_PER_CALL)
+        from tapedist.training.steps import MAX_STEPS_PER_CALL  # Here, because TensorFlow comes with it.
+
+        self._most = MAX_STEPS_PER_CALL
+        self._fixed = min(fixed, self._most)
         self._next = self._fixed or 1
         self._warm = False
 
@@ -113,4 +114,4 @@ class CallLength:
             self._warm = True
             return
         affordable = int(_CALL_SECONDS * steps / max(seconds, 1e-9))
-        self._next = max(1, min(affordable, steps * _GROWTH, MAX_STEPS_PER_CALL))
+        self._next = max(1, min(affordable, steps * _GROWTH, self._most))

@@ -8,9 +8,13 @@ Legend: `d` features, `P` parameters (`d`, and one more with an intercept), in t
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable
 
 import numpy as np
+
+from tapedist.exact_arithmetic import eliminated, exponent_above, folded, outer_sum
+from tapedist.training.singular_values import extremes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +76,7 @@ def hessian(
         l2: of the penalty, which leaves the bias alone; one number, or one for each weight `[d]`.
     """
     root = _root(sum_weights, means, centred, fit_intercept, l2)
-    return 2 * root.T @ root
+    return 2 * outer_sum(root.T, root.T)
 
 
 def curvature(
@@ -88,11 +92,10 @@ def curvature(
     They are squared singular values of a root of it, which keeps the small ones when features have large means.
     """
     root = _root(sum_weights, means, centred, fit_intercept, l2)
-    singular = np.linalg.svd(root, compute_uv=False)
-    kept = singular[singular > singular[0] * max(root.shape) * np.finfo(np.float64).eps]
-    lowest = 2 * float(kept[-1]) ** 2 if len(kept) else 0.0
-    flat = len(kept) < root.shape[1]
-    return Curvature(2 * float(singular[0]) ** 2, 0.0 if flat else lowest, lowest)
+    exponent = int(exponent_above(np.abs(root).max(initial=0.0)))
+    largest, least, count = extremes(np.ldexp(root, -exponent))
+    largest, least = (math.ldexp(value * value, 2 * exponent + 1) for value in (largest, least))
+    return Curvature(largest, least if count == root.shape[1] else 0.0, least)
 
 
 def _root(
@@ -103,25 +106,39 @@ def _root(
     covariance = centred[:count, :count] / sum_weights
     lengths = np.sqrt(np.where(np.diag(covariance) > 0, np.diag(covariance), 1.0))
     # Correlations first: features of very different units would drown each other's eigenvalues.
-    values, vectors = np.linalg.eigh(covariance / np.outer(lengths, lengths))
-    values[values < count * np.finfo(np.float64).eps] = 0.0
-    parts = [np.sqrt(values)[:, None] * vectors.T * lengths, means[None, :count]]
+    parts = [_triangle(covariance / np.multiply.outer(lengths, lengths)) * lengths, means[None, :count]]
     if np.any(l2):
-        parts.append(np.sqrt(l2) * np.eye(count))
+        parts.append(np.diag(np.sqrt(np.broadcast_to(l2, [count]))))
     weights = np.concatenate(parts)
     if not fit_intercept:
         return weights
     bias = np.zeros((len(weights), 1))
-    bias[count] = 1.0
+    bias[len(parts[0])] = 1.0
     return np.concatenate([weights, bias], axis=1)
+
+
+def _triangle(correlations: np.ndarray) -> np.ndarray:
+    """`R [r, d]` with `R' R = correlations [d, d]`, by Cholesky's factorisation with complete pivoting.
+
+    The largest diagonal element that is left comes next, the first one of equal ones, until none is above `d * 2**-52`
+    (Higham, "Accuracy and Stability of Numerical Algorithms", 2nd ed., 10.3).
+    """
+    rest, count, rows = correlations.copy(), len(correlations), []
+    for _ in range(count):
+        pivot = int(np.diag(rest).argmax())
+        if not rest[pivot, pivot] > count * 2.0**-52:
+            break
+        row = rest[pivot] / np.sqrt(rest[pivot, pivot])
+        rest -= np.multiply.outer(row, row)
+        rest[pivot], rest[:, pivot] = 0.0, 0.0
+        rows.append(row)
+    return np.array(rows).reshape(-1, count)
 
 
 def inverse_hessian(
     inverse: np.ndarray, *, means: np.ndarray, fit_intercept: bool = True, l2: float | np.ndarray = 0.0
 ) -> np.ndarray:
     """The inverse `[P, P]` of `hessian` on the features that have one; zeros for the others.
-
-    Its last bits are cut off, because they depend on the library that multiplies matrices.
 
     Args:
         inverse: float64 `[d, d]`, of the covariance of the features (about 0 without an intercept); zeros in the rows
@@ -131,19 +148,17 @@ def inverse_hessian(
         l2: of the penalty, which leaves the bias alone; one number, or one for each weight `[d]`.
     """
     d = len(means)
-    # (C + L)^-1 = (1 + C^-1 L)^-1 C^-1: no inverse of C^-1, which has none where features are left out.
-    inner = np.linalg.solve(np.eye(d) + inverse * np.broadcast_to(l2, [d]), inverse) if np.any(l2) else inverse
+    inner = inverse
+    if np.any(l2):
+        # (C + L)^-1 = (1 + C^-1 L)^-1 C^-1: no inverse of C^-1, which has none where features are left out. The roots
+        # of L make what is inverted similar to a matrix that is symmetric and at least 1.
+        inner = eliminated(np.eye(d) + inverse * np.broadcast_to(l2, [d]), inverse)[0]
     inner = (inner + inner.T) / 4
     if not fit_intercept:
-        return _cut(inner)
-    across = -inner @ means
-    corner = 0.5 - across @ means
-    return _cut(np.block([[inner, across[:, np.newaxis]], [across[np.newaxis], np.array([[corner]])]]))
-
-
-def _cut(values: np.ndarray) -> np.ndarray:
-    """`values` without the last 24 of their 53 bits."""
-    return (np.ascontiguousarray(values).view(np.int64) & ~np.int64(2**24 - 1)).view(np.float64)
+        return inner
+    across = -folded(inner * means)
+    corner = 0.5 - folded(across * means)
+    return np.block([[inner, across[:, np.newaxis]], [across[np.newaxis], np.array([[corner]])]])
 
 
 def power_iteration(
@@ -169,18 +184,18 @@ def power_iteration(
     vector = np.ones(num_features + fit_intercept)
     largest = 0.0
     for _ in range(iterations):
-        vector /= np.linalg.norm(vector)
+        vector = vector / np.sqrt(folded(vector * vector))
         image, total = np.zeros_like(vector), 0.0
         for x, _, *rest in blocks():
             weights = rest[0] if rest else np.ones(len(x))
-            along = weights * (x @ vector[:num_features] + (vector[-1] if fit_intercept else 0.0))
-            image[:num_features] += along @ x
+            along = weights * (folded(x * vector[:num_features]) + (vector[-1] if fit_intercept else 0.0))
+            image[:num_features] += folded(along[:, np.newaxis] * x, axis=0)
             if fit_intercept:
-                image[-1] += along.sum()
-            total += weights.sum()
+                image[-1] += folded(along)
+            total += float(folded(weights))
         image *= 2 / total
         image[:num_features] += 2 * l2 * vector[:num_features]
-        largest = float(vector @ image)
+        largest = float(folded(vector * image))
         if not image.any():
             return 0.0
         vector = image

@@ -1,20 +1,19 @@
-"""The compiled programs that move the parameters: the only `GradientTape` in the package.
+"""The compiled step: sums over rows, then the update that they make.
 
-Legend: `P` parameters, `V` shards, `u` shards of one replica, `k` rows of one shard, `s` optimizer slots.
+Legend: `P` parameters, `R` replicas, `s` optimizer slots.
 
 The state is one flat float64 vector: the parameters `[P]`, then the optimizer's slots `[s * P]`. A step is
 
-    partials  = one compiled sum per shard                       (each replica, its own shards)
-    total     = gather, then fold in shard order                 (every replica, the same numbers)
+    sums      = of each replica's rows, at the parameters        (`row_sums.py`)
+    totals    = added over the replicas                          (integers: the same numbers in any order)
     new state = divide, add the penalty, apply the update rule   (every replica, the same compiled function)
 
 A compiled program serves all runs of one kind, whatever their rows. What differs between them is handed over with each
-call, as one float64 vector, the settings: the limit of the loss and, where the update rule allows it, the weights of
-the penalty and the constants of the rule.
+call, as one float64 vector, the settings: the limit of the loss, a zero that pins products, the bounds of the rows, the
+weights of the penalty and the constants of the rule.
 
-A record is what a step leaves for the log: `(sum w*loss, sum w, penalty, parameters...)`, all at the parameters before
-its update; the parameters are there only if they are few. Rows with weights are counted beside, in one more number of
-each partial and record: without weights `sum w` is their number.
+A record is what a step leaves for the log: `(sum w*loss, sum w, penalty, rows, parameters...)`, all at the parameters
+before its update; the parameters are there only if they are few.
 """
 
 from __future__ import annotations
@@ -32,22 +31,17 @@ import tapedist.numerics  # noqa: F401  (before TensorFlow)
 import tensorflow as tf
 
 from tapedist.errors import MissingRowsError
-from tapedist.training import partials as fixed_order
-from tapedist.training.losses import Loss, checked, is_own
-from tapedist.training.model import Model
+from tapedist.training import exact
+from tapedist.training.losses import Loss, is_own
+from tapedist.training.model import LinearModel, ModuleModel
 from tapedist.training.optimizers import Optimizer
-from tapedist.training.replicas import Replicas
+from tapedist.training.replicas import Replicas, all_added
+from tapedist.training.row_sums import LinearSums, ModuleSums, PlainSums, RowSums, Totals
 
 MAX_STEPS_PER_CALL = 4096
 _PACKAGE = __name__.partition(".")[0] + "."
 _MAX_RECORDED_PARAMETERS = 16
-# Eigen shares the sums of longer products out to threads whatever XLA's flags say, and their bits follow the number of
-# threads: with 65 columns of float64 from 256 rows on with 8 threads, from 512 rows on with 2. Up to 192 rows 1 to 64
-# agree; so do products of as few rows with an own model's matrix whose sides are both below 256.
-PRODUCT_ROWS = 128
-
-# (x [rows, d], y [rows]) or (x, y, w [rows])
-Rows = tuple[tf.Tensor, ...]
+_RECORD_HEAD = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,13 +52,11 @@ class CallResult:
         state: float64 `[P + s * P]` after the applied updates.
         records: float64 `[steps, columns]`, one per step begun; see the module's docstring.
         applied: updates applied; fewer than the records only if the last one would not have been finite.
-        rows: float64 `[steps]`, how many rows each step has summed; None if it was computed from their moments.
     """
 
     state: np.ndarray
     records: np.ndarray
     applied: int
-    rows: np.ndarray | None = None
 
     def complete(self, wanted: int | np.ndarray, split: str) -> CallResult:
         """Itself, if every step has summed each of its rows once.
@@ -76,16 +68,20 @@ class CallResult:
         Raises:
             MissingRowsError: if not; whoever asked must not use the state.
         """
-        assert self.rows is not None
-        check_rows(self.rows, wanted, split)
+        check_rows(self.records[:, 3], wanted, split)
         return self
+
+    @property
+    def paths(self) -> np.ndarray:
+        """The parameters before each step, float64 `[steps, P]`, or `[steps, 0]` where they are many."""
+        return self.records[:, _RECORD_HEAD:]
 
 
 def check_rows(found: np.ndarray, wanted: int | np.ndarray, split: str) -> None:
     """Refuses sums over other rows than there are, such as an exchange leaves that lost or repeated some.
 
     Args:
-        found: float64 `[k]`, rows that were summed.
+        found: `[k]`, rows that were summed.
         wanted: rows that there were, in each sum, or int64 `[k or more]`.
         split: "train" or "test".
 
@@ -102,51 +98,72 @@ def check_rows(found: np.ndarray, wanted: int | np.ndarray, split: str) -> None:
         )
 
 
-class StepPrograms(Replicas):
-    """What is summed, and how the sum moves the parameters; the loops over steps build on it.
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Problem:
+    """What a step computes, whatever the rows.
 
-    Args:
-        strategy: where replicas live.
+    Attributes:
         model: what is fitted.
         loss: per-example loss.
         optimizer: the update rule.
-        num_shards: `V`.
-        l2: weight of the penalty on `model.penalized` parameters.
         dtype: compute type of the rows.
-        weighted: whether rows have weights.
+        l2: weight of the penalty on `model.penalized` parameters.
+        arithmetic: "exact", or "fast" for sums as the hardware makes them.
     """
 
-    def __init__(
-        self,
-        *,
-        strategy: tf.distribute.Strategy,
-        model: Model,
-        loss: Loss,
-        optimizer: Optimizer,
-        num_shards: int,
-        l2: float,
-        dtype: tf.DType,
-        weighted: bool = False,
-    ):
-        width = model.num_parameters + 2 + weighted
-        super().__init__(strategy=strategy, num_shards=num_shards, partial_width=width)
-        self.num_parameters = model.num_parameters
-        self.num_slots = optimizer.num_slots
-        self.dtype = dtype
-        self.fusable = model.pure and strategy.num_replicas_in_sync == 1
-        self.records_parameters = model.num_parameters <= _MAX_RECORDED_PARAMETERS
-        self.record_width = 3 + self.records_parameters * model.num_parameters + weighted
-        self.weighted = weighted
-        self._model = model
-        self._row_loss = loss
-        self._loss = checked(loss)
-        # Own models and losses need not be finite at rows of zeros, and zero times infinity is not zero.
-        self._repeats = not model.pure or is_own(loss)
-        self._in_pieces = not model.pure and self.on_cpu
-        self._optimizer = optimizer
-        self._l2 = l2
-        penalty = (l2, model.penalized) if l2 else ()
-        constants = [np.asarray(value, np.float64) for value in (*penalty, *optimizer.constants)]
+    model: LinearModel | ModuleModel
+    loss: Loss
+    optimizer: Optimizer
+    dtype: tf.DType
+    l2: float = 0.0
+    arithmetic: str = "exact"
+
+    @property
+    def row_sums_kind(self) -> type:
+        """The class of `row_sums`."""
+        if self.arithmetic == "fast":
+            return PlainSums
+        return LinearSums if isinstance(self.model, LinearModel) else ModuleSums
+
+    @property
+    def row_major(self) -> bool:
+        """Whether sums want tiles of rows rather than of columns."""
+        return self.row_sums_kind is not LinearSums
+
+    def row_sums(self, *, weighted: bool, even: bool, on_cpu: bool) -> RowSums:
+        """How rows are summed.
+
+        Args:
+            weighted: whether they have weights.
+            even: whether every call sums whole tiles.
+            on_cpu: whether the replicas are CPUs.
+        """
+        kind = self.row_sums_kind
+        if kind is not LinearSums:
+            return kind(self.model, self.loss, self.dtype, weighted=weighted, on_cpu=on_cpu)
+        model = self.model
+        assert isinstance(model, LinearModel)
+        return LinearSums(model.num_features, model.fit_intercept, self.loss, self.dtype, weighted=weighted, even=even)
+
+
+class StepPrograms(Replicas):
+    """The update that sums make; the loops over steps build on it.
+
+    Args:
+        strategy: where replicas live.
+        problem: what a step computes.
+        bounds: float64 `[d + 2]` of the rows, `Bounds.largest`; none where no rows are summed.
+    """
+
+    def __init__(self, *, strategy: tf.distribute.Strategy, problem: Problem, bounds: np.ndarray | None = None):
+        super().__init__(strategy=strategy)
+        self.problem = problem
+        self.num_parameters = problem.model.num_parameters
+        self.records_parameters = self.num_parameters <= _MAX_RECORDED_PARAMETERS
+        self.record_width = _RECORD_HEAD + self.records_parameters * self.num_parameters
+        self.bounds = np.zeros(0) if bounds is None else bounds
+        penalty = (problem.l2, problem.model.penalized) if problem.l2 else ()
+        constants = [np.asarray(value, np.float64) for value in (*penalty, *problem.optimizer.constants)]
         self._shapes = tuple(value.shape for value in constants)
         self._constants = np.concatenate([np.zeros(0), *(value.ravel() for value in constants)])
 
@@ -156,164 +173,79 @@ class StepPrograms(Replicas):
         Args:
             *own: what they depend on beside the arguments of this class.
         """
-        rule, model = self._optimizer.rule, self._model
+        problem = self.problem
+        rule, model = problem.optimizer.rule, problem.model
         # What the caller wrote may look at anything else, and change with it.
-        if model.key is not None and not is_own(self._row_loss) and _is_plain(rule):
-            compiled = b"" if self._optimizer.told else self._constants.tobytes()
-            kind = (bool(self._l2), self._shapes, compiled, self.num_slots, self.dtype, self.weighted)
-            self.share_traces((type(model), model.key, self._row_loss, rule, kind, own))
+        if model.key is not None and not is_own(problem.loss) and _is_plain(rule):
+            kind = (bool(problem.l2), self._shapes, problem.optimizer.num_slots, problem.dtype, problem.arithmetic)
+            self.share_traces((type(model), model.key, problem.loss, rule, kind, len(self.bounds), own))
 
     def settings(self, limit: float) -> np.ndarray:
-        """What a program is told of its run, float64 `[1 + c]`.
+        """What a program is told of its run, float64 `[2 + d + 2 + c]`.
 
         Args:
             limit: a loss above it, or not finite, means divergence.
         """
-        return np.concatenate([[limit], self._constants if self._optimizer.told else []])
+        return np.concatenate([[limit, 0.0], self.bounds, self._constants])
 
     @property
     def num_settings(self) -> int:
         return len(self.settings(0.0))
 
-    def _unpacked(self, settings: tf.Tensor) -> tuple[tf.Tensor, list[Any], list[Any]]:
-        """The limit; the penalty's weight and what it weighs `[P]`, if there is one; the rule's constants."""
-        optimizer = self._optimizer
-        if not optimizer.told:
-            penalty = [self._l2, tf.constant(self._model.penalized)] if self._l2 else []
-            return settings[0], penalty, list(optimizer.constants)
-        limit, *flat = tf.split(settings, [1, *(math.prod(shape) for shape in self._shapes)])
+    def pinned(self, settings: tf.Tensor) -> Any:
+        """The context in which a program of these `settings` is traced; see `exact.pinning`."""
+        return exact.pinning(tf.bitcast(settings[1], tf.int64))
+
+    def bounds_in(self, settings: tf.Tensor) -> tf.Tensor:
+        return settings[2 : 2 + len(self.bounds)]
+
+    def _constants_in(self, settings: tf.Tensor) -> tuple[list[Any], list[Any]]:
+        """The penalty's weight and what it weighs `[P]`, if there is one; the rule's constants."""
+        sizes = [math.prod(shape) for shape in self._shapes]
+        flat = tf.split(settings[2 + len(self.bounds) :], sizes) if sizes else []  # Into one at least.
         told = [tf.reshape(piece, shape) for piece, shape in zip(flat, self._shapes, strict=True)]
-        first = len(told) - len(optimizer.constants)
-        return limit[0], told[:first], told[first:]
-
-    def rows_sum(self, masters: tf.Tensor, rows: Rows, count: tf.Tensor, *, even: bool = False) -> tf.Tensor:
-        """`(sum w*loss, sum w, sum w*gradient)` of the first `count` of `rows`.
-
-        On a CPU, rows of an own model are summed piece after piece, so short that no product sums over many of them.
-
-        Args:
-            masters: float64 `[P]`.
-            rows: `(x [k, d], y [k][, w [k]])`; beyond `count`, and where the weight is 0, they must be zeros.
-            count: int32.
-            even: whether it is `k` as far as anything is made of the sums, which spares a comparison for each row.
-
-        Returns:
-            float64 `[P + 2]`, and the count behind them if the rows have weights.
-        """
-        number = rows[1].shape[0]
-        if not self._in_pieces or number <= PRODUCT_ROWS:
-            return self._tape_sum(masters, rows, count, even=even)
-
-        def piece_sum(first: tf.Tensor | int, length: int) -> tf.Tensor:
-            piece = tuple(slice_rows(column, first, length) for column in rows)
-            left = tf.clip_by_value(count - first, 0, length)
-            return self._tape_sum(masters, piece, left, even=even)
-
-        whole, rest = divmod(number, PRODUCT_ROWS)
-        total = fixed_order.running_sum(
-            lambda i: piece_sum(i * PRODUCT_ROWS, PRODUCT_ROWS), count=whole, width=self.partial_width
-        )
-        return total + piece_sum(whole * PRODUCT_ROWS, rest) if rest else total
-
-    def _tape_sum(self, masters: tf.Tensor, rows: Rows, count: tf.Tensor, *, even: bool) -> tf.Tensor:
-        """`rows_sum` in one piece: the tape."""
-        real = self._real(rows, None if even else count)
-        if self._repeats and real is not None:
-            rows = _repeated(rows, real)
-        x, y = rows[0], rows[1]
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            forward, targets = self._model.bind(masters, self.dtype)
-            tape.watch(targets)
-            losses = self._loss(forward(x), y)
-            if len(rows) == 3:
-                losses = rows[2] * losses
-            total = tf.reduce_sum(losses if real is None else tf.where(real, losses, tf.zeros([], self.dtype)))
-        gradients = tape.gradient(total, targets, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-        if self._repeats and real is not None:  # A shard without rows has none to repeat.
-            some = tf.reduce_any(real)
-            gradients = [tf.where(some, g, tf.zeros([], g.dtype)) for g in gradients]
-        # Told, not taken from the shape: a replica's padding has the shape of a shard, and must not count as one.
-        number = tf.cast(count, tf.float64)
-        weight = tf.reduce_sum(rows[2]) if len(rows) == 3 else number
-        pieces = [tf.reshape(total, [1]), tf.reshape(weight, [1]), *(tf.reshape(g, [-1]) for g in gradients)]
-        if self.weighted:
-            pieces.append(tf.reshape(number, [1]))
-        return tf.concat([tf.cast(piece, tf.float64) for piece in pieces], 0)
-
-    def _real(self, rows: Rows, count: tf.Tensor | None) -> tf.Tensor | None:
-        """Which of `rows` to sum, boolean `[k]`; None if the others, if there are any, add nothing."""
-        if len(rows) == 3:
-            return rows[2] > 0 if self._repeats else None
-        return None if count is None else tf.range(rows[1].shape[0]) < count
-
-    def shards_sum(self, masters: tf.Tensor, rows: Rows, counts: tf.Tensor, *, even: bool) -> tf.Tensor:
-        """`rows_sum` of several shards of equal length at once, in one kernel; for rows without weights.
-
-        Args:
-            masters: float64 `[P]`.
-            rows: `(x [u * k, d], y [u * k])`.
-            counts: int32 `[u]`.
-            even: whether they are all `k`, as far as anything is made of the sums.
-
-        Returns:
-            float64 `[u, P + 2]`.
-        """
-        assert self._model.bind_shards, "the model binds to no more than one shard"
-        shards = counts.shape[0]
-        x, y = (tf.reshape(column, [shards, -1, *column.shape[1:]]) for column in rows)
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            forward, targets = self._model.bind_shards(masters, self.dtype, shards=shards)
-            tape.watch(targets)
-            losses = self._row_loss(forward(x), y)
-            if not even:
-                real = tf.range(y.shape[1]) < counts[:, tf.newaxis]
-                losses = tf.where(real, losses, tf.zeros([], self.dtype))
-            total = tf.reduce_sum(losses, 1)
-        pieces = [total, counts, *tape.gradient(total, targets)]
-        return tf.concat([tf.cast(tf.reshape(piece, [shards, -1]), tf.float64) for piece in pieces], 1)
+        first = len(told) - len(self.problem.optimizer.constants)
+        return told[:first], told[first:]
 
     def apply(
-        self, state: tf.Tensor, partials: tf.Tensor, step: tf.Tensor, settings: tf.Tensor
+        self, state: tf.Tensor, totals: Totals, step: tf.Tensor, settings: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Fold, divide, penalise, update: `(new state, record, ok)`.
+        """Divide, penalise, update: `(new state, record, ok)`.
 
         Args:
             state: float64 `[P + s * P]`.
-            partials: float64 `[V, P + 2]`, or one more with weights.
+            totals: over all rows of the step.
             step: int64, updates applied before this one.
             settings: float64, see `settings`; where the run has diverged, the state comes back as it was.
         """
-        count = self.num_parameters
-        limit, weights, constants = self._unpacked(settings)
-        total = fixed_order.fold(partials)
+        count, optimizer = self.num_parameters, self.problem.optimizer
+        weights, constants = self._constants_in(settings)
         # A batch whose weights are all zero has no loss, and moves nothing by itself.
-        loss_sum, weight = total[0], tf.where(tf.equal(total[1], 0.0), tf.ones_like(total[1]), total[1])
-        theta, slots = state[:count], tf.reshape(state[count:], [self.num_slots, count])
-        gradient = total[2 : 2 + count] / weight
+        weight = tf.where(tf.equal(totals.weight, 0.0), tf.ones_like(totals.weight), totals.weight)
+        theta, slots = state[:count], tf.reshape(state[count:], [optimizer.num_slots, count])
+        # Not a quotient of vectors, for which compilers multiply by a reciprocal of their own.
+        gradient = exact.pin(totals.gradient * exact.pin(tf.ones_like(weight) / weight))
         penalty = tf.zeros([], tf.float64)
-        if self._l2:
-            l2, penalized = weights[0], weights[1] * theta
-            penalty = l2 * tf.reduce_sum(penalized * theta)
-            gradient += 2 * l2 * penalized
+        if weights:
+            l2, penalized = weights
+            penalty = exact.pin(l2 * exact.folded(exact.pin(exact.pin(penalized * theta) * theta)))
+            gradient += exact.pin(exact.pin((l2 + l2) * penalized) * theta)
         number = tf.cast(step + 1, tf.float64)
-        new_theta, new_slots = self._optimizer.update(theta, slots, gradient, number, constants)
+        new_theta, new_slots = optimizer.rule(theta, slots, gradient, number, *constants)
         new_state = tf.concat([new_theta, tf.reshape(new_slots, [-1])], 0)
-        ok = (loss_sum <= limit * weight) & tf.math.is_finite(loss_sum) & tf.reduce_all(tf.math.is_finite(new_state))
-        record = tf.stack([loss_sum, total[1], penalty])
+        ok = totals.ok & (totals.loss <= settings[0] * weight) & tf.math.is_finite(totals.loss)
+        ok &= tf.reduce_all(tf.math.is_finite(new_state))
+        record = tf.stack([totals.loss, totals.weight, penalty, totals.rows])
         if self.records_parameters:
             record = tf.concat([record, theta], 0)
-        if self.weighted:
-            record = tf.concat([record, total[-1:]], 0)
         return tf.where(ok, new_state, state), record, ok
 
-    @functools.cached_property
-    def _compiled_apply(self) -> Any:
-        return tf.function(self.apply, jit_compile=True, autograph=False)
-
-    def gather_and_apply(self, state: tf.Tensor, partials: tf.Tensor, step: tf.Tensor, settings: tf.Tensor) -> Any:
-        """`apply` on all replicas' partials; called on each replica with its own."""
-        everyones = fixed_order.gather(partials[: self.replica_width], num_shards=self.num_shards)
-        return self._compiled_apply(state, everyones, step, settings)
+    def apply_sums(
+        self, row_sums: RowSums, state: tf.Tensor, sums: tf.Tensor, step: tf.Tensor, settings: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """`apply` of what the sums of all rows stand for."""
+        totals = row_sums.total(state[: self.num_parameters], self.bounds_in(settings), sums)
+        return self.apply(state, totals, step, settings)
 
     def repeat(self, one_step: Callable[..., Any], state: tf.Tensor, num_steps: tf.Tensor) -> tuple[tf.Tensor, ...]:
         """Runs `one_step(i, state) -> per-replica (state, record, ok)` until done or not ok, as graph operations.
@@ -336,10 +268,67 @@ class StepPrograms(Replicas):
 
     def result(self, state: tf.Tensor, records: tf.Tensor, begun: tf.Tensor, applied: tf.Tensor) -> CallResult:
         """A compiled loop's results on the host."""
-        found = records.numpy()[: int(begun)]
-        if self.weighted:
-            return CallResult(state.numpy(), found[:, :-1], int(applied), found[:, -1])
-        return CallResult(state.numpy(), found, int(applied), found[:, 1])
+        return CallResult(state.numpy(), records.numpy()[: int(begun)], int(applied))
+
+
+class RowPrograms(StepPrograms):
+    """Steps that sum rows.
+
+    Args:
+        weighted: whether the rows have weights.
+        even: whether every call sums whole tiles.
+        parallel: tiles or blocks under way at once on a replica.
+        **programs: see `StepPrograms`.
+    """
+
+    def __init__(self, *, weighted: bool, even: bool, parallel: int, **programs: Any):
+        super().__init__(**programs)
+        self.weighted, self.even, self.parallel = weighted, even, parallel
+        self.row_sums = self.problem.row_sums(weighted=weighted, even=even, on_cpu=self.on_cpu)
+
+    def trace_once(self, *own: Hashable) -> None:
+        super().trace_once(self.weighted, self.even, self.parallel, *own)
+
+    @functools.cached_property
+    def compiled_sums(self) -> Any:
+        """`(theta, settings, rows, count) -> sums` of all tiles of `rows`."""
+
+        def sums(theta, settings, rows, count):  # type: ignore[no-untyped-def]
+            with self.pinned(settings):
+                return self.row_sums.of_tiles(theta, self.bounds_in(settings), rows, count)
+
+        compiled = tf.function(sums, jit_compile=True, autograph=False)
+        if self.row_sums.whole:
+            return compiled
+
+        def tile_by_tile(theta, settings, rows, count):  # type: ignore[no-untyped-def]
+            tiles, length = rows[1].shape
+
+            def trip(k, sums):  # type: ignore[no-untyped-def]
+                tile = tuple(column[k : k + 1] for column in rows)
+                tile = tuple(tf.ensure_shape(t, [1, *c.shape[1:]]) for t, c in zip(tile, rows, strict=True))
+                left = tf.clip_by_value(count - k * length, 0, length)
+                return k + 1, sums + compiled(theta, settings, tile, left)
+
+            needed = tf.minimum(-(-count // length), tiles)
+            start = (tf.constant(0), self.row_sums.zero)
+            return tf.while_loop(lambda k, _: k < needed, trip, start, parallel_iterations=self.parallel)[1]
+
+        return tile_by_tile
+
+    @functools.cached_property
+    def compiled_apply(self) -> Any:
+        """`(state, sums of all rows, step, settings) -> (new state, record, ok)`."""
+
+        def apply(state, sums, step, settings):  # type: ignore[no-untyped-def]
+            with self.pinned(settings):
+                return self.apply_sums(self.row_sums, state, sums, step, settings)
+
+        return tf.function(apply, jit_compile=True, autograph=False)
+
+    def add_and_apply(self, state: tf.Tensor, sums: tf.Tensor, step: tf.Tensor, settings: tf.Tensor) -> Any:
+        """`apply` on all replicas' sums; called on each replica with its own."""
+        return self.compiled_apply(state, all_added(sums), step, settings)
 
 
 def _is_plain(function: Callable[..., Any]) -> bool:
@@ -353,21 +342,3 @@ def value_and_gradient(function: Callable[[tf.Tensor], tf.Tensor], at: tf.Tensor
         tape.watch(at)
         value = function(at)
     return value, tape.gradient(value, at)
-
-
-def slice_rows(column: tf.Tensor, first: tf.Tensor, count: int) -> tf.Tensor:
-    """Rows `first .. first + count` of a column `[rows]` or `[rows, d]`."""
-    if column.shape.rank == 1:
-        return tf.slice(column, [first], [count])
-    return tf.slice(column, [first, 0], [count, column.shape[1]])
-
-
-def _repeated(rows: Rows, real: tf.Tensor) -> Rows:
-    """`rows` with the first of the real ones in place of each that is not; `real` is boolean `[k]`."""
-
-    def repeated(column: tf.Tensor) -> tf.Tensor:
-        # Without weights the real rows come first.
-        one = tf.gather(column, tf.argmax(tf.cast(real, tf.int32), 0)[tf.newaxis]) if len(rows) == 3 else column[:1]
-        return tf.where(real if column.shape.rank == 1 else real[:, tf.newaxis], column, one)
-
-    return repeated(rows[0]), repeated(rows[1]), *rows[2:]

@@ -12,6 +12,8 @@ from typing import Protocol
 
 import numpy as np
 
+from tapedist.exact_arithmetic import folded
+
 SETTLED = "no parameter moves any more"
 
 
@@ -109,7 +111,8 @@ def small_gradient(gradient: Callable[[np.ndarray], np.ndarray], limit: float) -
     """
 
     def rule(vector: np.ndarray, memory: StopMemory, *, again: bool) -> str:
-        norm = float(np.sqrt(np.sum(np.square(gradient(vector)))))
+        slope = gradient(vector)
+        norm = float(np.sqrt(folded(slope * slope)))
         return f"the norm of the gradient is {norm:.3g}" if norm <= limit else ""
 
     return rule

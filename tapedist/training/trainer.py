@@ -175,7 +175,7 @@ class Trainer:
     def _take(self, state: TrainingState, result: CallResult, limit: float) -> None:
         """Books a call's records and moves the state."""
         losses = result.records[:, 0] / np.where(result.records[:, 1] == 0, 1.0, result.records[:, 1])
-        self._book(state, result.records[: result.applied])
+        self._book(state, result.records[: result.applied], result.paths)
         state.vector = result.state
         state.step += result.applied
         if math.isnan(state.first_loss) and state.step == self._engine.steps_per_epoch:
@@ -191,13 +191,13 @@ class Trainer:
             examples_per_sec=self._rate,
         )
 
-    def _book(self, state: TrainingState, records: np.ndarray) -> None:
+    def _book(self, state: TrainingState, records: np.ndarray, paths: np.ndarray) -> None:
         """Turns the records of applied steps into rows, and remembers where the parameters were."""
         per_epoch, schedule = self._engine.steps_per_epoch, self._schedule
         begun = range(-(-state.step // per_epoch), -(-(state.step + len(records)) // per_epoch))
         logged = list(schedule.logged(begun))
         for epoch in logged:
-            state.add_to_path(epoch, records[epoch * per_epoch - state.step, 3:])
+            state.add_to_path(epoch, paths[epoch * per_epoch - state.step])
         if self._full_batch:
             losses = full_batch_losses(records, step=state.step, logged=logged)
         else:

@@ -48,8 +48,8 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
     # Finding it by itself, TFDS 4.9.10 imports importlib_resources, which nothing installs.
     code_path = epath.Path(__file__)
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "First release."}  # noqa: RUF012  (the base class declares it so)
+    VERSION = tfds.core.Version("2.0.0")
+    RELEASE_NOTES = {"1.0.0": "First release.", "2.0.0": "Rows have the same bits on every machine."}  # noqa: RUF012  (the base class declares it so)
     BUILDER_CONFIGS = [  # noqa: RUF012
         SyntheticLinearConfig(name="tutorial", description="10,000 rows.", n_samples=10_000),
         SyntheticLinearConfig(name="million", description="1,000,000 rows.", n_samples=1_000_000),

@@ -6,7 +6,7 @@ never in the numbers that come out for one config. `full_batch`, `moments` and `
 
 from tapedist.training.engines.batches import mini_batch
 from tapedist.training.engines.engine import Engine
-from tapedist.training.engines.second_moments import MomentsEngine, moments, moments_obstacle
+from tapedist.training.engines.second_moments import MomentsEngine, moments
 from tapedist.training.engines.setup import Setup, memory_budget
 from tapedist.training.engines.stream import full_batch
 
@@ -18,5 +18,4 @@ __all__ = [
     "memory_budget",
     "mini_batch",
     "moments",
-    "moments_obstacle",
 ]

@@ -9,64 +9,75 @@ import numpy as np
 
 from tapedist.data import pipeline
 from tapedist.data.blocks import BatchPlan
+from tapedist.training import known_answer
 from tapedist.training.engines.engine import Engine, WholeSteps
 from tapedist.training.engines.setup import Setup
-from tapedist.training.slot_steps import LEAST_SLOTS, SlotSteps
+from tapedist.training.slot_steps import SlotSteps
 from tapedist.training.steps import MAX_STEPS_PER_CALL, CallResult
 
 _SUPERBATCH_BYTES = 8 * 1024 * 1024
-_SMALL_BATCH_BYTES = 1024 * 1024
 _RESIDENT_BYTES = 256 * 1024 * 1024
 
 
-class ResidentBatches(WholeSteps):
-    """Mini-batches that all lie in device memory; an epoch only changes their order."""
+class _Batches(WholeSteps):
+    """What both forms have in common."""
 
     name = "mini_batch"
 
-    def __init__(self, setup: Setup, plan: BatchPlan, *, shuffle: str, seed: int):
-        self.reason = "all batches are held in device memory"
+    def __init__(self, setup: Setup, plan: BatchPlan, *, shuffle: str, seed: int, slots: int):
         self.steps_per_epoch = plan.steps_per_epoch
-        self._steps = SlotSteps(even=plan.even, **setup.row_programs)
         self._plan = plan
         self._order = pipeline.epoch_order(plan, shuffle=shuffle, seed=seed)
+        room = setup.tiles(plan.batch_rows)
+        full = room["tiles"] * room["tile_rows"] * setup.num_replicas == plan.batch_rows
+        even = full and plan.num_rows % plan.batch_rows == 0
+        self._steps = SlotSteps(**setup.programs("train", even=even))
+        known_answer.check_row_steps(self._steps, room["tiles"], room["tile_rows"], slots, self._steps.first_step)
+
+    def _run(self, state: np.ndarray, element: Any, slots: np.ndarray, *, step: int, limit: float) -> CallResult:
+        rows, counts = element
+        result = self._steps.run(state, rows, counts, slots, step=step, limit=limit)
+        _, batches = self._order(step + np.arange(len(slots)))
+        return result.complete(self._plan.rows_of(batches), "train")
+
+
+class ResidentBatches(_Batches):
+    """Mini-batches that all lie in device memory; an epoch only changes their order."""
+
+    def __init__(self, setup: Setup, plan: BatchPlan, *, shuffle: str, seed: int):
+        super().__init__(setup, plan, shuffle=shuffle, seed=seed, slots=plan.steps_per_epoch)
+        self.reason = "all batches are held in device memory"
         element = pipeline.batch_elements(
             plan,
-            setup.layout,
-            slots=max(LEAST_SLOTS, plan.steps_per_epoch),
+            setup.num_replicas,
+            slots=plan.steps_per_epoch,
             order=lambda places: (np.zeros_like(places), places),
+            **setup.tiles(plan.batch_rows),
         )
-        self._rows, self._counts = next(setup.elements(element, range(1)))
+        self._element = next(setup.elements(element, range(1)))
 
     def run(
         self, state: np.ndarray, *, step: int, num_steps: int, limit: float, interrupted: Callable[[], bool]
     ) -> CallResult:
         _, batches = self._order(step + np.arange(min(num_steps, MAX_STEPS_PER_CALL)))
-        result = self._steps.run(state, self._rows, self._counts, batches, step=step, limit=limit)
-        return result.complete(self._plan.rows_of(batches), "train")
+        return self._run(state, self._element, batches, step=step, limit=limit)
 
 
-class StreamedBatches(WholeSteps):
+class StreamedBatches(_Batches):
     """Mini-batches that are made or read as they are needed, many per transfer."""
 
-    name = "mini_batch"
-
     def __init__(self, setup: Setup, plan: BatchPlan, *, shuffle: str, seed: int):
-        self.steps_per_epoch = plan.steps_per_epoch
+        self._slots = int(np.clip(_SUPERBATCH_BYTES // (plan.batch_rows * setup.row_bytes), 1, MAX_STEPS_PER_CALL))
+        super().__init__(setup, plan, shuffle=shuffle, seed=seed, slots=self._slots)
         self._setup = setup
-        self._steps = SlotSteps(even=plan.even, **setup.row_programs)
-        batch_bytes = plan.batch_rows * setup.row_bytes()
-        least = LEAST_SLOTS if batch_bytes <= _SMALL_BATCH_BYTES else 1
-        self._slots = int(np.clip(_SUPERBATCH_BYTES // batch_bytes, least, MAX_STEPS_PER_CALL))
         self.reason = f"batches are streamed, {self._slots} at a time"
-        self._plan = plan
-        self._order = pipeline.epoch_order(plan, shuffle=shuffle, seed=seed)
         self._element = pipeline.batch_elements(
             plan,
-            setup.layout,
+            setup.num_replicas,
             slots=self._slots,
             order=self._order,
             row_numbers=pipeline.shuffled_rows(plan, seed=seed) if shuffle == "rows" else None,
+            **setup.tiles(plan.batch_rows),
         )
         self._number = -1
         self._current: Any = None
@@ -83,18 +94,16 @@ class StreamedBatches(WholeSteps):
             self._current = next(self._iterator)
             self._number = number
         slots = np.arange(offset, min(offset + num_steps, self._slots), dtype=np.int32)
-        rows, counts = self._current
-        _, batches = self._order(step + np.arange(len(slots)))
-        result = self._steps.run(state, rows, counts, slots, step=step, limit=limit)
-        return result.complete(self._plan.rows_of(batches), "train")
+        return self._run(state, self._current, slots, step=step, limit=limit)
 
 
 def mini_batch(setup: Setup, *, batch_size: int, shuffle: str, seed: int) -> Engine:
     """The mini-batch engine in the form that fits the split."""
-    plan = BatchPlan(setup.source.num_rows("train"), batch_size, setup.num_shards)
-    padded = plan.steps_per_epoch * setup.num_shards * plan.shard_rows * setup.row_bytes()
+    plan = BatchPlan(setup.source.num_rows("train"), batch_size)
+    room = setup.tiles(plan.batch_rows)
+    padded = plan.steps_per_epoch * room["tiles"] * room["tile_rows"] * setup.num_replicas
     most = {"auto": _RESIDENT_BYTES, "device": setup.budget, "none": 0}[setup.cache]
     # Rows that are shuffled one by one meet in other batches in every epoch; a compiled program counts rows in int32.
-    if shuffle != "rows" and padded <= most and padded // setup.row_bytes() < 2**31:
+    if shuffle != "rows" and padded * setup.row_bytes <= most and padded < 2**31:
         return ResidentBatches(setup, plan, shuffle=shuffle, seed=seed)
     return StreamedBatches(setup, plan, shuffle=shuffle, seed=seed)

@@ -7,15 +7,12 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from tapedist.config import TrainConfig
-from tapedist.data import pipeline
-from tapedist.data.blocks import BlockPlan
+from tapedist.training import known_answer
 from tapedist.training.engines.setup import Setup
-from tapedist.training.moments import Moments, MomentSteps
+from tapedist.training.model import LinearModel
+from tapedist.training.moments import Moments, MomentSteps, MomentUnits
 from tapedist.training.quadratic import QuadraticForm, QuadraticSteps
 from tapedist.training.steps import CallResult
-
-_MOST_FEATURES = 512
 
 
 class MomentsEngine:
@@ -24,40 +21,49 @@ class MomentsEngine:
     name = "moments"
     steps_per_epoch = 1
 
-    def __init__(self, setup: Setup, plan: BlockPlan, *, split: str):
+    def __init__(self, setup: Setup, *, split: str):
+        plan = setup.block_plan(split)
         self.reason = f"one pass over {plan.num_rows} rows, then epochs on their second moments"
-        self._setup = setup
-        self._sums = MomentSteps(
+        self._setup, self._split = setup, split
+        self._pass_steps = MomentSteps(
             strategy=setup.strategy,
-            num_features=plan.num_features,
+            units=MomentUnits.of(setup.bounds(split)),
             num_rows=plan.num_rows,
             weighted=setup.source.weighted,
             split=split,
-            num_shards=setup.num_shards,
-            tile_rows=plan.tile_rows,
             parallel=setup.parallel,
         )
-        self._pass = setup.block_pass(self._sums, plan, split=split, passes=1)
-        shards = pipeline.shard_block_elements(plan, setup.layout, split=split)
         self._resident = plan.resident
-        self._shards = functools.cache(lambda: next(setup.elements(shards, range(1))))
-        self._steps = QuadraticSteps(**setup.programs)
-        self._moments: Moments | None = None
+        self._pass = setup.block_pass(
+            self._pass_steps, plan, zero=self._pass_steps.zero, split=split, passes=1, row_major=False
+        )
+        self._steps = QuadraticSteps(strategy=setup.strategy, problem=setup.problem)
+        self._sums: np.ndarray | None = None  # Known once a pass is done.
+        room = setup.tiles(plan.num_rows) if plan.resident else {"tiles": plan.tiles, "tile_rows": plan.tile_rows}
+        known_answer.check_moment_steps(
+            self._pass_steps, self._steps, setup.bounds(split), room["tiles"], room["tile_rows"], setup.source.weighted
+        )
 
     def moments(self, interrupted: Callable[[], bool] = lambda: False) -> Moments | None:
         """The split's moments, by a pass over the rows if they are not known yet; None if interrupted."""
-        if self._moments is None and self._resident:
-            self._moments = self._sums.of_shards(*self._shards())
-        elif self._moments is None:
-            sums = self._pass.run(self._sums.add_blocks, interrupted=interrupted)
-            self._moments = None if sums is None else self._sums.finish(sums)
-        return self._moments
+        if self._sums is None and self._resident:
+            self._sums = self._pass_steps.of_split(*self._setup.split_at_hand(self._split, row_major=False))
+        elif self._sums is None:
+            sums = self._pass.run(self._pass_steps.add_blocks, interrupted=interrupted)
+            self._sums = None if sums is None else self._pass_steps.finish(sums)
+        return None if self._sums is None else self._moments
+
+    @functools.cached_property
+    def _moments(self) -> Moments:
+        assert self._sums is not None
+        return self._pass_steps.moments(self._sums)
 
     @functools.cached_property
     def form(self) -> QuadraticForm:
         """The quadratic form; the moments are known."""
-        assert self._moments
-        return QuadraticForm.of(self._moments, fit_intercept=self._setup.fit_intercept)
+        model = self._setup.problem.model
+        assert isinstance(model, LinearModel)
+        return QuadraticForm.of(self._moments, fit_intercept=model.fit_intercept)
 
     def run(
         self, state: np.ndarray, *, step: int, num_steps: int, limit: float, interrupted: Callable[[], bool]
@@ -67,26 +73,15 @@ class MomentsEngine:
         return self._steps.run(state, self.form, step=step, num_steps=num_steps, limit=limit)
 
     def progress(self) -> dict[str, np.ndarray]:
-        return {"moments": self._moments.to_vector()} if self._moments else self._pass.progress()
+        return self._pass.progress() if self._sums is None else {"moments": self._sums}
 
     def restore(self, progress: Mapping[str, np.ndarray]) -> None:
         if "moments" in progress:
-            self._moments = Moments.from_vector(progress["moments"])
+            self._sums = progress["moments"]
         else:
             self._pass.restore(progress)
 
 
 def moments(setup: Setup, *, split: str = "train") -> MomentsEngine:
     """The `moments` engine."""
-    return MomentsEngine(setup, setup.block_plan(split), split=split)
-
-
-def moments_obstacle(config: TrainConfig, *, num_features: int, is_linear: bool, own_loss: bool) -> str:
-    """Why the `moments` engine cannot serve a run; empty if it can."""
-    if not is_linear:
-        return "the model is not the linear one"
-    if own_loss or config.loss != "squared":
-        return "the loss is not squared error"
-    if num_features > _MOST_FEATURES:
-        return f"{num_features} features are more than {_MOST_FEATURES}"
-    return ""
+    return MomentsEngine(setup, split=split)

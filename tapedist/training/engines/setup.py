@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any
+
+import numpy as np
 
 import tapedist.numerics  # noqa: F401  (before TensorFlow)
 import tensorflow as tf
 
-from tapedist.data import pipeline
+from tapedist.data import blocks, pipeline
 from tapedist.data.blocks import BlockPlan, Source
 from tapedist.data.element_stream import ElementStream
 from tapedist.training.block_pass import BlockPass
+from tapedist.training.bounds import Bounds
 from tapedist.training.replicas import Replicas, local_devices
+from tapedist.training.row_sums import ModuleSums
+from tapedist.training.steps import Problem
 
 _MOST_PASSES = 2**20  # Of one iterator: its elements are numbered in int64.
+# Rows of a model of which nothing is known are summed in tiles that depend on the number of rows alone: about so many.
+_MODULE_TILES = 16
+_MOST_MODULE_ROWS = 2048
 
 
 def memory_budget() -> int:
@@ -31,31 +39,27 @@ class Setup:
 
     Attributes:
         source: the rows.
-        programs: keyword arguments of `StepPrograms`.
-        num_shards: `V`.
+        strategy: where replicas live.
+        problem: what a step computes.
+        bounds: those of a split, "train" or "test".
         cache: "auto", "device" or "none".
-        fit_intercept: whether a linear model has a bias.
         budget: bytes of rows that may be held in memory; equal on all workers, which must choose the same form.
     """
 
     source: Source
-    programs: Mapping[str, Any]
-    num_shards: int
+    strategy: tf.distribute.Strategy
+    problem: Problem
+    bounds: Callable[[str], Bounds]
     cache: str
-    fit_intercept: bool = True
     budget: int = dataclasses.field(default_factory=memory_budget)
 
     @property
-    def strategy(self) -> tf.distribute.Strategy:
-        return self.programs["strategy"]
+    def num_replicas(self) -> int:
+        return self.strategy.num_replicas_in_sync
 
     @property
     def dtype(self) -> tf.DType:
-        return self.programs["dtype"]
-
-    @property
-    def layout(self) -> pipeline.Layout:
-        return pipeline.Layout(self.num_shards, self.strategy.num_replicas_in_sync)
+        return self.problem.dtype
 
     @property
     def parallel(self) -> int:
@@ -63,15 +67,40 @@ class Setup:
         return max(1, len(os.sched_getaffinity(0)) // len(local_devices(self.strategy)))
 
     @property
-    def row_programs(self) -> Mapping[str, Any]:
-        """Keyword arguments of the `StepPrograms` that sum these rows."""
-        return {**self.programs, "weighted": self.source.weighted}
-
     def row_bytes(self) -> int:
         return (self.source.num_features + 1 + self.source.weighted) * self.dtype.size
 
+    def programs(self, split: str, *, even: bool = False) -> dict[str, Any]:
+        """Keyword arguments of the `RowPrograms` that sum the rows of a split."""
+        return {
+            "strategy": self.strategy,
+            "problem": self.problem,
+            "bounds": self.bounds(split).largest(),
+            "weighted": self.source.weighted,
+            "even": even,
+            "parallel": self.parallel,
+        }
+
+    def tiles(self, rows: int) -> dict[str, Any]:
+        """How a replica's share of `rows` is laid out, as keyword arguments of the pipeline's elements."""
+        module_rows = self._module_tile_rows(rows)
+        if module_rows:
+            tiles, tile_rows = -(-rows // module_rows), module_rows
+            tiles = -(-tiles // self.num_replicas)
+        else:
+            tiles, tile_rows = blocks.tiles_of(-(-rows // self.num_replicas), self.source.num_features)
+        return {"tiles": tiles, "tile_rows": tile_rows, "row_major": self.problem.row_major}
+
+    def _module_tile_rows(self, rows: int) -> int:
+        """Rows of a tile of a model of which nothing is known, which must not depend on replicas; 0 for others."""
+        if self.problem.row_sums_kind is not ModuleSums:
+            return 0
+        return max(1, min(_MOST_MODULE_ROWS, -(-rows // _MODULE_TILES)))
+
     def block_plan(self, split: str) -> BlockPlan:
-        return BlockPlan(self.source.num_rows(split), self.source.num_features, self.dtype.size, self.num_shards)
+        rows = self.source.num_rows(split)
+        plan = BlockPlan(rows, self.source.num_features, self.dtype.size)
+        return dataclasses.replace(plan, fixed_tile_rows=self._module_tile_rows(rows))
 
     def elements(self, plan: pipeline.ElementPlan, elements: range) -> ElementStream:
         cores = len(os.sched_getaffinity(0))
@@ -79,12 +108,33 @@ class Setup:
             self.strategy, self.source, plan, elements=elements, dtype=self.dtype, parallel=cores
         )
 
-    def block_pass(self, replicas: Replicas, plan: BlockPlan, *, split: str, passes: int) -> BlockPass:
-        """Passes over the blocks of a split; `passes` is about how many there will be."""
-        whole = pipeline.BlockOrder.whole(plan, self.layout)
+    def split_at_hand(self, split: str, **layout: bool) -> tuple[Any, Any]:
+        """Per-replica `(rows, counts [1])` of a whole split.
+
+        Args:
+            split: "train" or "test".
+            **layout: `row_major`, where it is not that of the problem's sums.
+        """
+        rows = self.source.num_rows(split)
+        plan = pipeline.split_elements(rows, self.num_replicas, split=split, **self.tiles(rows) | layout)
+        return next(self.elements(plan, range(1)))
+
+    def blocks(self, plan: BlockPlan, *, split: str, row_major: bool) -> tuple[pipeline.BlockOrder, Any]:
+        """A pass over the blocks of a split, and `(order, passes) -> elements` from what is left by an order on."""
+        whole = pipeline.BlockOrder.whole(plan.num_rows, plan.block_rows, self.num_replicas)
 
         def elements(order: pipeline.BlockOrder, passes: int) -> ElementStream:
             turns = order.turns + (passes - 1) * whole.turns
-            return self.elements(pipeline.block_elements(order, split=split), range(turns))
+            element = pipeline.block_elements(
+                order, whole, split=split, tiles=plan.tiles, tile_rows=plan.tile_rows, row_major=row_major
+            )
+            return self.elements(element, range(turns))
 
-        return BlockPass(replicas, order=whole, passes=min(passes, _MOST_PASSES), elements=elements)
+        return whole, elements
+
+    def block_pass(
+        self, replicas: Replicas, plan: BlockPlan, *, zero: np.ndarray, split: str, passes: int, row_major: bool
+    ) -> BlockPass:
+        """Passes over the blocks of a split; `passes` is about how many there will be."""
+        whole, elements = self.blocks(plan, split=split, row_major=row_major)
+        return BlockPass(replicas, zero=zero, order=whole, passes=min(passes, _MOST_PASSES), elements=elements)

@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from tapedist.data import pipeline
 from tapedist.data.blocks import BlockPlan
+from tapedist.training import known_answer
 from tapedist.training.block_steps import BlockSteps
 from tapedist.training.engines.engine import Engine, WholeSteps
 from tapedist.training.engines.setup import Setup
-from tapedist.training.slot_steps import LEAST_SLOTS, SlotSteps
+from tapedist.training.slot_steps import SlotSteps
 from tapedist.training.steps import MAX_STEPS_PER_CALL, CallResult
 
 
 class ResidentEngine(WholeSteps):
-    """Full batch on a split so small that whole shards are summed in one program."""
+    """Full batch on a split so small that it is summed in one program."""
 
     name = "stream"
     steps_per_epoch = 1
 
-    def __init__(self, setup: Setup, plan: BlockPlan, *, split: str, steps: SlotSteps):
-        self.reason = "the split is small: one compiled loop over its shards"
-        element = pipeline.shard_elements(plan, setup.layout, split=split, slots=LEAST_SLOTS)
-        self._rows, self._counts = next(setup.elements(element, range(1)))
-        self._steps = steps
-        self._split, self._num_rows = split, plan.num_rows
+    def __init__(self, setup: Setup, *, split: str):
+        self.reason = "the split is small: one compiled loop over its rows"
+        self._split, self._num_rows = split, setup.source.num_rows(split)
+        room = setup.tiles(self._num_rows)
+        even = room["tiles"] * room["tile_rows"] * setup.num_replicas == self._num_rows
+        self._steps = SlotSteps(**setup.programs(split, even=even))
+        known_answer.check_row_steps(self._steps, room["tiles"], room["tile_rows"], 1, self._steps.first_step)
+        self._rows, self._counts = setup.split_at_hand(split)
 
     def run(
         self, state: np.ndarray, *, step: int, num_steps: int, limit: float, interrupted: Callable[[], bool]
@@ -45,10 +46,10 @@ class HeldEngine(WholeSteps):
 
     def __init__(self, setup: Setup, plan: BlockPlan, *, split: str):
         self.reason = f"{plan.num_blocks} blocks of {plan.block_rows} rows, held in device memory"
-        self._steps = BlockSteps(tile_rows=plan.tile_rows, parallel=setup.parallel, **setup.row_programs)
-        order = pipeline.BlockOrder.whole(plan, setup.layout)
+        self._steps = _checked_steps(setup, plan, split)
         self._split, self._num_rows = split, plan.num_rows
-        self._held = self._steps.hold(setup.elements(pipeline.block_elements(order, split=split), range(order.turns)))
+        order, elements = setup.blocks(plan, split=split, row_major=setup.problem.row_major)
+        self._held = self._steps.hold(elements(order, 1))
 
     def run(
         self, state: np.ndarray, *, step: int, num_steps: int, limit: float, interrupted: Callable[[], bool]
@@ -65,15 +66,15 @@ class StreamedEngine:
 
     def __init__(self, setup: Setup, plan: BlockPlan, *, split: str, passes: int):
         self.reason = f"{plan.num_blocks} blocks of {plan.block_rows} rows, streamed anew in every epoch"
-        self._setup = setup
         self._split, self._num_rows = split, plan.num_rows
-        self._steps = BlockSteps(tile_rows=plan.tile_rows, parallel=setup.parallel, **setup.row_programs)
-        self._pass = setup.block_pass(self._steps, plan, split=split, passes=passes)
+        self._steps = _checked_steps(setup, plan, split)
+        zero, row_major = self._steps.row_sums.zero.numpy(), setup.problem.row_major
+        self._pass = setup.block_pass(self._steps, plan, zero=zero, split=split, passes=passes, row_major=row_major)
 
     def run(
         self, state: np.ndarray, *, step: int, num_steps: int, limit: float, interrupted: Callable[[], bool]
     ) -> CallResult | None:
-        sums = self._pass.run(functools.partial(self._steps.add_blocks, state), interrupted=interrupted)
+        sums = self._pass.run(self._steps.adding_at(state), interrupted=interrupted)
         if sums is None:
             return None
         return self._steps.finish(state, sums, step=step, limit=limit).complete(self._num_rows, self._split)
@@ -85,6 +86,12 @@ class StreamedEngine:
         self._pass.restore(progress)
 
 
+def _checked_steps(setup: Setup, plan: BlockPlan, split: str) -> BlockSteps:
+    steps = BlockSteps(**setup.programs(split))
+    known_answer.check_row_steps(steps, plan.tiles, plan.tile_rows, 1, steps.first_step)
+    return steps
+
+
 def full_batch(setup: Setup, *, split: str, passes: int) -> Engine:
     """The `stream` engine in the form that fits the split.
 
@@ -94,9 +101,9 @@ def full_batch(setup: Setup, *, split: str, passes: int) -> Engine:
         passes: how often the split will be visited; rows that are seen once are not worth holding.
     """
     plan = setup.block_plan(split)
-    if plan.resident:  # Whatever --cache says: it must not change the form, and with it the bits.
-        return ResidentEngine(setup, plan, split=split, steps=SlotSteps(even=plan.even, **setup.row_programs))
-    padded = plan.rounds * setup.num_shards * plan.block_rows * setup.row_bytes()
+    if plan.resident and setup.cache != "none":
+        return ResidentEngine(setup, split=split)
+    padded = plan.num_blocks * plan.block_rows * setup.row_bytes
     if setup.cache == "device" or (setup.cache == "auto" and passes > 1 and padded <= setup.budget):
         return HeldEngine(setup, plan, split=split)
     return StreamedEngine(setup, plan, split=split, passes=passes)

@@ -1,0 +1,139 @@
+"""Least and greatest values of each column: with them training bounds every term of its sums before it sees a row.
+
+Minima and maxima have no order: the ranges of a split do not depend on who reads it or in which blocks.
+
+Legend: `d` features.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from tapedist.data.blocks import Source
+from tapedist.data.row_arrays import RowArrays, row_blocks
+from tapedist.errors import InputError
+from tapedist.text_values import shown
+
+_FEW_COLUMNS = 16  # Up to here columns are faster one by one.
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Ranges:
+    """Bounds of the rows of positive weight, in the units of the source and before they are rounded for training.
+
+    Attributes:
+        low: the least value of each feature and, last, of the target, float64 `[d + 1]`.
+        high: the greatest.
+        weight: the largest weight over `2**weight_exponent`; 1 without weights.
+    """
+
+    low: np.ndarray
+    high: np.ndarray
+    weight: float = 1.0
+
+    @classmethod
+    def none(cls, num_features: int) -> Ranges:
+        """Of no rows."""
+        return cls(np.zeros(num_features + 1), np.zeros(num_features + 1))
+
+    @classmethod
+    def of_extremes(cls, low: np.ndarray, high: np.ndarray, weight: float = 1.0) -> Ranges:
+        """Of extremes that start at plus and minus infinity, which stay where no row weighs anything."""
+        if not (low <= high).all():
+            return cls.none(len(low) - 1)
+        return cls(low + 0.0, high + 0.0, weight)  # -0.0 and 0.0 are equal, and either may have been met first.
+
+
+def ranges(
+    source: Source,
+    split: str,
+    *,
+    heed: Callable[[], object] = lambda: None,
+    say: Callable[[str], object] = lambda sentence: None,
+) -> Ranges:
+    """The ranges of a split, by the source's own method `ranges(split)` if it has one, or by a pass over all rows.
+
+    Args:
+        source: the rows.
+        split: "train" or "test".
+        heed: called before every block of a pass; may raise to break it off.
+        say: told of a pass.
+
+    Raises:
+        InputError: if a pass finds a number that is not finite, or a negative weight.
+    """
+    if not source.num_rows(split):
+        return Ranges.none(source.num_features)
+    own: Any = source
+    if hasattr(own, "in_units"):  # Of standard units.
+        return own.in_units(ranges(own.source, split, heed=heed, say=say))
+    if hasattr(own, "ranges"):
+        return own.ranges(split)
+    say(
+        f"reading all {source.num_rows(split)} {split} rows once for the ranges of their columns; a source with a "
+        "method ranges(split) spares this pass"
+    )
+    return ranges_of_rows(source, split, heed=heed)
+
+
+def ranges_of_rows(source: Source, split: str, *, heed: Callable[[], object] = lambda: None) -> Ranges:
+    """The ranges of a split by a pass over all of its rows; arguments as in `ranges`.
+
+    Raises:
+        InputError: if a number is not finite, or a weight negative.
+    """
+    names, exponent = (*source.feature_names, source.target_name), getattr(source, "weight_exponent", 0)
+    return ranges_of_blocks(row_blocks(source, split, heed=heed), names, split=split, weight_exponent=exponent)
+
+
+def ranges_of_blocks(
+    blocks: Iterable[RowArrays], names: Sequence[str], *, split: str = "train", weight_exponent: int = 0
+) -> Ranges:
+    """The ranges of rows that are given in blocks, `x [k, d]`, `y [k]` and `w [k]` or None.
+
+    Args:
+        blocks: in the order of the rows.
+        names: of the features and of the target.
+        split: what the rows are called in messages.
+        weight_exponent: weights are divided by 2 to the power of it.
+
+    Raises:
+        InputError: if a number is not finite, or a weight negative.
+    """
+    count, done, weight = len(names), 0, 1.0
+    low, high = np.full(count, np.inf), np.full(count, -np.inf)
+    for x, y, w in blocks:
+        kept_x, kept_y = x, y
+        if w is not None:
+            _check(w, w, "the weight", split, done)
+            if not (w > 0).all():
+                kept_x, kept_y = x[w > 0], y[w > 0]
+            weight = max(weight if done else 0.0, float(w.max(initial=0.0)))
+        if len(kept_y):
+            least, most = (np.append(_by_column(kept_x, end), end.reduce(kept_y)) for end in (np.minimum, np.maximum))
+            for position in np.flatnonzero(~(np.isfinite(least) & np.isfinite(most)))[:1].tolist():
+                what = f"column {shown(names[position])}"
+                _check([*x.T, y][position], np.ones(len(y)) if w is None else w, what, split, done)
+            low, high = np.minimum(low, least), np.maximum(high, most)
+        done += len(y)
+    return Ranges.of_extremes(low, high, float(np.ldexp(weight, -weight_exponent)))
+
+
+def _by_column(x: np.ndarray, end: np.ufunc) -> np.ndarray:
+    """The least or greatest value of each column, in the faster form."""
+    return np.array([end.reduce(column) for column in x.T]) if x.shape[1] <= _FEW_COLUMNS else end.reduce(x, axis=0)
+
+
+def _check(values: np.ndarray, w: np.ndarray, what: str, split: str, done: int) -> None:
+    """Raises InputError at the first number in a row that counts which is not finite, or, of weights, negative."""
+    bad = ~np.isfinite(values) & ((w > 0) | ~np.isfinite(w)) | ((values < 0) if values is w else False)
+    if bad.any():
+        row = int(bad.argmax())
+        raise InputError(
+            f"{what} of {split} row {done + row} is {values[row]:g}; must be "
+            f"{'finite and at least 0' if values is w else 'finite'}; correct it or leave the row out"
+        )

@@ -1,0 +1,335 @@
+"""Arithmetic with one answer: sums over rows without an order, products that no compiler joins with an addition.
+
+`docs/arithmetic.md` is the specification; everything here is IEEE binary64. A term of a sum is rounded to a grid, the
+multiples of a power of two that follows from a bound on the terms. Up to `2**CAP` such terms add up without rounding in
+any order, and their sum is a whole number of steps of the grid; whole numbers are added as int64. (Demmel and Nguyen,
+"Fast reproducible floating-point summation", 2013, round to grids as well, and find their bound by a pass.)
+
+Legend: `T` rows of a tile, `d` features, `P` parameters, `l` grids of a sum, `K` sums.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+import tapedist.numerics  # noqa: F401  (before TensorFlow)
+import tensorflow as tf
+
+CAP = 14  # A float64 sum takes at most 2**CAP terms: 53 bits of a sum leave 39 for the largest term.
+SLACK = 1 + 2.0**-20  # What bounds are widened by; more than all roundings on the way to what they bound.
+_GRID_BITS = 54 - CAP  # From one grid to the next: what a rounding leaves is half a step at most.
+LOW_BITS = 27
+_MANTISSA = 52
+_UNROLLED = 64  # Features whose products are added by one expression; more of them by a loop.
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """What depends on the type of the rows.
+
+    Attributes:
+        dtype: of the rows.
+        levels: grids of a gradient's sum.
+        short: bits that a residual loses, so that its products with rows and with itself are exact.
+        long: bits that parameters and weighted slopes lose, so that their products with rows are exact.
+        least: smaller rows and parameters count as 0.
+        floor: the least bound of a residual; it keeps every grid so far above the smallest numbers that machines which
+            take those for 0 compute the same.
+        most: a bound of a residual that is not below it means divergence.
+    """
+
+    dtype: tf.DType
+    levels: int
+    short: int
+    long: int
+    least: float
+    floor: float
+    most: float
+
+    @classmethod
+    def of(cls, dtype: tf.DType) -> Kind:
+        return _FLOAT64 if dtype == tf.float64 else _FLOAT32
+
+
+_FLOAT32 = Kind(tf.float32, 1, 27, 24, 2.0**-126, 2.0**-80, 2.0**126)
+_FLOAT64 = Kind(tf.float64, 2, 0, 0, 2.0**-250, 2.0**-160, 2.0**250)
+
+_zeros: list[tf.Tensor] = []
+
+
+@contextlib.contextmanager
+def pinning(zero: tf.Tensor) -> Iterator[None]:
+    """What is traced inside pins its products by `zero`, an int64 tensor that is 0 when the program runs.
+
+    It must be an argument of the compiled program, or made from one: a constant would be folded away, and the pins
+    with it.
+    """
+    _zeros.append(zero)
+    try:
+        yield
+    finally:
+        _zeros.pop()
+
+
+def pin(value: tf.Tensor) -> tf.Tensor:
+    """A rounded float64 product, quotient or root that no compiler can join with the operation behind it.
+
+    Else a product that feeds an addition would be rounded or not as the machine has a fused multiply-add. Outside of
+    `pinning` it is what it is.
+    """
+    if not _zeros:
+        return value
+    return tf.bitcast(tf.bitwise.bitwise_xor(tf.bitcast(value, tf.int64), _zeros[-1]), tf.float64)
+
+
+def times(a: Any, b: Any) -> tf.Tensor:
+    """`a * b`, pinned, and so are the products of its gradient.
+
+    Losses of one's own that are made of it and of `+`, `-`, `tf.minimum`, `tf.maximum`, `tf.abs` and `tf.where` have
+    the same bits everywhere.
+
+    Args:
+        a: a tensor, or what can be made one.
+        b: of the same type, and a shape that broadcasts with `a`'s.
+    """
+    a = tf.convert_to_tensor(a) if not tf.is_tensor(b) else tf.convert_to_tensor(a, b.dtype)
+    b = tf.convert_to_tensor(b, a.dtype)
+    return _pinned_product(a, b) if a.dtype == tf.float64 else a * b
+
+
+@tf.custom_gradient
+def _pinned_product(a: tf.Tensor, b: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], Any]]:
+    def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return _reduced(pin(upstream * b), a.shape), _reduced(pin(upstream * a), b.shape)
+
+    return pin(a * b), gradient
+
+
+def _reduced(gradient: tf.Tensor, shape: tf.TensorShape) -> tf.Tensor:
+    """A gradient by what was broadcast; a scalar's is a sum, which no loss differentiates by."""
+    return gradient if gradient.shape == shape else tf.reduce_sum(gradient)
+
+
+def pow2(value: tf.Tensor) -> tf.Tensor:
+    """The least power of two that is not below `value`, by its bits; `value` is positive and normal."""
+    below = (1 << _MANTISSA) - 1
+    bits = tf.bitcast(value, tf.int64) + below
+    return tf.bitcast(tf.bitwise.bitwise_and(bits, tf.constant(~below, tf.int64)), tf.float64)
+
+
+def flushed(value: tf.Tensor, least: float) -> tf.Tensor:
+    """`value`, and 0 where it is smaller than `least`."""
+    return tf.where(tf.abs(value) < tf.constant(least, tf.float64), tf.zeros_like(value), value)
+
+
+def trimmed(value: tf.Tensor, bits: int) -> tf.Tensor:
+    """`value` without its last `bits`, rounded to nearest, halves away from zero; to a tape it is `value`.
+
+    By integers: compilers drop a conversion to float32 and back.
+    """
+    return _trim(bits)(value) if bits else value
+
+
+def _trim(bits: int) -> Callable[[tf.Tensor], tf.Tensor]:
+    @tf.custom_gradient
+    def trim(value: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+        kept = tf.constant(-(1 << bits), tf.int64)
+        rounded = tf.bitwise.bitwise_and(tf.bitcast(value, tf.int64) + (1 << (bits - 1)), kept)
+        return tf.bitcast(rounded, tf.float64), lambda upstream: upstream
+
+    return trim
+
+
+def trimmed_number(number: float, bits: int) -> float:
+    """`trimmed` of a constant."""
+    bit_pattern = np.float64(number).view(np.int64) + np.int64((1 << bits) >> 1)
+    return float((bit_pattern & np.int64(-(1 << bits))).view(np.float64))
+
+
+def folded(terms: tf.Tensor) -> tf.Tensor:
+    """The sum along the first axis by halves: the second half is added to the first, until one term is left."""
+    count = terms.shape[0]
+    length = 1 << max(0, count - 1).bit_length()
+    if length > count:
+        terms = tf.concat([terms, tf.zeros([length - count, *terms.shape[1:]], terms.dtype)], 0)
+    while length > 1:
+        length //= 2
+        terms = terms[:length] + terms[length:]
+    return terms[0]
+
+
+def grid_steps(bound: tf.Tensor, levels: int) -> tf.Tensor:
+    """Steps of the grids `[l, ...]` for terms of at most `bound`, each `2**40` times finer than the one before."""
+    first = pow2(bound) * 2.0 ** (CAP - 53)
+    return tf.stack([first * 2.0 ** (-_GRID_BITS * level) for level in range(levels)])
+
+
+def absolute_steps(kind: Kind) -> tf.Tensor:
+    """Steps of grids `[l]` for terms of any size: below `_absolute_most`, to the smallest that count.
+
+    Through a pin, because a compiler removes `(t + M) - M` where it knows `M`.
+    """
+    top, levels = _absolute_window(kind)
+    return pin(tf.constant([2.0 ** (top + CAP - 53 - _GRID_BITS * level) for level in range(levels)], tf.float64))
+
+
+def absolute_most(kind: Kind) -> float:
+    """Terms must be smaller for `absolute_steps`."""
+    return 2.0 ** _absolute_window(kind)[0]
+
+
+def absolute_levels(kind: Kind) -> int:
+    """How many grids `absolute_steps` has."""
+    return _absolute_window(kind)[1]
+
+
+def _absolute_window(kind: Kind) -> tuple[int, int]:
+    return (128, 7) if kind.dtype == tf.float32 else (200, 10)
+
+
+def on_grids(terms: tf.Tensor, steps: tf.Tensor) -> list[tf.Tensor]:
+    """`terms`, rounded to each grid in turn; what a grid leaves goes to the next.
+
+    Args:
+        terms: float64.
+        steps: `[l, ...]`, powers of two; each as `terms`, or broadcast.
+    """
+    found = []
+    for step in tf.unstack(steps):
+        magic = (1.5 * 2.0**_MANTISSA) * step
+        rounded = (terms + magic) - magic
+        found.append(rounded)
+        terms = terms - rounded
+    return found
+
+
+def exact_dot(
+    x: tf.Tensor,
+    copies: tf.Tensor,
+    steps: tf.Tensor,
+    kind: Kind,
+    *,
+    y_hat: tf.Tensor | None = None,
+    real: tf.Tensor | None = None,
+) -> tf.Tensor:
+    """Predictions of a tile, `bias + x_0 * w_0 + x_1 * w_1 + ...`, added from left to right.
+
+    Its gradient by the parameters is a sum over rows on grids: the tape's way through the sums without order. Each grid
+    has its own copy of the parameters, by which its own sum is the gradient.
+
+    Args:
+        x: `[d, T]`, of the rows' type.
+        copies: float64 `[l, P]`, the parameters of the step; without an intercept `P = d`.
+        steps: float64 `[l, P]`, of the grids of the gradient's sums.
+        kind: of the rows.
+        y_hat: the predictions `[T]`, where they are known already.
+        real: which rows count, boolean `[T]`; None for all.
+
+    Returns:
+        float64 `[T]`.
+    """
+
+    @tf.custom_gradient
+    def dot(copies: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+        known = chain(x, copies[0], kind) if y_hat is None else y_hat
+
+        def gradient(upstream: tf.Tensor) -> tf.Tensor:
+            slopes = trimmed(upstream, kind.long)
+            # Selected here, because a slope that is not finite would not be zero times zero.
+            slopes = slopes if real is None else tf.where(real, slopes, tf.zeros_like(slopes))
+            return _column_sums(x, slopes, steps, kind)
+
+        return known, gradient
+
+    return dot(copies)
+
+
+def chain(x: tf.Tensor, at: tf.Tensor, kind: Kind) -> tf.Tensor:
+    """`exact_dot`'s predictions `[T]` at the parameters `at` `[P]`."""
+    d, rows = x.shape
+    start = tf.fill([rows], at[d]) if at.shape[0] > d else tf.zeros([rows], tf.float64)
+
+    def added(total: tf.Tensor, columns: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+        for column, weight in zip(tf.unstack(columns), tf.unstack(weights), strict=True):
+            total = total + _row_product(tf.cast(column, tf.float64) * weight, kind)
+        return total
+
+    whole = d // _UNROLLED if d > 2 * _UNROLLED else 0
+    if whole:
+
+        def group(g: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            columns = tf.slice(x, [g * _UNROLLED, 0], [_UNROLLED, rows])
+            return g + 1, added(total, columns, tf.slice(at, [g * _UNROLLED], [_UNROLLED]))
+
+        start = tf.while_loop(lambda g, _: g < whole, group, (tf.constant(0), start))[1]
+    rest = slice(whole * _UNROLLED, d)
+    return added(start, x[rest], at[rest]) if rest.stop > rest.start else start
+
+
+def _column_sums(x: tf.Tensor, slopes: tf.Tensor, steps: tf.Tensor, kind: Kind) -> tf.Tensor:
+    """Sums of `slopes * x_j`, and with an intercept of the slopes, on each grid: `[l, P]`."""
+    d = x.shape[0]
+    terms = _row_product(slopes[tf.newaxis] * tf.cast(x, tf.float64), kind)
+    sums = [tf.reduce_sum(part, 1) for part in on_grids(terms, steps[:, :d, tf.newaxis])]
+    if steps.shape[1] > d:
+        of_bias = [tf.reduce_sum(part, keepdims=True) for part in on_grids(slopes, steps[:, d])]
+        sums = [tf.concat(pair, 0) for pair in zip(sums, of_bias, strict=True)]
+    return tf.stack(sums)
+
+
+def _row_product(product: tf.Tensor, kind: Kind) -> tf.Tensor:
+    """A product of what was trimmed for float32 rows is exact, so that it need not be pinned."""
+    return product if kind.long else pin(product)
+
+
+def exact_sum(terms: tf.Tensor, steps: tf.Tensor) -> tf.Tensor:
+    """The sum of terms `[T]` on each of their grids `[l]`; its gradient is 1 for each term, once for all grids."""
+
+    @tf.custom_gradient
+    def total(terms: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+        sums = tf.stack([tf.reduce_sum(part) for part in on_grids(terms, steps)])
+        return sums, lambda upstream: tf.fill(terms.shape, upstream[0])
+
+    return total(terms)
+
+
+def integers(sums: tf.Tensor, steps: tf.Tensor) -> tf.Tensor:
+    """Sums of terms on grids as int64, numbers of steps."""
+    return tf.cast(sums / steps, tf.int64)
+
+
+def halves(numbers: tf.Tensor) -> tf.Tensor:
+    """int64 `[2, ...]`, which add up for `2**40` rows where the numbers would overflow."""
+    low = tf.bitwise.bitwise_and(numbers, tf.constant((1 << LOW_BITS) - 1, tf.int64))
+    return tf.stack([tf.bitwise.right_shift(numbers, tf.constant(LOW_BITS, tf.int64)), low])
+
+
+def whole(totals: tf.Tensor) -> tf.Tensor:
+    """Sums of halves `[2, ...]` of small numbers, such as counts, as int64 `[...]`."""
+    return totals[0] * (1 << LOW_BITS) + totals[1]
+
+
+def value(totals: tf.Tensor, steps: tf.Tensor) -> tf.Tensor:
+    """Sums of halves `[2, l, ...]` as float64 `[...]`: each grid's rounded once, then added from the last on.
+
+    Args:
+        totals: int64.
+        steps: of the grids, `[l, ...]`.
+    """
+    high = totals[0] + tf.bitwise.right_shift(totals[1], tf.constant(LOW_BITS, tf.int64))
+    low = tf.bitwise.bitwise_and(totals[1], tf.constant((1 << LOW_BITS) - 1, tf.int64))
+    parts = tf.unstack((tf.cast(high, tf.float64) * 2.0**LOW_BITS + tf.cast(low, tf.float64)) * steps)
+    total = parts[-1]
+    for part in reversed(parts[:-1]):
+        total = part + total
+    return total
+
+
+def value_of(totals: np.ndarray) -> list[int]:
+    """Sums of halves `[2, K]` as Python's integers."""
+    return [(high << LOW_BITS) + low for high, low in zip(*totals.tolist(), strict=True)]

@@ -1,0 +1,484 @@
+"""What the rows of a step add up to: the loss, the weights and the gradient, in the three ways there are.
+
+`LinearSums` are exact sums of a linear model, which have no order; `ModuleSums` those of any other model, whose rows
+are summed in pieces of one shape and whose pieces are added without an order; `PlainSums` are sums as the hardware
+makes them. The gradient comes from a tape in all of them.
+
+Legend: `d` features, `P` parameters, `T` rows of a tile, `n` tiles, `l` grids of a sum, `K` sums of a step.
+
+Rows are `(x, y[, w])`: tiles of `[n, d, T]`, or `[n, T, d]` for `ModuleSums` and `PlainSums`, and `[n, T]`. The first
+`count` rows of consecutive tiles are real; what is behind them, and where the weight is 0, must be zeros.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import NamedTuple, Protocol
+
+import tapedist.numerics  # noqa: F401  (before TensorFlow)
+import tensorflow as tf
+
+from tapedist.training import exact
+from tapedist.training.losses import Loss, ResidualLoss, checked, is_own
+from tapedist.training.model import Model
+
+Rows = tuple[tf.Tensor, ...]
+
+# Eigen shares the sums of longer products out to threads whatever XLA's flags say, and their bits follow the number of
+# threads: with 65 columns of float64 from 256 rows on with 8 threads, from 512 rows on with 2. Up to 192 rows 1 to 64
+# agree; so do products of as few rows with an own model's matrix whose sides are both below 256.
+PIECE_ROWS = 128
+# Up to so many features XLA computes residuals and sums of a tile in one loop over its rows.
+_NARROW = 2
+
+
+class Totals(NamedTuple):
+    """Sums over all rows of a step.
+
+    Attributes:
+        loss: `sum w * loss`, float64 `[]`.
+        weight: `sum w`.
+        gradient: `[P]`, of the loss.
+        rows: how many rows were summed.
+        ok: whether the numbers were within the bounds of the arithmetic, boolean `[]`.
+    """
+
+    loss: tf.Tensor
+    weight: tf.Tensor
+    gradient: tf.Tensor
+    rows: tf.Tensor
+    ok: tf.Tensor
+
+
+class RowSums(Protocol):
+    """One way to sum rows.
+
+    Attributes:
+        whole: whether many tiles may be summed inside a larger program; else a tile's program must be compiled alone,
+            because what surrounds it could change its bits.
+        row_major: whether tiles are `[T, d]` rather than `[d, T]`.
+        zero: of the sums, before a row is in them.
+    """
+
+    whole: bool
+    row_major: bool
+
+    @property
+    def zero(self) -> tf.Tensor: ...
+
+    def of_tiles(
+        self,
+        theta: tf.Tensor,
+        bounds: tf.Tensor,
+        rows: Rows,
+        count: tf.Tensor,
+        *,
+        first: tf.Tensor | None = None,
+        tiles: int | None = None,
+    ) -> tf.Tensor:
+        """Sums of some tiles, to be added to others' in any order.
+
+        Args:
+            theta: float64 `[P]`, the parameters.
+            bounds: float64 `[d + 2]`, `Bounds.largest`.
+            rows: see the module's docstring.
+            count: int32, the real rows.
+            first: int32, the number of the first tile; by default that of all.
+            tiles: how many; by default all.
+        """
+
+    def total(self, theta: tf.Tensor, bounds: tf.Tensor, sums: tf.Tensor) -> Totals:
+        """What the sums of all rows stand for."""
+
+
+class _Grids(NamedTuple):
+    """What fixes a step's sums.
+
+    Attributes:
+        at: the parameters as products need them, float64 `[P]`.
+        loss: steps of the grids of the loss, `[l]`.
+        gradient: those of the gradient, `[l, P]`.
+        weight: those of the weights, `[2]`.
+        ok: whether residuals are within the range of the arithmetic.
+    """
+
+    at: tf.Tensor
+    loss: tf.Tensor
+    gradient: tf.Tensor
+    weight: tf.Tensor
+    ok: tf.Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearSums:
+    """Exact sums of a linear model; `docs/arithmetic.md` has the formulas.
+
+    Attributes:
+        num_features: `d`.
+        fit_intercept: whether the last parameter is a bias.
+        loss: the package's, or the user's, whose size nothing bounds.
+        dtype: of the rows.
+        weighted: whether they have weights.
+        even: whether every call sums whole tiles.
+    """
+
+    num_features: int
+    fit_intercept: bool
+    loss: Loss
+    dtype: tf.DType
+    weighted: bool = False
+    even: bool = False
+
+    whole = True
+    row_major = False
+
+    @property
+    def _kind(self) -> exact.Kind:
+        return exact.Kind.of(self.dtype)
+
+    @property
+    def _own(self) -> bool:
+        return is_own(self.loss)
+
+    @property
+    def _row_loss(self) -> Loss:
+        """The loss with its constant as the arithmetic has it: of as few bits as a residual."""
+        if isinstance(self.loss, ResidualLoss) and math.isfinite(self.loss.delta):
+            return dataclasses.replace(self.loss, delta=exact.trimmed_number(self.loss.delta, self._kind.short))
+        return self.loss
+
+    @property
+    def _levels(self) -> tuple[int, int]:
+        """Grids of the loss and of the gradient."""
+        if self._own:
+            window = exact.absolute_levels(exact.Kind.of(tf.float64))
+            return window, window
+        return 2, self._kind.levels
+
+    @property
+    def _sizes(self) -> list[int]:
+        """Sums of the loss, of the gradient, of weights, of numbers out of bounds, and of the rows."""
+        of_loss, of_gradient = self._levels
+        return [of_loss, of_gradient * self.num_parameters, 2 * self.weighted, int(self._own), 1]
+
+    @property
+    def num_parameters(self) -> int:
+        return self.num_features + self.fit_intercept
+
+    @property
+    def zero(self) -> tf.Tensor:
+        return tf.zeros([2, sum(self._sizes)], tf.int64)
+
+    def of_tiles(
+        self,
+        theta: tf.Tensor,
+        bounds: tf.Tensor,
+        rows: Rows,
+        count: tf.Tensor,
+        *,
+        first: tf.Tensor | None = None,
+        tiles: int | None = None,
+    ) -> tf.Tensor:
+        """See `RowSums`; int64 `[2, K]`."""
+        tiles = rows[1].shape[0] if tiles is None else tiles
+        place = tf.constant(0) if first is None else first
+        grids = self._grids(theta, bounds)
+        if self.num_features > _NARROW:
+            numbers = self._wide(grids, rows, count, place, tiles)
+        elif tiles == 1:
+            numbers = self._tile(grids, tile_rows(rows, place), count)
+        else:
+            numbers = self._narrow(grids, rows, count, place, tiles)
+        return exact.halves(tf.concat([numbers, [tf.cast(count, tf.int64)]], 0))
+
+    def _narrow(self, grids: _Grids, rows: Rows, count: tf.Tensor, place: tf.Tensor, tiles: int) -> tf.Tensor:
+        length = rows[1].shape[1]
+
+        # The place is carried along: a start of slices that does not change in a loop TensorFlow takes for a constant,
+        # and compiles anew for each.
+        def trip(k: tf.Tensor, place: tf.Tensor, sums: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            left = tf.clip_by_value(count - k * length, 0, length)
+            return k + 1, place + 1, sums + self._tile(grids, tile_rows(rows, place), left)
+
+        start = (tf.constant(0), place, tf.zeros([sum(self._sizes) - 1], tf.int64))
+        return tf.while_loop(lambda k, *_: k < tiles, trip, start)[2]
+
+    def _wide(self, grids: _Grids, rows: Rows, count: tf.Tensor, place: tf.Tensor, tiles: int) -> tf.Tensor:
+        """A trip predicts a tile and sums the one before, whose predictions it is handed.
+
+        XLA would compute predictions once for each of the sums that they are in.
+        """
+        length = rows[1].shape[1]
+
+        def trip(k: tf.Tensor, place: tf.Tensor, sums: tf.Tensor, y_hat: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            before = tf.maximum(k - 1, 0)
+            left = tf.where(k > 0, tf.clip_by_value(count - before * length, 0, length), 0)
+            found = self._tile(grids, tile_rows(rows, place + before), left, y_hat=y_hat)
+            ahead = tile_rows(rows, place + tf.minimum(k, tiles - 1))[0]
+            return k + 1, place, sums + found, exact.chain(ahead, grids.at, self._kind)
+
+        # In the first trip there is nothing to sum: predictions without an error.
+        y_hat = tf.cast(tile_rows(rows, place)[1], tf.float64)
+        start = (tf.constant(0), place, tf.zeros([sum(self._sizes) - 1], tf.int64), y_hat)
+        return tf.while_loop(lambda k, *_: k <= tiles, trip, start)[2]
+
+    def _tile(self, grids: _Grids, rows: Rows, count: tf.Tensor, *, y_hat: tf.Tensor | None = None) -> tf.Tensor:
+        """The sums of a tile's rows `(x [d, T], y [T][, w [T]])`, int64 `[K - 1]`: the tape."""
+        x, y = rows[0], tf.cast(rows[1], tf.float64)
+        # No row of a tile without real ones has a weight: a wide loop's first trip is handed one to sum nothing of.
+        w = tf.where(count > 0, tf.cast(rows[2], tf.float64), 0.0) if self.weighted else None
+        real = self._real(y, w, count)
+        kind, loss = self._kind, checked(self._row_loss)
+        copies = tf.tile(grids.at[tf.newaxis], [grids.gradient.shape[0], 1])
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(copies)
+            y_hat = exact.exact_dot(x, copies, grids.gradient, kind, y_hat=y_hat, real=real)
+            if self._own:
+                losses = loss(y_hat, y)
+            else:  # The difference is all that it depends on, and has fewer bits.
+                losses = loss(exact.trimmed(y_hat - y, kind.short), tf.zeros_like(y))
+            if w is not None:
+                losses = exact.times(w, exact.trimmed(losses, kind.long))
+            if real is not None:
+                losses = tf.where(real, losses, tf.zeros_like(losses))
+            sums = exact.exact_sum(losses, grids.loss)
+        gradient, slopes = tape.gradient(sums, [copies, y_hat])
+        numbers = [exact.integers(sums, grids.loss), exact.integers(gradient, grids.gradient)]
+        if w is not None:
+            numbers.append(exact.integers(exact.exact_sum(w, grids.weight), grids.weight))
+        if self._own:
+            numbers.append(self._out_of_bounds(losses, slopes, real))
+        return tf.concat([tf.reshape(number, [-1]) for number in numbers], 0)
+
+    def _real(self, y: tf.Tensor, w: tf.Tensor | None, count: tf.Tensor) -> tf.Tensor | None:
+        """Which rows to sum, boolean `[T]`; None if the others, if there are any, add nothing."""
+        if w is not None:
+            return w > 0 if self._own else None
+        return None if self.even and not self._own else tf.range(y.shape[0]) < count
+
+    def _out_of_bounds(self, losses: tf.Tensor, slopes: tf.Tensor, real: tf.Tensor | None) -> tf.Tensor:
+        """How many losses or slopes of one's own no grid holds, int64 `[1]`; NaN is one of them."""
+        most = exact.absolute_most(exact.Kind.of(tf.float64))
+        # Slopes are multiplied by rows, whose largest product may be this large.
+        largest = 2.0 ** (math.log2(most) / 2)
+        bad = ~((tf.abs(losses) < most) & (tf.abs(slopes) < largest))
+        bad = bad if real is None else bad & real
+        return tf.reshape(tf.reduce_sum(tf.cast(bad, tf.int64)), [1])
+
+    def _grids(self, theta: tf.Tensor, bounds: tf.Tensor) -> _Grids:
+        kind, d, weight = self._kind, self.num_features, bounds[-1]
+        at = exact.trimmed(exact.flushed(theta, kind.least), kind.long)
+        residual = self._residual_bound(at, bounds)
+        ok = residual < tf.constant(kind.most, tf.float64)
+        weights = exact.grid_steps(weight, 2)
+        if self._own:
+            steps = exact.absolute_steps(exact.Kind.of(tf.float64))
+            return _Grids(at, steps, tf.tile(steps[:, tf.newaxis], [1, self.num_parameters]), weights, ok)
+        assert isinstance(self._row_loss, ResidualLoss)
+        floor = tf.constant(kind.floor, tf.float64)
+        slope = exact.pin(weight * self._row_loss.largest_slope(residual))
+        slope = exact.pin(tf.maximum(slope, floor) * exact.SLACK)
+        by_column = exact.pin(slope * tf.concat([bounds[:d], tf.ones([self.fit_intercept * 1], tf.float64)], 0))
+        # Squared error has twice the slope that its terms are bounded by: on a grid twice as coarse it has their bits.
+        twice = 2.0 if self.loss.name == "squared" else 1.0  # type: ignore[attr-defined]
+        gradient = twice * exact.grid_steps(by_column, kind.levels)
+        return _Grids(at, exact.grid_steps(exact.pin(slope * residual), 2), gradient, weights, ok)
+
+    def _residual_bound(self, at: tf.Tensor, bounds: tf.Tensor) -> tf.Tensor:
+        """A bound of `|y_hat - y|`; of its sum over features too, neither order nor rounding may decide the bits."""
+        kind, d = self._kind, self.num_features
+        products = exact.pin(tf.maximum(bounds[:d] * tf.abs(at[:d]), tf.constant(kind.floor, tf.float64)))
+        terms = max(exact.CAP, (d - 1).bit_length())
+        magic = 1.5 * 2.0 ** (terms - 1) * exact.pow2(tf.reduce_max(products))
+        total = tf.reduce_sum((products + magic) - magic)
+        bias = tf.abs(at[d]) if self.fit_intercept else tf.zeros([], tf.float64)
+        residual = exact.pin(((total + bias) + bounds[d]) * exact.SLACK)
+        return tf.maximum(residual, tf.constant(kind.floor, tf.float64))
+
+    def total(self, theta: tf.Tensor, bounds: tf.Tensor, sums: tf.Tensor) -> Totals:
+        grids = self._grids(theta, bounds)
+        loss, gradient, weight, bad, rows = tf.split(sums, self._sizes, axis=1)
+        of_gradient = exact.value(tf.reshape(gradient, [2, *grids.gradient.shape]), grids.gradient)
+        number = tf.cast(exact.whole(rows)[0], tf.float64)
+        of_weights = exact.value(weight, grids.weight) if self.weighted else number
+        ok = grids.ok & tf.reduce_all(tf.equal(exact.whole(bad), 0))
+        of_loss = tf.where(ok, exact.value(loss, grids.loss), tf.constant(math.inf, tf.float64))
+        return Totals(of_loss, of_weights, of_gradient, number, ok)
+
+
+def tile_rows(rows: Rows, place: tf.Tensor) -> Rows:
+    """One tile of `rows`."""
+
+    def tile(column: tf.Tensor) -> tf.Tensor:
+        shape = column.shape[1:]
+        if column.shape[0] == 1:
+            return tf.reshape(column, shape)
+        flat = tf.reshape(column, [-1, shape[-1]])
+        height = math.prod(shape[:-1])
+        return tf.reshape(tf.slice(flat, [place * height, 0], [height, shape[-1]]), shape)
+
+    return tuple(tile(column) for column in rows)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _TapeSums:
+    """Sums of tiles in the rows' type, by a tape through any model.
+
+    Attributes:
+        model: what predicts.
+        loss: of each row.
+        dtype: of the rows.
+        weighted: whether they have weights.
+        on_cpu: whether the rows are on a CPU, where long products have the bits of the threads that share them.
+    """
+
+    model: Model
+    loss: Loss
+    dtype: tf.DType
+    weighted: bool = False
+    on_cpu: bool = True
+
+    row_major = True
+
+    def _rows_sum(self, theta: tf.Tensor, rows: Rows, count: tf.Tensor) -> tf.Tensor:
+        """`(sum w*loss, sum w, gradient)` of a tile `(x [T, d], y [T][, w [T]])`, float64 `[P + 2]`.
+
+        On a CPU, rows of an own model are summed piece after piece, so short that no product sums over many of them.
+        """
+        number = rows[1].shape[0]
+        if self.model.pure or not self.on_cpu or number <= PIECE_ROWS:
+            return self._tape_sum(theta, rows, count)
+
+        def piece_sum(first: tf.Tensor | int, length: int) -> tf.Tensor:
+            piece = tuple(_slice_rows(column, first, length) for column in rows)
+            return self._tape_sum(theta, piece, tf.clip_by_value(count - first, 0, length))
+
+        whole, rest = divmod(number, PIECE_ROWS)
+        start = (tf.constant(0), tf.zeros([self.model.num_parameters + 2], tf.float64))
+        total = tf.while_loop(
+            lambda i, _: i < whole, lambda i, total: (i + 1, total + piece_sum(i * PIECE_ROWS, PIECE_ROWS)), start
+        )[1]
+        return total + piece_sum(whole * PIECE_ROWS, rest) if rest else total
+
+    def _tape_sum(self, theta: tf.Tensor, rows: Rows, count: tf.Tensor) -> tf.Tensor:
+        # Own models and losses need not be finite at rows of zeros, and zero times infinity is not zero.
+        repeats = not self.model.pure or is_own(self.loss)
+        if self.weighted:
+            real = rows[2] > 0 if repeats else None
+        else:
+            real = tf.range(rows[1].shape[0]) < count
+        if repeats:
+            rows = _repeated(rows, real)
+        x, y = rows[0], rows[1]
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            forward, targets = self.model.bind(theta, self.dtype)
+            tape.watch(targets)
+            losses = checked(self.loss)(forward(x), y)
+            if self.weighted:
+                losses = rows[2] * losses
+            total = tf.reduce_sum(losses if real is None else tf.where(real, losses, tf.zeros([], self.dtype)))
+        gradients = tape.gradient(total, targets, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        if repeats:  # A tile without rows has none to repeat.
+            gradients = [tf.where(tf.reduce_any(real), g, tf.zeros([], g.dtype)) for g in gradients]
+        weight = tf.reduce_sum(rows[2]) if self.weighted else tf.cast(count, tf.float64)
+        pieces = [tf.reshape(piece, [-1]) for piece in (total, weight, *gradients)]
+        return tf.concat([tf.cast(piece, tf.float64) for piece in pieces], 0)
+
+
+class PlainSums(_TapeSums):
+    """Sums in whatever order the hardware makes them: no bits are promised."""
+
+    @property
+    def whole(self) -> bool:
+        return self.model.pure
+
+    @property
+    def zero(self) -> tf.Tensor:
+        return tf.zeros([self.model.num_parameters + 3], tf.float64)
+
+    def of_tiles(
+        self,
+        theta: tf.Tensor,
+        bounds: tf.Tensor,
+        rows: Rows,
+        count: tf.Tensor,
+        *,
+        first: tf.Tensor | None = None,
+        tiles: int | None = None,
+    ) -> tf.Tensor:
+        """See `RowSums`; float64 `[P + 3]`."""
+        tiles, length = rows[1].shape[0] if tiles is None else tiles, rows[1].shape[1]
+        place = tf.constant(0) if first is None else first
+
+        def trip(k: tf.Tensor, place: tf.Tensor, sums: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            left = tf.clip_by_value(count - k * length, 0, length)
+            return k + 1, place + 1, sums + self._rows_sum(theta, tile_rows(rows, place), left)
+
+        start = (tf.constant(0), place, tf.zeros([self.model.num_parameters + 2], tf.float64))
+        sums = trip(*start)[2] if tiles == 1 else tf.while_loop(lambda k, *_: k < tiles, trip, start)[2]
+        return tf.concat([sums, [tf.cast(count, tf.float64)]], 0)
+
+    def total(self, theta: tf.Tensor, bounds: tf.Tensor, sums: tf.Tensor) -> Totals:
+        return Totals(sums[0], sums[1], sums[2:-1], sums[-1], tf.constant(True))
+
+
+class ModuleSums(_TapeSums):
+    """Sums of a model of which nothing is known: a tile's are the compiler's, their sum is exact and has no order."""
+
+    whole = False
+
+    @property
+    def _levels(self) -> int:
+        return exact.absolute_levels(exact.Kind.of(self.dtype))
+
+    @property
+    def zero(self) -> tf.Tensor:
+        return tf.zeros([2, self._levels * (self.model.num_parameters + 2) + 2], tf.int64)
+
+    def of_tiles(
+        self,
+        theta: tf.Tensor,
+        bounds: tf.Tensor,
+        rows: Rows,
+        count: tf.Tensor,
+        *,
+        first: tf.Tensor | None = None,
+        tiles: int | None = None,
+    ) -> tf.Tensor:
+        """See `RowSums`, for one tile; int64 `[2, K]`."""
+        assert rows[1].shape[0] == 1, "a tile's program is compiled alone"
+        kind = exact.Kind.of(self.dtype)
+        sums = self._rows_sum(theta, tuple(column[0] for column in rows), count)
+        steps = exact.absolute_steps(kind)
+        parts = tf.stack(exact.on_grids(sums, steps))
+        numbers = tf.reshape(exact.integers(parts, steps[:, tf.newaxis]), [-1])
+        bad = tf.reduce_sum(tf.cast(~(tf.abs(sums) < exact.absolute_most(kind)), tf.int64))
+        return exact.halves(tf.concat([numbers, tf.stack([bad, tf.cast(count, tf.int64)])], 0))
+
+    def total(self, theta: tf.Tensor, bounds: tf.Tensor, sums: tf.Tensor) -> Totals:
+        steps = exact.absolute_steps(exact.Kind.of(self.dtype))
+        numbers = tf.reshape(sums[:, :-2], [2, self._levels, self.model.num_parameters + 2])
+        values = exact.value(numbers, steps[:, tf.newaxis])
+        bad, rows = tf.unstack(exact.whole(sums[:, -2:]))
+        ok = tf.equal(bad, 0)
+        loss = tf.where(ok, values[0], tf.constant(math.inf, tf.float64))
+        return Totals(loss, values[1], values[2:], tf.cast(rows, tf.float64), ok)
+
+
+def _slice_rows(column: tf.Tensor, first: tf.Tensor | int, count: int) -> tf.Tensor:
+    """Rows `first .. first + count` of a column `[rows]` or `[rows, d]`."""
+    if column.shape.rank == 1:
+        return tf.slice(column, [first], [count])
+    return tf.slice(column, [first, 0], [count, column.shape[1]])
+
+
+def _repeated(rows: Rows, real: tf.Tensor) -> Rows:
+    """`rows` with the first of the real ones in place of each that is not; `real` is boolean `[T]`."""
+
+    def repeated(column: tf.Tensor) -> tf.Tensor:
+        # Without weights the real rows come first.
+        one = tf.gather(column, tf.argmax(tf.cast(real, tf.int32), 0)[tf.newaxis]) if len(rows) == 3 else column[:1]
+        return tf.where(real if column.shape.rank == 1 else real[:, tf.newaxis], column, one)
+
+    return repeated(rows[0]), repeated(rows[1]), *rows[2:]

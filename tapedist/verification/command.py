@@ -1,0 +1,184 @@
+"""`tapedist verify`: a run recomputed by the reference, and whether what it stored are the same numbers."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from tapedist import reference
+from tapedist.command_options import VerifyOptions
+from tapedist.errors import StateError
+from tapedist.training.checkpoints import Checkpoint
+from tapedist.training.state import TrainingState
+from tapedist.verification.comparison import check_checkpoint, check_model, check_path
+from tapedist.verification.recomputation import Moment, Recomputation
+from tapedist.verification.rules import AskedRules
+from tapedist.verification.stored import StoredRun, path_of
+
+_PROGRESS_SECONDS = 5.0
+
+
+def verify(options: VerifyOptions, *, clock: Callable[[], float] = time.monotonic) -> None:
+    """Recomputes a run and prints whether it is equal to what is stored, number by number.
+
+    Args:
+        options: which run.
+        clock: in seconds, for the progress.
+
+    Raises:
+        InputError: if there is no such run, or none that can be recomputed.
+        StateError: if something is stored that cannot be trusted, or differs; with the first that does.
+    """
+    stored = StoredRun.read(options.run_dir)
+    source, progress = stored.open_rows(), _Progress(clock)
+    _say(f"rows: equal, fingerprint {source.fingerprint()[:12]}...")
+    run = Recomputation(stored.config, source, tell=progress.rows)
+    given = _start(stored, options.epochs * run.per_epoch) if options.epochs else None
+    rules, begin = AskedRules(run), run.start()
+    if given:
+        begin = _taken(given, run)
+        rules.take_up(given.arrays["stop_memory"])
+        _say(f"start: {given.path.name}, whose state after {given.step} updates is taken as given")
+    verification = _Verification(stored, run, rules, first=begin.step)
+    for moment in _recomputed(run, begin, verification.last, progress):
+        verification.look(moment)
+    _say(verification.outcome(begin))
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)  # The next one may be hours away.
+
+
+class _Verification:
+    """What is stored, by the step at which the recomputation can tell.
+
+    Args:
+        stored: the run.
+        run: its recomputation.
+        rules: that may have stopped it.
+        first: the step from which on something is recomputed.
+
+    Attributes:
+        last: the step of the newest state.
+    """
+
+    def __init__(self, stored: StoredRun, run: Recomputation, rules: AskedRules, *, first: int):
+        self._run, self._rules, self._first = run, rules, first
+        self._checkpoints: dict[int, list[Checkpoint]] = defaultdict(list)
+        self._paths: dict[int, list[tuple[str, np.ndarray]]] = defaultdict(list)
+        for checkpoint in stored.checkpoints:
+            self._checkpoints[checkpoint.step].append(checkpoint)
+            for epoch, theta in path_of(checkpoint):
+                self._paths[epoch * run.per_epoch].append((checkpoint.path.name, theta))
+        self._model = stored.model
+        model_step = [int(stored.model.content["steps"])] if stored.model else []
+        self.last = max([*self._checkpoints, *model_step])
+        self._model_step = model_step[0] if model_step else -1
+        self._compared: list[str] = []
+        self._asked = ""
+
+    def look(self, moment: Moment) -> None:
+        """Compares what is stored of this step.
+
+        Raises:
+            StateError: if it differs.
+        """
+        step = moment.step
+        for name, theta in self._paths.get(step, ()):
+            check_path(name, theta, moment, self._run)
+        for checkpoint in self._checkpoints.get(step, ()):
+            if step > self._first or not step:  # The one to start from was taken as given.
+                self._tell(checkpoint.path.name, check_checkpoint(checkpoint, moment, self._run))
+        if self._model and step == self._model_step:
+            check_model(self._model, moment, self._run)
+            self._tell("model.json", f"parameters, digest and losses after {step} updates")
+        self._ask(moment)
+
+    def _ask(self, moment: Moment) -> None:
+        """Asks the rules: they must stop the run where it ended, and nowhere before."""
+        stopped = self._model.content["stopped"] if self._model and moment.step == self._model_step else ""
+        if self._rules.obstacle:
+            self._asked = f"; its stop rule was not asked again, because {self._rules.obstacle}" if stopped else ""
+            return
+        reason = self._rules.reason(moment)
+        if (moment.step == self._model_step and reason != stopped) or (reason and moment.step < self.last):
+            raise StateError(
+                f"differs: the stop rules after {moment.step} updates: stored {stopped or 'that it goes on'}, "
+                f"recomputed {reason or 'that it goes on'}"
+            )
+        if stopped:
+            _say(f"stop rule after {moment.step} updates: equal ({stopped})")
+
+    def _tell(self, name: str, what: str) -> None:
+        self._compared.append(name)
+        _say(f"{name}: equal, {what}")
+
+    def outcome(self, begin: Moment) -> str:
+        """The last line."""
+        start = f"the state after {begin.step} updates" if begin.step else "the start"
+        return (
+            f"equal: {', '.join(self._compared)} and {self.last - begin.step} updates from {start}, bit for bit"
+            f"{self._asked}"
+        )
+
+
+def _start(stored: StoredRun, updates: int) -> Checkpoint | None:
+    """The newest checkpoint that is at least so many updates before the newest state; None if there is none."""
+    steps = [checkpoint.step for checkpoint in stored.checkpoints]
+    last = max([*steps, *([int(stored.model.content["steps"])] if stored.model else [])])
+    early = [checkpoint for checkpoint in stored.checkpoints if 0 < checkpoint.step <= last - updates]
+    return early[-1] if early else None
+
+
+def _taken(checkpoint: Checkpoint, run: Recomputation) -> Moment:
+    """The state of a checkpoint."""
+    state, count = TrainingState.from_arrays(checkpoint.arrays), run.objective.num_parameters
+    theta, slots = state.vector[:count], state.vector[count:].reshape(-1, count)
+    at = reference.Step(state.step, theta, slots, float("nan"), float("nan"))
+    return Moment(at, state.first_loss, state.epoch_sums)
+
+
+class _Progress:
+    """Lines on stderr, now and then, on how far a recomputation is.
+
+    Args:
+        clock: in seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float]):
+        self._clock = clock
+        self._started = self._told = clock()
+        self._updates = ""
+
+    def rows(self, place: str) -> None:
+        """Told where a pass is."""
+        if self._clock() - self._told >= _PROGRESS_SECONDS:
+            self._told = self._clock()
+            print("verify: " + "; ".join(filter(None, [self._updates, place])), file=sys.stderr, flush=True)
+
+    def updates(self, step: int, *, first: int, last: int) -> None:
+        """Told after each update."""
+        left = (self._clock() - self._started) / (step - first) * (last - step)
+        self._updates = f"{step} of {last} updates, about {left:.0f} s left"
+        self.rows("")
+
+
+def _recomputed(run: Recomputation, begin: Moment, last: int, progress: _Progress) -> Iterator[Moment]:
+    """The run from `begin` to its step `last`.
+
+    Raises:
+        StateError: if the recomputation diverges before.
+    """
+    yield begin
+    moment, states = begin, run.after(begin)
+    while moment.step < last:
+        try:
+            moment = next(states)
+        except reference.Diverged as error:
+            raise StateError(f"differs: the recomputation {error}; stored are {last} updates") from None
+        progress.updates(moment.step, first=begin.step, last=last)
+        yield moment

@@ -1,0 +1,249 @@
+"""A run computed anew by the reference: from its start, or from a stored state, update after update.
+
+Legend: `P` parameters, `d` features.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from tapedist import reference, run_rate
+from tapedist.config import TrainConfig
+from tapedist.data.blocks import Source
+from tapedist.data.standardize import RawUnits, StandardUnits
+from tapedist.errors import InputError
+from tapedist.linear_units import linear_units
+from tapedist.reference.loops import advanced
+from tapedist.results.metric import Metric
+from tapedist.results.model_file import warm_start
+from tapedist.results.statistics import Survey
+from tapedist.training.obstacles import moments_obstacle
+from tapedist.verification.rows import TrainedRows
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Moment:
+    """A run between two updates.
+
+    Attributes:
+        at: its step, parameters and slots.
+        first_loss: the mean loss of its first epoch, NaN before it is known.
+        epoch_sums: `(sum w*loss, sum w, penalty at the first batch)` of the epoch under way; zeros in full batch.
+    """
+
+    at: reference.Step
+    first_loss: float
+    epoch_sums: np.ndarray
+
+    @property
+    def step(self) -> int:
+        return self.at.step
+
+    @property
+    def vector(self) -> np.ndarray:
+        """As checkpoints have it: parameters, then slots."""
+        return np.concatenate([self.at.theta, self.at.slots.ravel()])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LinearObjective:
+    """What is minimised: the attributes of `tapedist.objective.Objective` that need no TensorFlow.
+
+    Attributes:
+        source: the raw rows.
+        units: those of training.
+        survey: what the rows say before training; None where they were not asked.
+        num_parameters: `P`.
+        penalized: factors of the penalty `[P]`.
+    """
+
+    source: Source
+    units: RawUnits | StandardUnits
+    survey: Survey | None
+    num_parameters: int
+    penalized: np.ndarray
+    is_squared: bool
+    own_loss: bool = False
+    is_linear: bool = True
+
+    @property
+    def model(self) -> LinearObjective:
+        return self
+
+    @functools.cached_property
+    def metric(self) -> Metric | None:
+        return Metric(self.survey.fit, self.units) if self.survey else None
+
+
+class Recomputation:
+    """The run of a config on its rows.
+
+    Args:
+        config: the run's settings, resolved.
+        source: its rows, raw.
+        tell: takes how far a pass over rows is, after each chunk.
+
+    Attributes:
+        objective: what is minimised.
+        engine: "moments", "stream" or "mini_batch".
+        per_epoch: updates in an epoch.
+    """
+
+    def __init__(self, config: TrainConfig, source: Source, *, tell: Callable[[str], None]):
+        self.config, self._source = config, source
+        units, survey = linear_units(config, source, own_loss=False, surveyed=config.from_table, heed=lambda: False)
+        count = source.num_features + config.fit_intercept
+        factors = np.ones(count)
+        factors[source.num_features :] = 0.0
+        self.objective = LinearObjective(
+            source, units, survey, count, units.penalized(factors), is_squared=config.loss == "squared"
+        )
+        self.train, self.test = (
+            TrainedRows(source, split, units=units, dtype=config.dtype, tell=tell) for split in ("train", "test")
+        )
+        self.obstacle = moments_obstacle(config, num_features=source.num_features, is_linear=True, own_loss=False)
+        on_moments = config.full_batch_engine != "stream" and not self.obstacle
+        self.engine = "mini_batch" if config.mode == "mini_batch" else "moments" if on_moments else "stream"
+        batch = min(config.batch_size, self.train.num_rows)
+        self.per_epoch = -(-self.train.num_rows // batch) if self.engine == "mini_batch" else 1
+
+    @functools.cached_property
+    def problem(self) -> reference.Problem:
+        config = self.config
+        problem = reference.Problem(
+            dtype=config.dtype, loss=config.loss, delta=config.huber_delta, fit_intercept=config.fit_intercept,
+            l2=config.l2, penalized=self.objective.penalized, optimizer=config.optimizer, momentum=config.momentum,
+            beta_1=config.adam_beta_1, beta_2=config.adam_beta_2, epsilon=config.adam_epsilon,
+        )  # fmt: skip
+        return dataclasses.replace(problem, **self._rate())
+
+    def _rate(self) -> dict[str, Any]:
+        """What the learning rate is, as fields of the problem."""
+        config, objective = self.config, self.objective
+        if not isinstance(config.learning_rate, str):
+            return {"rate": config.learning_rate}
+        if config.mode == "mini_batch" or not objective.is_squared:
+            own: Any = objective
+            rate, metric = run_rate.in_metric(config, own, heed=lambda: False, say=lambda line: None)
+            fields = {"rate": rate.first, "hold": rate.hold, "curvature": rate.curvature}
+            return {"optimizer": "metric", "metric": metric} | fields
+        if self.obstacle:
+            raise InputError(
+                f"--learning_rate=auto: cannot be recomputed, because {self.obstacle}, and the rate was found by a "
+                "power iteration on them"
+            )
+        l2 = config.l2 * objective.penalized[: self._source.num_features]
+        return {"rate": reference.auto_rate(self.moments, fit_intercept=config.fit_intercept, l2=l2)}
+
+    @functools.cached_property
+    def columns(self) -> reference.Columns:
+        return reference.columns_of(self.train.ranges, reference.KINDS[self.config.dtype])
+
+    @functools.cached_property
+    def integers(self) -> np.ndarray:
+        """The exact second moments of the training rows."""
+        return reference.moment_integers(self.train.chunks(), self.columns)
+
+    @functools.cached_property
+    def moments(self) -> reference.Moments:
+        return reference.moments(self.integers, self.columns)
+
+    @functools.cached_property
+    def form(self) -> reference.Form:
+        return reference.quadratic_form(self.moments, fit_intercept=self.config.fit_intercept)
+
+    def start(self) -> Moment:
+        """Before the first update.
+
+        Raises:
+            InputError: if the run that it started from is not there, or does not fit.
+            StateError: if that run's model cannot be trusted.
+        """
+        config, units = self.config, self.objective.units
+        if config.init_from:
+            theta, earlier = warm_start(
+                config.init_from, feature_names=self._source.feature_names, fit_intercept=config.fit_intercept
+            )
+            theta = units.from_raw(theta, earlier.center, earlier.bias_at_center)
+        else:
+            theta = reference.initial_parameters(self.objective.num_parameters, init=config.init, seed=config.seed)
+            theta[list(units.left_out)] = 0.0
+        slots = reference.first_slots(len(theta), self.problem)
+        return Moment(reference.Step(0, theta, slots, math.nan, math.nan), math.nan, np.zeros(3))
+
+    def after(self, moment: Moment) -> Iterator[Moment]:
+        """The run after each more update, without end.
+
+        Raises:
+            reference.Diverged: if there is none.
+        """
+        while True:
+            limit = math.inf if math.isnan(moment.first_loss) else reference.loss_limit(moment.first_loss)
+            at = advanced(moment.at, *self._sums(moment.at), limit, self.problem)
+            moment = Moment(at, moment.first_loss, self._epoch_sums(moment, at))
+            if at.step == self.per_epoch:
+                loss, weight = moment.epoch_sums[:2] if self.engine == "mini_batch" else (at.loss_sum, at.weight)
+                moment = dataclasses.replace(moment, first_loss=float(loss / (weight or 1.0)))
+            yield moment
+
+    def _sums(self, at: reference.Step) -> tuple[float, float, np.ndarray]:
+        """The sums of losses, weights and gradients that make the next update."""
+        if self.engine == "moments":
+            loss, gradient = reference.form_gradient(at.theta, self.form)
+            return loss, 1.0, gradient
+        if self.engine == "stream":
+            return self.sums_of_all(at.theta)
+        config = self.config
+        rows = reference.batch_rows(
+            at.step, num_rows=self.train.num_rows, batch_size=config.batch_size, shuffle=self._shuffle, seed=config.seed
+        )
+        limits = self.train.bounds
+        found = reference.totals(at.theta, [self.train.take(rows)], limits, self.problem)
+        return reference.loss_and_gradient_sums(at.theta, found, limits, self.problem)
+
+    def sums_of_all(self, theta: np.ndarray, split: str = "train") -> tuple[float, float, np.ndarray]:
+        """`(sum w*loss, sum w, sums of gradients [P])` over all rows of a split."""
+        rows = self.train if split == "train" else self.test
+        found = reference.totals(theta, rows.chunks(), rows.bounds, self.problem)
+        return reference.loss_and_gradient_sums(theta, found, rows.bounds, self.problem)
+
+    @property
+    def _shuffle(self) -> str:
+        return {"auto": "rows" if self.config.from_table else "batches"}.get(self.config.shuffle, self.config.shuffle)
+
+    def _epoch_sums(self, before: Moment, at: reference.Step) -> np.ndarray:
+        if self.engine != "mini_batch":
+            return before.epoch_sums
+        sums = before.epoch_sums
+        if before.step % self.per_epoch == 0:
+            sums = np.array([0.0, 0.0, reference.penalty(before.at.theta, self.problem)])
+        return sums + np.array([at.loss_sum, at.weight, 0.0])
+
+    def losses(self, moment: Moment) -> tuple[float | None, float | None]:
+        """`(train loss, test loss)` at the end of a run, as `model.json` has them."""
+        test = None
+        if self.test.have_weight:
+            loss, weight, _ = self.sums_of_all(moment.at.theta, "test")
+            test = loss / weight
+        if self.engine == "mini_batch":
+            return float(moment.epoch_sums[0] / moment.epoch_sums[1]) if moment.step else None, test
+        loss, weight, _ = self._sums(moment.at)
+        return loss / weight, test
+
+    def gradient(self, theta: np.ndarray) -> np.ndarray:
+        """Of the objective over all training rows, `[P]`, as stop rules ask for it."""
+        if self.engine == "moments":
+            _, sums = reference.form_gradient(theta, self.form)
+            weight = 1.0
+        else:
+            _, weight, sums = self.sums_of_all(theta)
+        gradient = sums * (1.0 / (weight or 1.0))
+        if self.problem.l2:
+            gradient = gradient + ((2 * self.problem.l2) * self.problem.factors(len(theta))) * theta
+        return gradient

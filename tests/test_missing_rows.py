@@ -1,6 +1,6 @@
 """A pass that did not sum every row once is refused with its counts, by every engine, and nothing of it is applied.
 
-The known-answer test would find some of these faults before the first pass; it is left out where a pass is to find them.
+The known-answer test would find some of these faults first; it is left out where a pass is to find them.
 """
 
 from __future__ import annotations

@@ -146,27 +146,32 @@ def _check(case: Case) -> None:
     assert trained(case) == specified(case)
 
 
+# Rows that are shuffled one by one are streamed anyway.
 FORMS: list[dict[str, Any]] = [
-    {"mode": "stream"},
-    {"mode": "moments"},
-    *({"mode": "mini_batch", "shuffle": shuffle, "steps": 13} for shuffle in ("none", "batches", "rows")),
+    {"mode": "stream", "cache": "auto"},
+    {"mode": "stream", "cache": "none"},
+    {"mode": "moments", "cache": "auto"},
+    {"mode": "moments", "cache": "none"},
+    {"mode": "mini_batch", "shuffle": "none", "cache": "auto", "steps": 13},
+    {"mode": "mini_batch", "shuffle": "batches", "cache": "auto", "steps": 13},
+    {"mode": "mini_batch", "shuffle": "batches", "cache": "none", "steps": 13},
+    {"mode": "mini_batch", "shuffle": "rows", "cache": "none", "steps": 13},
 ]
 
 
-@pytest.mark.parametrize("cache", ["auto", "none"])
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: " ".join(map(str, form.values())))
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("d", [1, 3, 17])
-def test_engines_have_the_bits_of_the_reference(d: int, dtype: str, form: dict[str, Any], cache: str):
-    _check(Case(d=d, dtype=dtype, cache=cache, **form))
+def test_engines_have_the_bits_of_the_reference(d: int, dtype: str, form: dict[str, Any]):
+    _check(Case(d=d, dtype=dtype, **form))
 
 
-@pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize(
-    ("loss", "optimizer", "dtype"),
+    ("loss", "optimizer", "dtype", "weighted"),
     [
-        ("squared", "adam", "float32"), ("absolute", "momentum", "float64"), ("huber", "nesterov", "float32"),
-        ("huber", "adam", "float64"), ("absolute", "sgd", "float32"), ("squared", "nesterov", "float64"),
+        ("squared", "adam", "float32", True), ("absolute", "momentum", "float64", False),
+        ("huber", "nesterov", "float32", False), ("huber", "adam", "float64", True),
+        ("absolute", "sgd", "float32", True), ("squared", "nesterov", "float64", True),
     ],
 )  # fmt: skip
 def test_losses_rules_weights_and_penalties(loss: str, optimizer: str, dtype: str, weighted: bool):
@@ -189,8 +194,7 @@ SIZES: dict[str, dict[str, int]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("sizes", SIZES)
-@pytest.mark.parametrize("d", [1, 5])
+@pytest.mark.parametrize(("sizes", "d"), [*zip(SIZES, (5, 1, 5), strict=True)])
 @pytest.mark.parametrize(
     ("mode", "cache", "resident"),
     [("stream", "auto", True), ("stream", "device", False), ("stream", "none", False), ("moments", "none", False)],
@@ -330,8 +334,9 @@ def test_no_instruction_set_changes_a_bit(isa: str, run_python: Callable[..., An
 def test_flags_that_let_sums_be_reordered_are_refused(words: list[str], tapedist_command: Callable[..., Any]):
     flag = "--xla_cpu_enable_fast_math=true"
     done = tapedist_command(
-        "train", "--n_samples=1001", "--num_epochs=2", "--learning_rate=0.01", *words, env={"XLA_FLAGS": flag}, warm=True
-    )
+        "train", "--n_samples=1001", "--num_epochs=2", "--learning_rate=0.01", *words,
+        env={"XLA_FLAGS": flag}, warm=True,
+    )  # fmt: skip
     assert done.code == 2, done.err
     assert len(done.errors) == 1
     assert flag in done.errors[0]

@@ -14,7 +14,6 @@ import tensorflow as tf
 
 from tapedist.config import TrainConfig
 from tapedist.data.blocks import Source
-from tapedist.data.sources import check_squares
 from tapedist.data.standardize import RawUnits, StandardUnits
 from tapedist.errors import InputError
 from tapedist.linear_units import linear_units
@@ -77,8 +76,6 @@ class Objective:
         Raises:
             InputError: if the rows, or the run to start from, do not fit.
         """
-        if model is None and not (loss or config.standardizes) and config.loss == "squared":
-            check_squares(config, source)
         found: Survey | None = None
         units: RawUnits | StandardUnits = RawUnits()
         if model is None:

@@ -18,7 +18,7 @@ from tapedist.cluster.team import Solo, Team
 from tapedist.config import TrainConfig
 from tapedist.data.blocks import Source
 from tapedist.data.ranges import ranges
-from tapedist.data.sources import open_source
+from tapedist.data.sources import check_sizes, open_source
 from tapedist.data.synthetic import SyntheticSource
 from tapedist.engine_choice import choose_call_length, choose_engine, test_evaluator
 from tapedist.errors import DivergedError, FitWarning, StateError
@@ -310,7 +310,11 @@ def _setup(
 
     @functools.cache
     def bounds(split: str) -> Bounds:
-        return Bounds.of(ranges(source, split, heed=heed, say=say), dtype=config.dtype)
+        found = ranges(source, split, heed=heed, say=say)
+        if objective.is_linear:
+            largest = np.maximum(np.abs(found.low), np.abs(found.high))
+            check_sizes(config, source, largest, squared=objective.is_squared)
+        return Bounds.of(found, dtype=config.dtype)
 
     return Setup(
         source=source,

@@ -13,10 +13,12 @@ from tapedist.data.tables import check_table, open_table
 from tapedist.errors import InputError
 from tapedist.text_values import shown
 
-# Squares, their sums over rows, and the first step away from the start must fit.
-_LARGEST_SQUARED = {"float32": 1e18, "float64": 1e149}
+# Squares, their sums over rows, and the first step away from the start must fit. In float64 numbers beyond 2**250, and
+# below its reciprocal, are none that training computes with (docs/arithmetic.md).
+_LARGEST_SQUARED = {"float32": 1e18, "float64": 1e70}
+_LARGEST = {"float32": 1e37, "float64": 1e75}
 # Squares of residuals, which are smaller than the target's deviation, must not vanish.
-_LEAST_SQUARED = {"float32": 1e-16, "float64": 1e-147}
+_LEAST_SQUARED = {"float32": 1e-16, "float64": 1e-70}
 
 
 def check_source(config: TrainConfig) -> None:
@@ -29,21 +31,29 @@ def check_source(config: TrainConfig) -> None:
         check_table(config.data, target=config.target, features=config.features, weight=config.weight)
 
 
-def check_squares(config: TrainConfig, source: Source) -> None:
-    """Whether the squares of a table's raw numbers leave room for sums and for steps.
+def check_sizes(config: TrainConfig, source: Source, largest: np.ndarray, *, squared: bool) -> None:
+    """Whether numbers, and squares of raw ones under squared error, leave room for sums and for steps.
+
+    Args:
+        config: the run's settings.
+        source: the rows as training sees them.
+        largest: the greatest magnitude of each column, float64 `[d + 1]`.
+        squared: whether the loss is squared error.
 
     Raises:
         InputError: if not, with the column.
     """
-    largest = getattr(source, "largest", np.zeros(0))
-    limit = _LARGEST_SQUARED[config.dtype]
+    squares = squared and not config.standardizes
+    limit = (_LARGEST_SQUARED if squares else _LARGEST)[config.dtype]
     if not (largest >= limit).any():
         return
     position = int(largest.argmax())
     name = [*source.feature_names, source.target_name][position]
+    standardize = "" if config.standardizes else "--standardize or "
     raise InputError(
-        f"--data={shown(config.data)}: column {shown(name)} holds numbers up to {largest[position]:.3g}, whose squares "
-        f"overflow {config.dtype}; use --standardize or smaller units (below {limit:g})"
+        f"--data={shown(config.data)}: column {shown(name)} holds numbers up to {largest[position]:.3g}, "
+        f"{'whose squares' if squares else 'which'} overflow {config.dtype}; use {standardize}smaller units "
+        f"(below {limit:g})"
     )
 
 

@@ -137,9 +137,7 @@ def _uses(path: Path, attribute: str, owner: str = "") -> bool:
 def test_one_home_for_the_tape_and_for_strategy_run():
     # The probe is a program of its own, with which the doctor looks at a machine.
     probe = {"cluster.probe"}
-    # The one is over rows, the other over what is known without them.
-    tapes = {"training.row_sums", "training.steps", *probe}
-    assert {_name(path) for path in MODULES if _uses(path, "GradientTape")} <= tapes
+    assert {_name(path) for path in MODULES if _uses(path, "GradientTape")} <= {"training.row_sums", *probe}
     assert {_name(path) for path in MODULES if _uses(path, "run", "strategy")} <= {"training.replicas", *probe}
 
 

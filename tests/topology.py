@@ -136,7 +136,7 @@ def _watched() -> Iterator[tuple[list[list[float]], list[str]]]:
     take, init = Trainer._take, Trainer.__init__
 
     def noting_take(self: Any, state: Any, result: Any, *rest: Any) -> None:
-        steps.extend([float(r[0] / r[1]), *r[3:].tolist()] for r in result.records)
+        steps.extend([float(r[0] / r[1]), *r[4:].tolist()] for r in result.records)
         take(self, state, result, *rest)
 
     def noting_init(self: Any, **parts: Any) -> None:

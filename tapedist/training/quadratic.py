@@ -25,8 +25,8 @@ import tensorflow as tf
 from tapedist.training import exact
 from tapedist.training import records as step_records
 from tapedist.training.moments import Moments
-from tapedist.training.row_sums import Totals
-from tapedist.training.steps import MAX_STEPS_PER_CALL, CallResult, StepPrograms, value_and_gradient
+from tapedist.training.row_sums import Totals, value_and_gradient
+from tapedist.training.steps import MAX_STEPS_PER_CALL, CallResult, StepPrograms
 
 # Columns whose remaining sum of squares is below this share of their own are taken as dependent.
 _DEPENDENT = 1e-13

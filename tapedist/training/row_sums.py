@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import tapedist.numerics  # noqa: F401  (before TensorFlow)
@@ -482,3 +483,11 @@ def _repeated(rows: Rows, real: tf.Tensor) -> Rows:
         return tf.where(real if column.shape.rank == 1 else real[:, tf.newaxis], column, one)
 
     return repeated(rows[0]), repeated(rows[1]), *rows[2:]
+
+
+def value_and_gradient(function: Callable[[tf.Tensor], tf.Tensor], at: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """A scalar function of one tensor, and its gradient there."""
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(at)
+        value = function(at)
+    return value, tape.gradient(value, at)

@@ -334,11 +334,3 @@ class RowPrograms(StepPrograms):
 def _is_plain(function: Callable[..., Any]) -> bool:
     """Whether all that a function looks at are its arguments, as far as this package can promise."""
     return inspect.isfunction(function) and not function.__closure__ and function.__module__.startswith(_PACKAGE)
-
-
-def value_and_gradient(function: Callable[[tf.Tensor], tf.Tensor], at: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """A scalar function of one tensor, and its gradient there."""
-    with tf.GradientTape(watch_accessed_variables=False) as tape:
-        tape.watch(at)
-        value = function(at)
-    return value, tape.gradient(value, at)

@@ -156,7 +156,7 @@ def test_stopped_runs_end_like_undisturbed_ones(
     assert _rows(result) == wanted["history"]
 
 
-@pytest.mark.parametrize(("mode", "stop_after"), [("streamed", 2), ("moments", 2), ("streamed_auto", 5)])
+@pytest.mark.parametrize(("mode", "stop_after"), [("streamed", 2), ("moments", 2), ("streamed_auto", 9)])
 def test_a_stop_inside_a_pass_keeps_the_pass(
     mode: str, stop_after: int, train: Callable[..., Any], undisturbed: Callable[[str], dict[str, Any]], tmp_path: Path
 ) -> None:

@@ -32,7 +32,8 @@ def all_added(sums: tf.Tensor) -> tf.Tensor:
     context = tf.distribute.get_replica_context()
     if context.num_replicas_in_sync == 1:
         return sums
-    return tf.ensure_shape(context.all_reduce(tf.distribute.ReduceOp.SUM, sums), sums.shape)
+    # What only passes through has no device, and so no place to add at.
+    return tf.ensure_shape(context.all_reduce(tf.distribute.ReduceOp.SUM, tf.identity(sums)), sums.shape)
 
 
 class Replicas:

@@ -74,13 +74,14 @@ class CommandLine(Generic[Options]):
         verbosity: the value of `--verbosity`.
     """
 
-    def __init__(self, options: type[Options], words: Sequence[str], *, rest: str = ""):
+    def __init__(self, options: type[Options], words: Sequence[str], *, rest: str = "", of_older: bool = False):
         """Parses `words`.
 
         Args:
             options: the dataclass whose fields are the flags.
             words: the command's arguments, without the command.
             rest: the field that receives the words after `--`; if empty, there must be none.
+            of_older: whether an older version may have written them; flags that are gone are then skipped.
         """
         self.help_wanted = False
         self._options = options
@@ -92,6 +93,7 @@ class CommandLine(Generic[Options]):
         self._doubtful: set[str] = set()  # Flags whose value is not known, so rules about them say nothing.
         self._problems: list[str] = []
         self._files_read = 0
+        self._of_older = of_older
         self._parse(list(words), place="", including=())
 
     @property
@@ -145,7 +147,8 @@ class CommandLine(Generic[Options]):
             elif name in _GONE and name not in self._flags:
                 if not equals and words and not words[-1].startswith("--"):
                     equals, value = "=", words.pop()
-                self._problems.append(f"{place}--{name}{equals}{shown(value) if equals else ''}: {_GONE[name]}")
+                if not self._of_older:
+                    self._problems.append(f"{place}--{name}{equals}{shown(value) if equals else ''}: {_GONE[name]}")
             elif name != "flagfile" and name not in self._flags:
                 self._unknown(name, equals + value, place)
             elif equals or (name in self._flags and self._flags[name].boolean):

@@ -61,7 +61,8 @@ class KeptRun:
         self._store = folder and RunStore(
             folder.checkpoints,
             identity=identity(config, rows=objective.source.fingerprint(), model=objective.name),
-            environment=numerics_class(),
+            # What no environment changes needs no warning.
+            environment={} if objective.has_one_answer(config) else numerics_class(),
             warn=lambda line: print(f"tapedist: warning: {line}", file=sys.stderr),
         )
 

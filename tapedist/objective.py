@@ -107,6 +107,10 @@ class Objective:
     def is_linear(self) -> bool:
         return isinstance(self.model, LinearModel)
 
+    def has_one_answer(self, config: TrainConfig) -> bool:
+        """Whether the bits are the same on all machines."""
+        return self.is_linear and not self.own_loss and config.arithmetic != "fast"
+
     @property
     def is_squared(self) -> bool:
         """Whether the loss is the package's squared error."""

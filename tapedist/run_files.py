@@ -79,7 +79,7 @@ def read_config(folder: RunFolder) -> TrainConfig:
         StateError: if they cannot be read.
     """
     try:
-        return flags.CommandLine(TrainConfig, [f"--flagfile={folder.flags}"]).options()
+        return flags.CommandLine(TrainConfig, [f"--flagfile={folder.flags}"], of_older=True).options()
     except InputError as error:
         raise StateError(f"{folder.flags}: cannot be used ({error.problems[0]}); restore it") from None
 

@@ -104,7 +104,9 @@ class Session:
         self._optimum = RunOptimum(config, self._objective, say=monitor.say, heed=self._heed)
         self._kept = KeptRun(
             folder, config, objective=self._objective, team=team, monitor=monitor, stop=stop,
-            environment=environment(strategy, choice=choice.name, devices=local_devices(strategy)),
+            environment=environment(
+                strategy, choice=choice.name, devices=local_devices(strategy), arithmetic=config.arithmetic
+            ),
             own_source=source is not None,
         )  # fmt: skip
 

@@ -84,6 +84,16 @@ def test_virtual_shards_are_gone(
     _refused(command("train", "--flagfile=old.flags"), 2, f"old.flags:2: {said}")
 
 
+def test_the_folder_of_an_older_run_is_still_read(command: Callable[..., Finished], tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    assert command("train", "--n_samples=50", "--num_epochs=3", f"--run_dir={run_dir}", "--plots=false").code == 0
+    with open(run_dir / "config.flags", "a") as stored:
+        stored.write("--virtual_shards=16\n")
+    for words in (["report", f"--run_dir={run_dir}"], ["evaluate", f"--run_dir={run_dir}"]):
+        finished = command(*words)
+        assert finished.code == 0, finished.err
+
+
 def test_no_tpu(command: Callable[..., Finished]) -> None:
     _refused(command("train", "--strategy=tpu"), 2, "--strategy=tpu: no TPU is attached", "--tpu=local")
 

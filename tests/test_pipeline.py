@@ -9,10 +9,12 @@ import math
 import os
 import subprocess
 import tempfile
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import Finished
 from oracle import batches
 from topology import run_jobs
 from warm import warm_python
@@ -284,6 +286,32 @@ def test_a_stream_ends_before_it_is_dropped():
     }  # fmt: skip
     found = run_jobs({str(turn): {"config": config} for turn in range(5)}, replicas=2)
     assert len({outcome["digest"] for outcome in found.values()}) == 1
+
+
+_DROPS = """
+import tapedist.numerics
+import tensorflow as tf
+from tapedist.data import blocks, pipeline
+from tapedist.data.synthetic import SyntheticSource
+
+strategy = tf.distribute.MultiWorkerMirroredStrategy()
+rows = SyntheticSource(
+    n_samples=3_000_000, test_fraction=0.0, seed=1, m=(1.0,) * 7, c=0.0, mean=0.0, std=1.0, noise_std=1.0
+)
+whole = blocks.BlockOrder.whole(3_000_000, 150_000, 1)
+plan = pipeline.block_elements(whole, whole, split="train", tiles=147, tile_rows=1024, row_major=False)
+for _ in range(5):
+    stream = pipeline.distribute(strategy, rows, plan, elements=range(20), dtype=tf.float32, parallel=2)
+    next(stream)
+    del stream
+print("alive")
+"""
+
+
+def test_a_workers_stream_ends_before_it_is_dropped(run_python: Callable[..., Finished]):
+    """Of a worker with one device too."""
+    done = run_python("-c", _DROPS, warm=True)
+    assert (done.code, done.out.splitlines()[-1:]) == (0, ["alive"]), done.err
 
 
 @pytest.mark.parametrize("row_major", [False, True])

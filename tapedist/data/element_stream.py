@@ -1,8 +1,8 @@
 """An input pipeline at work, which ends before the interpreter does.
 
 The functions of a pipeline call Python from threads of TensorFlow. Once the interpreter has begun to end, such a call
-never returns, and whoever destroys the pipeline then waits for it for ever. And what hands elements to several devices
-must not be destroyed while it waits for one: TensorFlow crashes.
+never returns, and whoever destroys the pipeline then waits for it for ever. And what hands elements to devices of
+a strategy, one or several, must not be destroyed while it waits for one: TensorFlow crashes.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ class ElementStream(Iterator[Any]):
 
     Args:
         dataset: a distributed dataset.
-        stop: makes the dataset end soon; None where its iterator may be destroyed at any time.
+        stop: makes the dataset, which is a strategy's, end soon; None where its iterator may be destroyed at any time.
     """
 
     def __init__(self, dataset: Any, *, stop: Callable[[], object] | None = None):
         self._stop = stop
-        self._iterator: Iterator[Any] | None = None  # What `__del__` finds if there is no making one.
+        self._iterator: Any = None  # What `__del__` finds if there is no making one.
         self._iterator = iter(dataset)
         _RUNNING.add(self)
 
@@ -44,10 +44,12 @@ class ElementStream(Iterator[Any]):
         if iterator is None or self._stop is None:
             return
         self._stop()
-        # What a source raises has been heard by whoever asked for its elements, or was not asked for.
-        with contextlib.suppress(Exception):
-            for _ in iterator:
-                pass
+        # Not element by element of all workers, which they would have to wish for at the same time. What a source raises
+        # has been heard by whoever asked for its elements, or was not asked for.
+        for local in iterator._iterators:
+            with contextlib.suppress(Exception):
+                while any(left.has_value() for left in local.get_next_as_optional_list()):
+                    pass
 
     def __del__(self) -> None:
         self.close()

@@ -57,7 +57,7 @@ def distribute(
     """
 
     going = None
-    if isinstance(strategy, tf.distribute.MirroredStrategy):
+    if isinstance(strategy, (tf.distribute.MirroredStrategy, tf.distribute.MultiWorkerMirroredStrategy)):
         with tf.device("CPU:0"):
             going = tf.Variable(True, trainable=False)
 

@@ -1,4 +1,4 @@
-"""The numerics class of a run: what its bits depend on beside the config. Stored in `env.json`."""
+"""Where a run computes. Stored in `env.json`; exact sums do not depend on it, fast ones and those of own models do."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import tensorflow as tf
 
 
 def numerics_class() -> dict[str, Any]:
-    """Versions, flags and kind of device: where these are equal, the bits are."""
+    """Versions, flags and kind of device: where these are equal, the bits are, of whatever arithmetic."""
     kinds = sorted({device.device_type for device in tf.config.list_physical_devices()})
     gpus = tf.config.list_physical_devices("GPU")
     accelerators = sorted({str(tf.config.experimental.get_device_details(g).get("device_name")) for g in gpus})
@@ -29,12 +29,15 @@ def numerics_class() -> dict[str, Any]:
     }
 
 
-def environment(strategy: tf.distribute.Strategy, *, choice: str, devices: Sequence[str]) -> dict[str, Any]:
+def environment(
+    strategy: tf.distribute.Strategy, *, choice: str, devices: Sequence[str], arithmetic: str
+) -> dict[str, Any]:
     """`numerics_class`, and what else helps to read a run later."""
     import tapedist
 
     return {
         **numerics_class(),
+        "arithmetic": arithmetic,
         "tapedist": tapedist.__version__,
         "python": platform.python_version(),
         "system": platform.platform(),

@@ -16,7 +16,7 @@ FORMS = ("csv", "shuffled csv", "sorted csv", "parquet", "npz")
 ALL = {
     "features": ("area", "rooms", "age"), "standardize": "true", "learning_rate": 0.05, "num_epochs": 25, "seed": 4,
     "init": "normal", "fit_intercept": True, "mode": "full_batch", "statistics": "true", "on_bad_rows": "error",
-    "log_every_epochs": 5, "optimizer": "nesterov", "momentum": 0.8, "l2": 0.01, "split": "index",
+    "log_every_epochs": 5, "optimizer": "nesterov", "momentum": 0.8, "l2": 1e-9, "split": "index",
 }  # fmt: skip
 SETTINGS = {
     "defaults": {},

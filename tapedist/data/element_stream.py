@@ -44,8 +44,8 @@ class ElementStream(Iterator[Any]):
         if iterator is None or self._stop is None:
             return
         self._stop()
-        # Not element by element of all workers, which they would have to wish for at the same time. What a source raises
-        # has been heard by whoever asked for its elements, or was not asked for.
+        # Not element by element of all workers, which they would have to wish for at the same time. What a source
+        # raises has been heard by whoever asked for its elements, or was not asked for.
         for local in iterator._iterators:
             with contextlib.suppress(Exception):
                 while any(left.has_value() for left in local.get_next_as_optional_list()):

@@ -24,7 +24,6 @@ import collections
 import datetime as dt
 import json
 import os
-import re
 import sys
 from collections.abc import Iterator
 from importlib import metadata
@@ -32,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from ptx.compiler import Compiler, read_dump
-from ptx.rules import CONTROL, KINDS, ROUNDED, fault, kind_of
+from ptx.rules import CONTROL, KINDS, ROUNDED, UNPINNED, fault, is_float, kind_of
 
 
 def compile_all(folder: Path, output: Path) -> int:
@@ -46,83 +45,130 @@ def compile_all(folder: Path, output: Path) -> int:
         program |= read_dump(dump)
         print(f"{dump.name} {program['name']}: {len(program['kernels'])} kernels", flush=True)
     about["jaxlib"], about["compiler"] = metadata.version("jaxlib"), metadata.version("jax-cuda12-pjrt")
-    text, failed = document(about)
+    tally = Tally(about["programs"])
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(text)
-    print(text)
-    return int(failed)
+    output.write_text(document(about, tally))
+    print(*_verdict(tally), *tally.bad, sep="\n")
+    return int(bool(tally.bad or tally.missed))
 
 
-def document(about: dict[str, Any]) -> tuple[str, bool]:
-    """The result as Markdown, and whether it is a bad one."""
-    counts: collections.defaultdict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
-    faults, rows, kernels, numbers = [], [], collections.Counter[str](), collections.Counter[str]()
-    for program in about["programs"]:
-        mine = []
-        for kernel, operations in program["kernels"].items():
-            kind = kind_of(program, kernel)
-            kernels[kind] += 1
-            counts[kind] += operations
-            wrong = [f"`{op}` ({fault(op, kind)})" for op in operations if fault(op, kind)]
-            mine += [f"{kernel}: {', '.join(wrong)}"] if wrong else []
-        kind = kind_of(program, "")
-        numbers[kind] += 1
-        cells = program["number"], program["name"], kind, program["run"], program["shapes"], len(program["kernels"])
-        rows.append("| " + " | ".join(map(str, (*cells, len(mine)))) + " |")
-        faults += [(kind, f"* {program['number']} {program['name']}, {program['run']}: {line}") for line in mine]
-    bad = [line for kind, line in faults if kind != CONTROL]
-    missed = numbers[CONTROL] - len({line.split()[1] for kind, line in faults if kind == CONTROL})
+class Tally:
+    """What the programs hold, by the kind of their kernels.
+
+    Args:
+        programs: of `programs.json`, with `read_dump` of each.
+    """
+
+    def __init__(self, programs: list[dict[str, Any]]):
+        self.programs, self.kernels = collections.Counter[str](), collections.Counter[str]()
+        self.operations = {kind: collections.Counter[str]() for kind in KINDS}
+        self.faults: dict[str, list[str]] = {kind: [] for kind in KINDS}
+        self.faulty_programs: dict[str, set[int]] = {kind: set() for kind in KINDS}
+        self.rows: list[str] = []
+        for program in programs:
+            self._add(program)
+
+    def _add(self, program: dict[str, Any]) -> None:
+        number, name, run, kernels = (program[key] for key in ("number", "name", "run", "kernels"))
+        for kernel, operations in kernels.items():
+            kind = kind_of(name, run, kernel)
+            self.kernels[kind] += 1
+            self.operations[kind] += operations
+            wrong = [f"`{op}` {why}" for op in sorted(operations) if (why := fault(op, kind))]
+            if wrong:
+                self.faults[kind].append(f"* {name}, {run} (program {number}), {kernel}: {', '.join(wrong)}")
+                self.faulty_programs[kind].add(number)
+        self.programs[kind_of(name, run, "")] += 1
+        self.rows.append(f"| {number} | {name} | {run} | {program['shapes']} | {len(kernels)} |")
+
+    @property
+    def rounded(self) -> int:
+        """Operations of exact kernels that round float64."""
+        return sum(count for op, count in self.operations["exact"].items() if op.partition(".")[0] in ROUNDED and
+                   op.endswith(".f64"))  # fmt: skip
+
+    @property
+    def bad(self) -> list[str]:
+        """Faults of programs that run on GPUs."""
+        return self.faults["exact"] + self.faults["products"]
+
+    @property
+    def missed(self) -> int:
+        """Controls that nothing was found in."""
+        return self.programs[CONTROL] - len(self.faulty_programs[CONTROL])
+
+
+def document(about: dict[str, Any], tally: Tally) -> str:
+    """The result as Markdown."""
     besides = sorted({word for program in about["programs"] for word in program["besides"]})
-    lines = [
-        *_verdict(about, numbers, kernels, counts, bad, missed),
-        f"Besides kernels, the programs hold: {', '.join(f'`{word}`' for word in besides)}.",
-        "", *bad, *[""] * bool(bad),
-        "## Operations on floating-point numbers", "",
-        f"| operation | {' | '.join(KINDS)} |", "|---|" + "---:|" * len(KINDS),
-        *_operations(counts),
-        "", "## Programs", "", "The run is the first that called it. Faults are kernels.", "",
-        "| | program | rules | run | arguments | kernels | faults |", "|---:|---|---|---|---|---:|---:|", *rows, "",
-    ]  # fmt: skip
-    return "\n".join(lines), bool(bad or missed)
-
-
-def _verdict(
-    about: dict[str, Any],
-    numbers: collections.Counter[str],
-    kernels: collections.Counter[str],
-    counts: dict[str, collections.Counter[str]],
-    bad: list[str],
-    missed: int,
-) -> list[str]:
-    rounded = sum(count for name, count in counts["exact"].items() if name.split(".")[0] in ROUNDED and "f64" in name)
-    said = "hold no" if not bad else f"**hold, in {len(bad)} kernels, a**"
-    return [
+    return "\n".join([
         "# Operations of the GPU programs",
         "",
         f"`scripts/ptx_check.py`, {dt.datetime.now(dt.UTC):%Y-%m-%d %H:%M} UTC, commit {about['commit']}: "
-        f"{about['runs']} runs of TensorFlow {about['tensorflow']}, compiled for an H100 by the XLA of jaxlib "
-        f"{about['jaxlib']} (jax-cuda12-pjrt {about['compiler']}), `XLA_FLAGS={about['flags']}`.",
+        f"{len(about['programs'])} programs of {about['runs']} runs, lowered by TensorFlow {about['tensorflow']}, "
+        f"compiled for an H100 by the XLA of jaxlib {about['jaxlib']} (jax-cuda12-pjrt {about['compiler']}), "
+        f"`XLA_FLAGS={about['flags']}`.",
         "",
-        f"The {numbers['exact']} programs of the exact arithmetic ({kernels['exact']} kernels, {rounded} operations "
-        f"that round float64) {said} fused, approximate or flushed operation, none whose rounding is not by its name "
-        f"to nearest, and no float32 arithmetic but comparisons, moves and conversions. So do the {numbers['rows']} "
-        f"programs of synthetic rows ({kernels['rows']} kernels), whose arithmetic is specified in float32. "
-        f"{kernels['products']} kernels are products of matrices in the pass for second moments: float64 tensor cores "
-        "fuse, but multiply and add integers whose sums stay below 2**53, so that nothing is rounded.",
+        *_verdict(tally),
         "",
-        f"Of {numbers[CONTROL]} controls, which are no programs of tapedist and hold `exp`, {missed} were not found "
-        "fault with.",
+        f"Besides kernels, the programs hold {', '.join(f'`{word}`' for word in besides)}.",
         "",
-        "Not shown: what `ptxas` makes of it (it keeps operations that name their rounding), the XLA of TensorFlow's "
-        "own GPU build, which is older, kernels that are chosen by measuring on a device (products of matrices), and "
-        "what TensorFlow computes outside of compiled programs.",
+        *(line for kind in KINDS[:3] for line in tally.faults[kind]),
         "",
-    ]
+        "## Operations on floating-point numbers",
+        "",
+        f"| operation | {' | '.join(KINDS)} |",
+        "|---|" + "---:|" * len(KINDS),
+        *_operations(tally.operations),
+        "",
+        "## Programs",
+        "",
+        "The run is the first that called it.",
+        "",
+        "| | program | run | arguments | kernels |",
+        "|---:|---|---|---|---:|",
+        *tally.rows,
+        "",
+    ])  # fmt: skip
+
+
+def _verdict(tally: Tally) -> Iterator[str]:
+    programs, kernels = tally.programs, tally.kernels
+    found = "hold none of these" if not tally.bad else f"**hold some of these in {len(tally.bad)} kernels**"
+    yield (
+        f"**Exact arithmetic**: {programs['exact']} programs, {kernels['exact']} kernels with {tally.rounded} "
+        f"operations that round float64. They {found}: a fused, an approximate or a flushed operation, one that does "
+        "not name its rounding as to nearest, arithmetic in float32 (but for moves, comparisons and conversions)."
+    )
+    yield ""
+    yield (
+        f"**Products of matrices**: {kernels['products']} kernels of the pass for second moments, which the above "
+        "leaves out. Tensor cores of float64 do fuse; what they multiply and add are integers whose sums stay below "
+        "2**53, so that nothing is rounded."
+    )
+    yield ""
+    yield (
+        f"**Synthetic rows**: {programs['rows']} programs, {kernels['rows']} kernels, whose arithmetic is float32 by "
+        f"specification. tapedist makes rows on the CPU; on a GPU, {len(tally.faults['rows'])} kernels would be of "
+        "other bits."
+    )
+    yield ""
+    yield (
+        f"**Controls**: in {programs[CONTROL] - tally.missed} of {programs[CONTROL]} programs with `exp`, quotients "
+        "and roots, which are none of tapedist's, something was found. `x * x + x` without a pin "
+        f"{'is fused' if tally.faults[UNPINNED] else 'is not fused either'} by this compiler."
+    )
+    yield ""
+    yield (
+        "Not shown: what `ptxas` makes of PTX (it keeps operations that name their rounding); the XLA in TensorFlow's "
+        "own GPU build, which is older; kernels that are chosen by measuring on a device, as those of products are; "
+        "what TensorFlow computes outside of compiled programs."
+    )
 
 
 def _operations(counts: dict[str, collections.Counter[str]]) -> Iterator[str]:
-    for name in sorted({name for kind in KINDS for name in counts[kind]}):
-        if any(re.fullmatch(r"(b|t)?f\d+(x\d)?", word) for word in name.split(".")) or name.startswith("call"):
+    for name in sorted(set().union(*counts.values())):
+        if is_float(name) or name.startswith("call"):
             yield f"| `{name}` | {' | '.join(str(counts[kind][name] or '') for kind in KINDS)} |"
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from ptx.rules import CONTROL
+from ptx.rules import CONTROL, UNPINNED
 
 _MANY_BLOCKS = {
     "tapedist.data.blocks.RESIDENT_BYTES": 0,
@@ -23,7 +23,7 @@ _MANY_BLOCKS = {
 
 
 def runs() -> dict[str, dict[str, Any]]:
-    """Settings of `TrainConfig` by name, and under `arrays` and `small` those of `_train`."""
+    """Settings of `TrainConfig` by name, and those of `_train`."""
     stream = {"full_batch_engine": "stream", "num_epochs": 3, "learning_rate": 0.01}
     moments = {"full_batch_engine": "moments", "num_epochs": 5, "learning_rate": 0.01}
     batches = {"mode": "mini_batch", "batch_size": 96, "num_epochs": 1, "learning_rate": 0.01}
@@ -41,12 +41,14 @@ def runs() -> dict[str, dict[str, Any]]:
             name = f"{dtype} {arrays}".strip()
             for rule in rules:
                 found[f"moments {name} {rule}"] = moments | of_type | {"arrays": arrays, "optimizer": rule, "l2": 0.1}
-            found[f"moments {name} d=17"] = moments | of_type | {"arrays": arrays, "num_features": 17}
+            for d in (1, 17):
+                found[f"moments {name} d={d}"] = moments | of_type | {"arrays": arrays, "num_features": d}
             small = of_type | {"arrays": arrays, "small": True}
             found[f"stream {name} in blocks"] = stream | small | {"cache": "none", "optimizer": "adam"}
             found[f"stream {name} of held blocks"] = stream | small | {"cache": "device", "loss": "huber"}
             found[f"moments {name} in blocks"] = moments | small
             found[f"batches {name} in blocks"] = batches | small | {"cache": "none"}
+        found[f"stream {dtype} own loss"] = stream | of_type | {"own_loss": True, "arrays": "weights"}
         found[f"stream {dtype} d=200"] = stream | of_type | {"num_features": 200}
         found[f"batches {dtype} automatic rate"] = batches | of_type | {"arrays": "x", "learning_rate": "auto"}
         found[f"huber {dtype} automatic rate"] = stream | of_type | {
@@ -118,13 +120,17 @@ class _Found:
         return self._unnamed
 
     def add_controls(self) -> None:
-        """Programs that must be found fault with: else the compiler, or the reading, hides what is looked for."""
+        """Programs in which something must be found, and one that shows whether a pin is needed at all."""
         import tensorflow as tf
 
         for dtype in (tf.float64, tf.float32):
-            control = tf.function(lambda x: tf.exp(x) * x + x, jit_compile=True, autograph=False)
-            self.note(control, (tf.TensorSpec([1000], dtype),), {})
-        self.named(CONTROL)
+            rows = tf.TensorSpec([1000], dtype)
+            for run, control in (
+                (CONTROL, lambda x: tf.exp(x) / (x + 1) + tf.sqrt(x)),
+                (UNPINNED, lambda x: x * x + x),
+            ):
+                self.note(tf.function(control, jit_compile=True, autograph=False), (rows,), {})
+                self.named(run)
 
 
 @contextlib.contextmanager
@@ -149,12 +155,13 @@ def _caught() -> Iterator[_Found]:
         yield found
 
 
-def _train(*, arrays: str = "", small: bool = False, **settings: Any) -> str:
+def _train(*, arrays: str = "", small: bool = False, own_loss: bool = False, **settings: Any) -> str:
     """The digest of one run.
 
     Args:
         arrays: rows of arrays in place of synthetic ones: "x", "weights" for weighted ones, or "".
         small: whether splits are cut into blocks as those of many rows are.
+        own_loss: whether squared error is given as a loss of one's own.
         **settings: of `TrainConfig`.
     """
     import numpy as np
@@ -173,7 +180,8 @@ def _train(*, arrays: str = "", small: bool = False, **settings: Any) -> str:
     with contextlib.ExitStack() as stack:
         for place, size in _MANY_BLOCKS.items() if small else ():
             stack.enter_context(mock.patch(place, size))
-        return run.train(tapedist.TrainConfig(**settings), source=source).digest
+        loss = (lambda y_hat, y: tapedist.times(y_hat - y, y_hat - y)) if own_loss else None
+        return run.train(tapedist.TrainConfig(**settings), source=source, loss=loss).digest
 
 
 def _name(function: Any) -> str:

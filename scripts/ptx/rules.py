@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 CONTROL = "control"
-KINDS = ("exact", "products", "rows", CONTROL)
+UNPINNED = "unpinned"
+KINDS = ("exact", "products", "rows", CONTROL, UNPINNED)
 _MOMENTS = "training.moments.MomentSteps._block"
 ROUNDED = ("add", "sub", "mul", "div", "sqrt", "rcp")
-_NOT_ROUNDED = ("abs", "cvt", "ld", "max", "min", "mov", "neg", "selp", "set", "setp", "shfl", "st", "testp")
+_NOT_ROUNDED = (
+    "abs", "copysign", "cvt", "ld", "max", "min", "mov", "neg", "selp", "set", "setp", "shfl", "st", "testp",
+)  # fmt: skip
 
 
-def kind_of(program: dict[str, Any], kernel: str) -> str:
+def kind_of(program: str, run: str, kernel: str) -> str:
     """Which rules a kernel is under."""
-    if program["run"] == CONTROL:
-        return CONTROL
-    if program["name"].startswith("data.synthetic."):
+    if run in (CONTROL, UNPINNED):
+        return run
+    if program.startswith("data.synthetic."):
         return "rows"
-    return "products" if program["name"] == _MOMENTS and kernel.startswith("gemm_") else "exact"
+    return "products" if program == _MOMENTS and kernel.startswith("gemm_") else "exact"
 
 
 def fault(operation: str, kind: str) -> str:
@@ -28,18 +30,27 @@ def fault(operation: str, kind: str) -> str:
     and what is rounded to nearest by its name. `ptxas` may fuse a product and a sum that do not name their rounding.
     """
     head, *words = operation.split(".")
-    types = {word for word in words if re.fullmatch(r"(b|t)?f\d+(x\d)?|e\dm\d\w*", word)}
+    types = _types(operation)
     if head == "call":
-        return "a call"
+        return "is a call"
     if not types or (kind == "products" and head == "mma" and types == {"f64"}):
         return ""
     if "ftz" in words:
-        return "flushed"
+        return "flushes"
     if {"approx", "full"} & set(words):
-        return "approximate"
+        return "approximates"
     if head in ("fma", "mad") or "mma" in head:
-        return "fused"
+        return "fuses"
     if head in ROUNDED:
-        in_float32 = kind != "rows" and types != {"f64"}
-        return "not to nearest" if "rn" not in words else "not in float64" if in_float32 else ""
-    return "" if head in _NOT_ROUNDED else "unknown"
+        in_float32 = kind not in ("rows", UNPINNED) and types != {"f64"}
+        return "does not round to nearest" if "rn" not in words else "is not float64" if in_float32 else ""
+    return "" if head in _NOT_ROUNDED else "is not known"
+
+
+def is_float(operation: str) -> bool:
+    """Whether it is one on floating-point numbers."""
+    return bool(_types(operation))
+
+
+def _types(operation: str) -> set[str]:
+    return {word for word in operation.split(".") if re.fullmatch(r"(b|t)?f\d+(x\d)?|e\dm\d\w*", word)}

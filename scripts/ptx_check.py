@@ -14,7 +14,9 @@ of NVIDIA's libraries:
 
 `export` trains small runs of every engine and writes each program that XLA compiled for them. `compile` writes the
 document. Exit status 1 if a program of the exact arithmetic holds a fused multiply-add, an approximation, an operation
-that flushes small numbers or leaves its rounding open, or float32 arithmetic.
+that flushes small numbers or leaves its rounding open, or float32 arithmetic; or if nothing is found in programs that
+are made to hold such operations. Two things are reported apart: products of matrices of integers, in the pass for
+second moments, and the generator of synthetic rows, which is float32 and stays on the CPU.
 """
 
 from __future__ import annotations
@@ -143,14 +145,14 @@ def _verdict(tally: Tally) -> Iterator[str]:
     yield ""
     yield (
         f"**Products of matrices**: {kernels['products']} kernels of the pass for second moments, which the above "
-        "leaves out. Tensor cores of float64 do fuse; what they multiply and add are integers whose sums stay below "
+        "leaves out. Tensor cores of float64 do fuse; what they multiply and add are integers whose sums do not exceed "
         "2**53, so that nothing is rounded."
     )
     yield ""
     yield (
         f"**Synthetic rows**: {programs['rows']} programs, {kernels['rows']} kernels, whose arithmetic is float32 by "
-        f"specification. tapedist makes rows on the CPU; on a GPU, {len(tally.faults['rows'])} kernels would be of "
-        "other bits."
+        f"specification. tapedist makes rows on the CPU, whatever trains on them; on a GPU, "
+        f"{len(tally.faults['rows'])} of these kernels would not keep to it."
     )
     yield ""
     yield (

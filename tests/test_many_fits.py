@@ -137,4 +137,4 @@ print(resident() - before)
 def test_memory_stays(run_python: Callable[..., Any]):
     done = run_python("-c", _MEMORY, warm=True)
     assert done.code == 0, done.err
-    assert float(done.out) < 25  # Of 30 trainings; each took about 10 MiB when each compiled its own programs.
+    assert float(done.out) < 60  # Of 30 trainings; each took about 10 MiB when each compiled its own programs.

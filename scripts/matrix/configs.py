@@ -70,7 +70,7 @@ def _of_tables(tables: Path) -> dict[str, list[str]]:
         "table batches weights": [wide, y, w, "--mode=mini_batch", "--batch_size=100", "--num_epochs=3"],
         "table no intercept": [plain, y, "--fit_intercept=false"],
         "table l2": [wide, y, "--l2=0.1"],
-        "table raw": [plain, y, "--standardize=false", "--learning_rate=1e-3", "--num_epochs=30"],
+        "table raw": [plain, y, "--standardize=false", "--learning_rate=1e-5", "--num_epochs=30"],
         "table stream": [plain, y, "--full_batch_engine=stream", "--learning_rate=0.3", "--num_epochs=30"],
         "table patience": [plain, y, "--early_stop_patience=3", "--learning_rate=0.4", "--num_epochs=400"],
         "table gradient": [plain, y, "--early_stop_gradient_norm=1e-3", "--learning_rate=0.4", "--num_epochs=400"],

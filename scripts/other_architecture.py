@@ -19,7 +19,7 @@ The folders can be made on Debian 12 without installing anything; apt's own stat
     for deb in apt/archives/*_arm64.deb apt/archives/*_all.deb; do dpkg-deb -x $deb ROOT; done
     pip install --target=PACKAGES --only-binary=:all: --python-version=3.11 --platform=manylinux_2_28_aarch64 \\
         --platform=manylinux_2_27_aarch64 --platform=manylinux2014_aarch64 tensorflow==2.21.0 numpy==2.4.6 \\
-        absl-py 'etils[epy]' pyarrow rich
+        absl-py 'etils[epy]' matplotlib pyarrow rich
 """
 
 from __future__ import annotations
@@ -122,10 +122,8 @@ def by_reference(config: Config) -> str:
     count = config.epochs
     if config.engine == "moments":
         columns = ref.columns_of(found, kind)
-        form = ref.quadratic_form(
-            ref.moments(ref.moment_integers([chunk], columns), columns), fit_intercept=config.fit_intercept
-        )
-        steps = ref.moment_epochs(form, theta, problem)
+        moments = ref.moments(ref.moment_integers([chunk], columns), columns)
+        steps = ref.moment_epochs(ref.quadratic_form(moments, fit_intercept=config.fit_intercept), theta, problem)
     elif config.engine == "stream":
         steps = ref.full_batch(lambda: [chunk], theta, ref.bounds(found, kind), problem)
     else:
@@ -158,72 +156,66 @@ def by_tensorflow(config: Config) -> str:
 
 
 def print_digests(way: str) -> None:
-    names = WAYS if way == "tensorflow" else ()
-    versions = [f"NumPy {np.__version__}", *(f"TensorFlow {metadata.version(name)}" for name in names[1:])]
-    print(f"# {platform.machine()}: Python {platform.python_version()}, {', '.join(versions)}", flush=True)
+    tensorflow = f", TensorFlow {metadata.version('tensorflow')}" if way == "tensorflow" else ""
+    print(f"# {platform.machine()}: Python {platform.python_version()}, NumPy {np.__version__}{tensorflow}", flush=True)
     for config in CONFIGS:
-        digest = by_tensorflow(config) if way == "tensorflow" else by_reference(config)
-        print(f"{config.name}\t{digest}", flush=True)
+        print(f"{config.name}\t{by_tensorflow(config) if tensorflow else by_reference(config)}", flush=True)
 
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """What one process printed: its machine and versions, name -> digest, and how it ended if not well."""
+    """What one process printed: its title, versions, digests by name; and how it ended."""
 
-    way: str
-    machine: str
+    title: str
     versions: str
     digests: dict[str, str]
-    seconds: float
     end: str
+
+    def equal(self, wanted: Column) -> int:
+        return sum(self.digests.get(config.name) == wanted.digests.get(config.name, "") for config in CONFIGS)
 
 
 def column(way: str, interpreter: list[str], packages: str, limit: float) -> Column:
     env = {**os.environ, "PYTHONPATH": packages or os.environ.get("PYTHONPATH", ""), "PYTHONNOUSERSITE": "1"}
-    words, end, started = [*interpreter, "-W", "ignore", __file__, "digests", f"--with={way}"], "", time.monotonic()
+    words, started = [*interpreter, "-W", "ignore", __file__, "digests", f"--with={way}"], time.monotonic()
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         try:
-            code = subprocess.run(words, env=env, stdout=out, stderr=err, timeout=limit, check=False).returncode
+            code: Any = subprocess.run(words, env=env, stdout=out, stderr=err, timeout=limit, check=False).returncode
         except subprocess.TimeoutExpired:
-            code, end = 0, f"stopped after {limit:.0f} s"
+            code = "the time limit"
         out.seek(0), err.seek(0)
-        lines = out.read().splitlines()
-        if code:
-            end = f"ended with {code}: {(err.read().strip().splitlines() or ['nothing was said'])[-1]}"
-    machine, _, versions = next((line[2:] for line in lines if line.startswith("# ")), "unknown: ").partition(": ")
+        lines, errors = out.read().splitlines(), err.read().strip().splitlines()
+    end = f"{time.monotonic() - started:.0f} s" + (f", ended by {code}: {(errors or [''])[-1]}" if code else "")
+    machine, _, versions = next((line[2:] for line in lines if line.startswith("# ")), "nothing: ").partition(": ")
     digests = dict(line.split("\t") for line in lines if "\t" in line)
-    print(f"{machine}, {way}: {len(digests)} digests, {time.monotonic() - started:.0f} s {end}", flush=True)
-    return Column(way, machine, versions, digests, time.monotonic() - started, end)
+    print(f"{machine} {way}: {len(digests)} digests, {end}", flush=True)
+    return Column(f"{machine} {way}", versions, digests, end)
 
 
-def document(columns: list[Column], emulator: str) -> tuple[str, bool]:
-    """The document, and whether all digests are there and equal."""
-    wanted = columns[0].digests
-    right = [sum(c.digests.get(config.name) == wanted.get(config.name, "") for config in CONFIGS) for c in columns]
-    commit = subprocess.run(["git", "-C", str(REPO), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    version = subprocess.run([emulator, "--version"], capture_output=True, text=True).stdout.partition("\n")[0]
+def document(columns: list[Column], emulator: str) -> str:
+    version, commit = (
+        subprocess.run(words, capture_output=True, text=True, check=False).stdout.partition("\n")[0]
+        for words in ([emulator, "--version"], ["git", "-C", str(REPO), "rev-parse", "--short", "HEAD"])
+    )
     lines = [
-        f"# Digests on {columns[-1].machine}",
+        "# Digests on another architecture",
         "",
-        f"`scripts/other_architecture.py compare`, {dt.datetime.now(dt.UTC):%Y-%m-%d %H:%M} UTC, commit "
-        f"{commit.stdout.strip()}. {columns[-1].machine} is emulated: {version}. Configs are {ROWS} synthetic rows each; "
-        "the script has the rest of their settings, and how the folders of the emulated programs are made. Digests, of "
-        "which the table has 16 digits, are compared whole with those of the first column.",
+        f"`scripts/other_architecture.py compare`, {dt.datetime.now(dt.UTC):%Y-%m-%d %H:%M} UTC, commit {commit}; "
+        f"emulated by {version}. The script says how the emulated programs are unpacked, and has the configs, of "
+        f"{ROWS} synthetic rows each. The table has 16 digits of the digests; all 64 are compared with those of the "
+        "first column.",
         "",
-        "| machine | trained by | versions | equal | seconds | end |",
-        "|---|---|---|---|---|---|",
-        *(
-            f"| {c.machine} | {c.way} | {c.versions} | {count} of {len(CONFIGS)} | {c.seconds:.0f} | {c.end or 'well'} |"
-            for c, count in zip(columns, right, strict=True)
-        ),
+        "| machine, trained by | versions | equal | time |",
+        "|---|---|---|---|",
+        *(f"| {c.title} | {c.versions} | {c.equal(columns[0])} of {len(CONFIGS)} | {c.end} |" for c in columns),
         "",
-        f"| config | {' | '.join(f'{c.machine} {c.way}' for c in columns)} |",
+        f"| config | {' | '.join(c.title for c in columns)} |",
         "|---|" + "---|" * len(columns),
     ]
     for config in CONFIGS:
-        digests = (c.digests.get(config.name, "none") for c in columns)
-        lines.append(f"| {config.name} | {' | '.join(f'`{digest[:16]}`' for digest in digests)} |")
-    return "\n".join([*lines, ""]), all(count == len(CONFIGS) for count in right)
+        cells = (c.digests.get(config.name, "none")[:16] for c in columns)
+        lines.append(f"| {config.name} | {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
 
 
 def main() -> int:
@@ -233,7 +225,7 @@ def main() -> int:
     parser.add_argument("--emulator", help="words that start the other architecture's Python")
     parser.add_argument("--packages", default="", help="the folder of its packages")
     parser.add_argument("--output", type=Path, help="the document")
-    parser.add_argument("--limit", type=float, default=600.0, help="seconds of each process")
+    parser.add_argument("--limit", type=float, default=1800.0, help="seconds of each process")
     told = parser.parse_args()
     sys.path.insert(0, str(REPO))
     if told.what == "digests":
@@ -245,10 +237,9 @@ def main() -> int:
     places = (([sys.executable], ""), (emulator, told.packages))
     ways = [told.way] if told.way else WAYS
     columns = [column(way, *place, told.limit) for place in places for way in ways]
-    text, equal = document(columns, emulator[0])
     told.output.parent.mkdir(parents=True, exist_ok=True)
-    told.output.write_text(text)
-    return int(not equal)
+    told.output.write_text(document(columns, emulator[0]))
+    return int(any(c.equal(columns[0]) < len(CONFIGS) for c in columns))
 
 
 if __name__ == "__main__":

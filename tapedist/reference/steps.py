@@ -103,9 +103,11 @@ def row_terms(theta: np.ndarray, chunk: Chunk, problem: Problem) -> tuple[np.nda
     """What each row adds to the sums: `(loss [k], gradient [k, P])`; squared error's gradient is half of it."""
     (x, y, w), (short, long), delta = chunk, problem.kind.drop, problem.short_delta
     at, d = used(theta, problem.kind), x.shape[1]
-    y_hat = np.full(len(y), at[d] if problem.fit_intercept else 0.0)
+    y_hat = np.zeros(len(y))
     for j in range(d):  # In the order of the features, which is part of the result.
         y_hat = y_hat + x[:, j] * at[j]
+    if problem.fit_intercept:
+        y_hat = y_hat + at[d]
     r = trim(y_hat - y, short)
     if problem.loss == "squared":
         slope, terms = r, r * r

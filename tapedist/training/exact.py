@@ -217,7 +217,7 @@ def exact_dot(
     y_hat: tf.Tensor | None = None,
     real: tf.Tensor | None = None,
 ) -> tf.Tensor:
-    """Predictions of a tile, `bias + x_0 * w_0 + x_1 * w_1 + ...`, added from left to right.
+    """Predictions of a tile, `x_0 * w_0 + x_1 * w_1 + ... + bias`, added from left to right.
 
     Its gradient by the parameters is a sum over rows on grids: the tape's way through the sums without order. Each grid
     has its own copy of the parameters, by which its own sum is the gradient.
@@ -252,7 +252,6 @@ def exact_dot(
 def chain(x: tf.Tensor, at: tf.Tensor, kind: Kind) -> tf.Tensor:
     """`exact_dot`'s predictions `[T]` at the parameters `at` `[P]`."""
     d, rows = x.shape
-    start = tf.fill([rows], at[d]) if at.shape[0] > d else tf.zeros([rows], tf.float64)
 
     def added(total: tf.Tensor, columns: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
         for column, weight in zip(tf.unstack(columns), tf.unstack(weights), strict=True):
@@ -260,15 +259,18 @@ def chain(x: tf.Tensor, at: tf.Tensor, kind: Kind) -> tf.Tensor:
         return total
 
     whole = d // _UNROLLED if d > 2 * _UNROLLED else 0
+    total = tf.zeros([rows], tf.float64)
     if whole:
 
         def group(g: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             columns = tf.slice(x, [g * _UNROLLED, 0], [_UNROLLED, rows])
             return g + 1, added(total, columns, tf.slice(at, [g * _UNROLLED], [_UNROLLED]))
 
-        start = tf.while_loop(lambda g, _: g < whole, group, (tf.constant(0), start))[1]
+        total = tf.while_loop(lambda g, _: g < whole, group, (tf.constant(0), total))[1]
     rest = slice(whole * _UNROLLED, d)
-    return added(start, x[rest], at[rest]) if rest.stop > rest.start else start
+    total = added(total, x[rest], at[rest]) if rest.stop > rest.start else total
+    # Last: where columns are far from 0 it takes away most of the sum, and before them all rows would round it alike.
+    return total + at[d] if at.shape[0] > d else total
 
 
 def _column_sums(x: tf.Tensor, slopes: tf.Tensor, steps: tf.Tensor, kind: Kind) -> tf.Tensor:

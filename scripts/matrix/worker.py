@@ -62,14 +62,17 @@ def _trained(configs: Mapping[str, TrainConfig], order: Mapping[str, Any]) -> It
     import tapedist.numerics  # noqa: F401  (before TensorFlow)
     import tensorflow as tf
 
+    from tapedist.cluster import resolve
+
     if order.get("intra_op"):
         tf.config.threading.set_intra_op_parallelism_threads(order["intra_op"])
     with contextlib.ExitStack() as stack:
         for place, value in order.get("constants", {}).items():
             module, name = place.split(":")
             stack.enter_context(mock.patch.object(importlib.import_module(module), name, value))
-        if next(iter(configs.values())).workers:
-            yield from _in_a_cluster(configs)
+        spec = resolve.of_run(next(iter(configs.values())), os.environ)
+        if len(spec.workers) > 1:
+            yield from _in_a_cluster(configs, spec)
         else:
             for name, config in configs.items():
                 yield name, _alone(config, order.get("stop_after", 0))
@@ -110,16 +113,14 @@ class _StopAfter:
         return signal.SIGTERM if self.asks < 0 else None
 
 
-def _in_a_cluster(configs: Mapping[str, TrainConfig]) -> Iterator[tuple[str, str]]:
+def _in_a_cluster(configs: Mapping[str, TrainConfig], spec: Any) -> Iterator[tuple[str, str]]:
     """One membership for all; collectives remember their group."""
     from tapedist import run
-    from tapedist.cluster import resolve
     from tapedist.cluster.membership import joined
     from tapedist.results.monitor import Monitor
     from tapedist.signals import StopSignals
 
     first = next(iter(configs.values()))
-    spec = resolve.of_run(first, os.environ)
     with (
         StopSignals() as stop,
         joined(first, spec, stop_signal=lambda: stop.signum, quiet=True) as (strategy, why, team),

@@ -29,12 +29,10 @@ from typing import Any
 
 from matrix.configs import CORE, configs, write_tables
 
+from tapedist.numerics import XLA_FLAGS
+
 REPO = Path(__file__).resolve().parent.parent
 WORKER = REPO / "scripts" / "matrix" / "worker.py"
-# As training sets them, and one more.
-_FLAGS = (
-    "--xla_disable_hlo_passes=tree_reduction_rewriter,cpu-parallel-task-assigner --xla_cpu_multi_thread_eigen=false"
-)
 _SMALL = {
     "tapedist.data.blocks:RESIDENT_BYTES": 0,
     "tapedist.data.blocks:NARROW_TILE_ROWS": 256,
@@ -81,8 +79,8 @@ def surroundings(numpy: str) -> dict[str, Surrounding]:
     found |= {f"{count} threads": Surrounding(intra_op=count) for count in (1, 2, 8)}
     found["one core"] = Surrounding(cores=1)
     for isa in ("SSE4_2", "AVX", "AVX2", "AVX512"):
-        found[f"instructions {isa}"] = Surrounding(env={"XLA_FLAGS": f"{_FLAGS} --xla_cpu_max_isa={isa}"})
-    found["vectors of 512 bits"] = Surrounding(env={"XLA_FLAGS": f"{_FLAGS} --xla_cpu_prefer_vector_width=512"})
+        found[f"instructions {isa}"] = Surrounding(env={"XLA_FLAGS": f"{XLA_FLAGS} --xla_cpu_max_isa={isa}"})
+    found["vectors of 512 bits"] = Surrounding(env={"XLA_FLAGS": f"{XLA_FLAGS} --xla_cpu_prefer_vector_width=512"})
     found["XLA's own passes"] = Surrounding(env={"XLA_FLAGS": "--xla_disable_hlo_passes="})
     for kind in ("Prescott", "Nehalem", "Sandybridge", "Haswell"):
         found[f"OpenBLAS {kind}"] = Surrounding(env={"OPENBLAS_CORETYPE": kind})
@@ -179,8 +177,8 @@ class Matrix:
                 f"program={tuple(program)!r}))"
             )
             words = [sys.executable, "-c", code, *where.launch, f"--log_dir={file.name}.logs", "--", "train", file.name]
-        env = {**os.environ, "PYTHONPATH": str(REPO), "TF_CPP_MIN_LOG_LEVEL": "3", **where.env}
-        env["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([*env["PYTHONPATH"].split(os.pathsep), str(REPO)]))
+        env = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", **where.env}
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, [where.env.get("PYTHONPATH"), str(REPO)]))
         cores = sorted(os.sched_getaffinity(0))[: where.cores] if where.cores else None
         words = ["taskset", "-c", ",".join(map(str, cores)), *words] if cores else words
         done = subprocess.run(words, env=env, capture_output=True, text=True, check=False, cwd=self._folder)

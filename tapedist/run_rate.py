@@ -12,7 +12,6 @@ import numpy as np
 from tapedist.config import TrainConfig
 from tapedist.errors import DivergedError, InputError, TapedistError
 from tapedist.results.metric import largest_leverage, share_of_small_residuals
-from tapedist.text_values import shown
 from tapedist.training.descent_rate import Rate
 from tapedist.training.state import TrainingState
 
@@ -187,6 +186,5 @@ def _overflow(config: TrainConfig) -> InputError:
     fixes = [] if config.standardizes else ["--standardize"]
     fixes += ["--dtype=float64"] if config.dtype == "float32" else []
     return InputError(
-        f"--data={shown(config.data)}: the loss overflows {config.dtype} before the first update; "
-        f"use {' or '.join([*fixes, 'smaller units'])}"
+        f"the loss overflows {config.dtype} before the first update; use {' or '.join([*fixes, 'smaller units'])}"
     )

@@ -51,7 +51,7 @@ def check_sizes(config: TrainConfig, source: Source, largest: np.ndarray, *, squ
     name = [*source.feature_names, source.target_name][position]
     standardize = "" if config.standardizes else "--standardize or "
     raise InputError(
-        f"--data={shown(config.data)}: column {shown(name)} holds numbers up to {largest[position]:.3g}, "
+        f"column {shown(name)} holds numbers up to {largest[position]:.3g}, "
         f"{'whose squares' if squares else 'which'} overflow {config.dtype}; use {standardize}smaller units "
         f"(below {limit:g})"
     )

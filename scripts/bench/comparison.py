@@ -12,6 +12,8 @@ from typing import Any
 
 LIMIT = ("C/OpenMP, 1 thread", "C/OpenMP, all threads")
 TAPEDIST = "tapedist"
+FAST = "tapedist, fast"
+OLDER, OLDER_COMMIT = "tapedist 0.1", "496ab04"
 Medians = Mapping[str, float]
 
 
@@ -75,11 +77,28 @@ class Row:
     single_calls: bool = False
 
 
-def engine(name: str, steps: int, *, kind: str = "engine", runs_in: str = TAPEDIST, **config: Any) -> Contestant:
-    """tapedist, as `config` says."""
-    in_memory = config.pop("in_memory", False)
-    task = {"kind": kind, "steps": steps, "config": config, "in_memory": in_memory}
+def engine(
+    name: str,
+    steps: int,
+    *,
+    kind: str = "engine",
+    runs_in: str = TAPEDIST,
+    in_memory: bool = False,
+    weighted: bool = False,
+    **config: Any,
+) -> Contestant:
+    """tapedist, as `config` says; rows `in_memory` are arrays, and only these may be `weighted`."""
+    task = {"kind": kind, "steps": steps, "config": config, "in_memory": in_memory, "weighted": weighted}
     return Contestant(name, runs_in, task)
+
+
+def versions(steps: int, **options: Any) -> tuple[Contestant, ...]:
+    """tapedist with exact and with fast sums, and its version 0.1; `options` as for `engine`."""
+    return (
+        engine(TAPEDIST, steps, **options),
+        engine(FAST, steps, arithmetic="fast", **options),
+        engine(OLDER, steps, runs_in="tapedist_0_1", **options),
+    )
 
 
 def peers(task: Mapping[str, Any], *names: str, **at_most: int) -> tuple[Contestant, ...]:
@@ -107,3 +126,11 @@ def against(other: str, least: float, mine: str = TAPEDIST) -> Goal:
     """At least `least` times as fast as `other`."""
     text = f"at least {least:g} x {other}" if least != 1 else f"no slower than {other}"
     return Goal(text, (mine, other), lambda s, _: s[other] / s[mine], lambda v: v >= least)
+
+
+def within(most: float, other: str, mine: str = TAPEDIST) -> Goal:
+    """At most `most` times as long as `other`."""
+    return Goal(
+        f"{mine}: at most {most:g} x the time of {other}", (mine, other), lambda s, _: s[mine] / s[other],
+        lambda v: v <= most,
+    )  # fmt: skip

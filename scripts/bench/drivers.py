@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import re
+import shlex
 import subprocess
 import tempfile
 import time
@@ -48,9 +49,10 @@ class PeerProcess:
     Args:
         python: the interpreter.
         words: the module and its arguments.
+        package: a folder whose packages come first, if there is one.
     """
 
-    def __init__(self, python: str, words: Sequence[str]):
+    def __init__(self, python: str, words: Sequence[str], *, package: pathlib.Path | None = None):
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  (closed by `close`)
         self._process = subprocess.Popen(
             [python, str(HERE / "peer.py"), *words],
@@ -58,7 +60,7 @@ class PeerProcess:
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,
-            env=os.environ | {"KMP_BLOCKTIME": "0"},
+            env=os.environ | {"KMP_BLOCKTIME": "0"} | ({"PYTHONPATH": str(package)} if package else {}),
         )
         hello = self._answer()
         if "missing" in hello:
@@ -149,11 +151,34 @@ def compile_limit(folder: pathlib.Path) -> pathlib.Path:
     return binary
 
 
-class ProcessDriver:
-    """A whole process: wall time from start to end, and its largest resident memory."""
+def unpacked(commit: str, folder: pathlib.Path) -> pathlib.Path:
+    """The package as it was at a commit, in a folder of its own.
 
-    def __init__(self, command: Sequence[str], *, warm: bool):
+    Raises:
+        Missing: if this is no clone with its history.
+    """
+    folder.mkdir(exist_ok=True)
+    command = (
+        f"git -C {shlex.quote(str(HERE.parents[1]))} archive {commit} tapedist | tar -x -C {shlex.quote(str(folder))}"
+    )
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
+    if done.returncode:
+        raise Missing(f"commit {commit} is not here: {(done.stderr.strip().splitlines() or ['no message'])[0]}")
+    return folder
+
+
+class ProcessDriver:
+    """A whole process: wall time from start to end, and its largest resident memory.
+
+    Args:
+        command: its words.
+        warm: whether it runs once before it is measured.
+        package: a folder whose packages come first, if there is one.
+    """
+
+    def __init__(self, command: Sequence[str], *, warm: bool, package: pathlib.Path | None = None):
         self._command, self._warm = list(command), warm
+        self._environment = os.environ | ({"PYTHONPATH": str(package)} if package else {})
         self.facts: dict[str, Any] = {"note": "whole process"}
 
     def prepare(self) -> None:
@@ -165,7 +190,9 @@ class ProcessDriver:
         for _ in range(calls):
             with tempfile.TemporaryFile() as output:
                 begin = time.perf_counter()
-                process = subprocess.Popen(self._command, stdout=output, stderr=subprocess.STDOUT)
+                process = subprocess.Popen(
+                    self._command, stdout=output, stderr=subprocess.STDOUT, env=self._environment
+                )
                 _, status, usage = os.wait4(process.pid, 0)
                 seconds.append(time.perf_counter() - begin)
                 process.returncode = os.waitstatus_to_exitcode(status)

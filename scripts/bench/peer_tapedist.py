@@ -8,12 +8,10 @@ as it likes), `rows` (nothing but making rows, in a parallel map).
 from __future__ import annotations
 
 import functools
-import itertools
-import math
 import sys
 from typing import Any
 
-import numpy as np
+from engine_work import DEFAULTS, columns_of, engine_work
 from peer import RATE, Work, make_rows, starts
 
 import tapedist.numerics
@@ -41,37 +39,17 @@ def make(task: dict[str, Any]) -> Work:
 
 
 def _engine(task: dict[str, Any]) -> Work:
-    settings = {"test_fraction": 0.0, "learning_rate": RATE, "num_virtual_devices": _DEVICES, **task["config"]}
-    config = TrainConfig(**settings).resolved().with_arithmetic("default")
-    engine = _open(config, in_memory=task["in_memory"])
-    untouched = dict(vars(engine))
-    # A run goes on where the last one ended, as training does: to begin anew would make a new input pipeline.
-    ends = itertools.count(task["steps"], task["steps"])
-
-    def run() -> dict[str, Any]:
-        if task["kind"] == "pass":
-            vars(engine).clear()
-            vars(engine).update(untouched)
-        end, state, records = next(ends), np.zeros(config.num_features + 1), np.zeros([1, 2])
-        step = end - task["steps"]
-        while step < end:
-            result = engine.run(state, step=step, num_steps=end - step, limit=math.inf, interrupted=lambda: False)
-            state, step, records = result.state, step + result.applied, result.records
-        loss = float(records[-1, 0] / records[-1, 1])
-        return {"weight": float(state[0]), "bias": float(state[-1]), "loss": loss}
-
-    return Work(run, note=f"{engine.name}: {engine.reason}")
+    return engine_work(task, lambda: _open(task))
 
 
-def _open(config: TrainConfig, *, in_memory: bool) -> engines.Engine:
+def _open(task: dict[str, Any]) -> engines.Engine:
     """The engine that `train` would run."""
-    source: Any = open_source(config)
-    if in_memory:
-        x, y = make_rows(config.n_samples, config.num_features, config.dtype)
-        source = ArraySource(x.reshape(len(y), -1), y)
+    settings = {"num_virtual_devices": _DEVICES, **DEFAULTS, **task["config"]}
+    config = TrainConfig(**settings).resolved().with_arithmetic("default")
+    source: Any = ArraySource(*columns_of(task)) if task["in_memory"] else open_source(config)
     problem = Problem(
         model=LinearModel(config.num_features),
-        loss=losses.squared,
+        loss=losses.by_name(config.loss, huber_delta=config.huber_delta),
         optimizer=optimizers.from_config(config),
         dtype=tf.as_dtype(config.dtype),
         arithmetic=config.arithmetic,

@@ -22,12 +22,13 @@ from typing import Any
 
 import machine
 import table
-from comparison import TAPEDIST, Contestant, Row
-from drivers import HERE, Driver, LimitDriver, Missing, PeerDriver, PeerProcess, ProcessDriver, compile_limit
+from comparison import OLDER_COMMIT, TAPEDIST, Contestant, Row
+from drivers import HERE, Driver, LimitDriver, Missing, PeerDriver, PeerProcess, ProcessDriver, compile_limit, unpacked
 from measure import measure_row
 from workloads import rows_of
 
-_OWN = (TAPEDIST, "tensorflow", "numpy")  # Peers that tapedist's own interpreter has in any case.
+_OLDER = "tapedist_0_1"
+_OWN = (TAPEDIST, _OLDER, "tensorflow", "numpy")  # Peers that tapedist's own interpreter has in any case.
 
 
 class Stage:
@@ -51,9 +52,12 @@ class Stage:
         Raises:
             Missing: if its framework, or the compiler, is not here.
         """
-        if contestant.runs_in == "process":
-            words = [word.replace("{here}", str(HERE)) for word in contestant.task]
-            return ProcessDriver(words, warm=warm)
+        kind, _, package = contestant.runs_in.partition("/")
+        if kind == "process":
+            words = [
+                word.replace("{here}", str(HERE)).replace("{folder}", str(self._folder)) for word in contestant.task
+            ]
+            return ProcessDriver(words, warm=warm, package=self._older() if package == _OLDER else None)
         if contestant.runs_in == "limit":
             threads, words = contestant.task
             return LimitDriver(self._compiled(), words, threads=threads or machine.cores())
@@ -64,7 +68,8 @@ class Stage:
             module, _, words = name.partition("/")
             python = sys.executable if module in _OWN else self._python
             try:
-                self._peers[name] = PeerProcess(python, [f"peer_{module}", *words.split()])
+                package = self._older() if module == _OLDER else None
+                self._peers[name] = PeerProcess(python, [f"peer_{module}", *words.split()], package=package)
             except Missing as reason:
                 self._peers[name] = reason
             else:
@@ -83,6 +88,11 @@ class Stage:
         if isinstance(self._limit, Missing):
             raise self._limit
         return self._limit
+
+    def _older(self) -> pathlib.Path:
+        """Where the package of version 0.1 is."""
+        folder = self._folder / _OLDER
+        return folder if (folder / TAPEDIST).exists() else unpacked(OLDER_COMMIT, folder)
 
     def close(self) -> None:
         for peer in self._peers.values():

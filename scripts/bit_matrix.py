@@ -35,12 +35,12 @@ REPO = Path(__file__).resolve().parent.parent
 WORKER = REPO / "scripts" / "matrix" / "worker.py"
 _SMALL = {
     "tapedist.data.blocks:RESIDENT_BYTES": 0,
-    "tapedist.data.blocks:NARROW_TILE_ROWS": 256,
-    "tapedist.data.blocks:WIDE_TILE_BYTES": 16384,
+    "tapedist.data.blocks:TILE_ROWS": 256,
+    "tapedist.data.blocks:PRODUCT_BYTES": 16384,
     "tapedist.data.blocks:BLOCK_BYTES": 8192,
     "tapedist.training.engines.batches:_SUPERBATCH_BYTES": 4096,
 }
-_TILES = dict.fromkeys(("NARROW_TILE_ROWS", "LEAST_TILE_ROWS", "MOST_TILE_ROWS"), 80)
+_TILES = dict.fromkeys(("TILE_ROWS", "LEAST_PRODUCT_ROWS", "MOST_PRODUCT_ROWS"), 80)
 # What a config needs beyond the default surroundings to be cut into many pieces costs minutes with many rows.
 _MANY_ROWS = ("above 4 MiB", "above 4 MiB moments", "above 4 MiB batches", "synthetic above 4 MiB")
 

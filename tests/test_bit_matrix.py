@@ -13,8 +13,8 @@ from topology import run_jobs
 
 BLOCKS = {
     "tapedist.data.blocks:RESIDENT_BYTES": 0,
-    "tapedist.data.blocks:NARROW_TILE_ROWS": 128,
-    "tapedist.data.blocks:WIDE_TILE_BYTES": 16384,
+    "tapedist.data.blocks:TILE_ROWS": 128,
+    "tapedist.data.blocks:PRODUCT_BYTES": 16384,
     "tapedist.data.blocks:BLOCK_BYTES": 8192,
 }
 # Of models of which nothing is known, whose bits follow the rows of a tile.

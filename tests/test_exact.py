@@ -187,10 +187,10 @@ def test_moments_with_weights_and_penalties(optimizer: str, more: dict[str, Any]
 
 
 SIZES: dict[str, dict[str, int]] = {
-    "tiles of 16": {"NARROW_TILE_ROWS": 16, "LEAST_TILE_ROWS": 16, "MOST_TILE_ROWS": 16},
-    "tiles of 80, blocks of one": {"NARROW_TILE_ROWS": 80, "LEAST_TILE_ROWS": 80, "MOST_TILE_ROWS": 80,
+    "tiles of 16": {"TILE_ROWS": 16, "LEAST_PRODUCT_ROWS": 16, "MOST_PRODUCT_ROWS": 16},
+    "tiles of 80, blocks of one": {"TILE_ROWS": 80, "LEAST_PRODUCT_ROWS": 80, "MOST_PRODUCT_ROWS": 80,
                                    "MOST_BLOCK_ROWS": 80},
-    "blocks of 512 bytes": {"NARROW_TILE_ROWS": 32, "LEAST_TILE_ROWS": 16, "MOST_TILE_ROWS": 32, "BLOCK_BYTES": 512},
+    "blocks of 512 bytes": {"TILE_ROWS": 32, "LEAST_PRODUCT_ROWS": 16, "MOST_PRODUCT_ROWS": 32, "BLOCK_BYTES": 512},
 }  # fmt: skip
 
 
@@ -295,7 +295,7 @@ def test_an_interrupted_step_goes_on_in_blocks_of_another_size(mode: str, monkey
     progress: dict[str, np.ndarray] = {}
     done, turns = None, 0
     for rows in itertools.cycle((64, 32, 48)):
-        for name in ("NARROW_TILE_ROWS", "LEAST_TILE_ROWS", "MOST_TILE_ROWS", "MOST_BLOCK_ROWS"):
+        for name in ("TILE_ROWS", "LEAST_PRODUCT_ROWS", "MOST_PRODUCT_ROWS", "MOST_BLOCK_ROWS"):
             monkeypatch.setattr(f"tapedist.data.blocks.{name}", rows)
         engine, state = _engine(case)
         engine.restore(progress)

@@ -102,7 +102,7 @@ STREAM = {**SMALL, "full_batch_engine": "stream"}
 BATCHES = {**SMALL, "mode": "mini_batch", "batch_size": 390}
 BLOCKS = {
     "tapedist.data.blocks:RESIDENT_BYTES": 0,
-    "tapedist.data.blocks:NARROW_TILE_ROWS": 64,
+    "tapedist.data.blocks:TILE_ROWS": 64,
     "tapedist.data.blocks:BLOCK_BYTES": 512,
 }
 NONE_HELD = {"tapedist.training.engines.batches:_RESIDENT_BYTES": 0}

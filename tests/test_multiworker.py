@@ -34,7 +34,7 @@ STREAM, BATCHES = "--full_batch_engine=stream", "--mode=mini_batch"
 # Lower limits: small splits are cut into many blocks, and batches are made anew, a few at a time.
 BLOCKS = {
     "tapedist.data.blocks:RESIDENT_BYTES": 0,
-    "tapedist.data.blocks:NARROW_TILE_ROWS": 128,
+    "tapedist.data.blocks:TILE_ROWS": 128,
     "tapedist.data.blocks:BLOCK_BYTES": 1024,
 }
 TRANSFERS = {

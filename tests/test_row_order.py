@@ -81,7 +81,7 @@ def test_so_do_rows_in_many_blocks(
     """Different blocks hold different rows."""
     wanted = _fitted(tables(701)[0], SETTINGS[name])
     monkeypatch.setattr("tapedist.data.blocks.RESIDENT_BYTES", 0)
-    for constant in ("NARROW_TILE_ROWS", "LEAST_TILE_ROWS", "MOST_TILE_ROWS"):
+    for constant in ("TILE_ROWS", "LEAST_PRODUCT_ROWS", "MOST_PRODUCT_ROWS"):
         monkeypatch.setattr(f"tapedist.data.blocks.{constant}", 48)
     monkeypatch.setattr("tapedist.data.blocks.BLOCK_BYTES", 4096)
     for path, cache in zip(tables(701)[1:], ("none", "device", "none", "device"), strict=True):

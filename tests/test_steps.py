@@ -27,7 +27,7 @@ from tapedist.training.steps import Problem
 STREAMED = {
     "tapedist.data.blocks.RESIDENT_BYTES": 0,
     "tapedist.data.blocks.BLOCK_BYTES": 2048,
-    "tapedist.data.blocks.WIDE_TILE_BYTES": 1024,
+    "tapedist.data.blocks.PRODUCT_BYTES": 1024,
 }
 
 
@@ -109,8 +109,8 @@ def test_engines_of_one_kind_trace_once(form: str, monkeypatch: pytest.MonkeyPat
     """The known-answer test is the first call; other rows, bounds and rates are arguments."""
     _small(form, monkeypatch)
     traced = []
-    tile = LinearSums._tile
-    monkeypatch.setattr(LinearSums, "_tile", lambda *args, **rest: traced.append(1) or tile(*args, **rest))
+    numbers = LinearSums._numbers
+    monkeypatch.setattr(LinearSums, "_numbers", lambda *args: traced.append(1) or numbers(*args))
     delta = 0.125 + FORMS.index(form)  # A kind that no other test has traced.
     cache = "none" if "streamed" in form else "device"
     counts = []

@@ -18,17 +18,15 @@ from typing import Any, Protocol
 
 import numpy as np
 
-# A tile is what one compiled expression sums. With one or two features its sums are whole reductions, which want long
-# rows; with more, a tile's residuals and features must stay in a core's nearest caches.
-NARROW_FEATURES = 2
-NARROW_TILE_ROWS = 8192
-WIDE_TILE_BYTES = 64 * 1024  # Of features, as float64.
-LEAST_TILE_ROWS, MOST_TILE_ROWS = 64, 1024
+# Rows whose features lie together, a cache line of each, so that one stream brings all of them from memory.
+TILE_ROWS = 16
+# Rows of a tile that products of matrices take, and what its features may take as float64: they stay in the caches.
+LEAST_PRODUCT_ROWS, MOST_PRODUCT_ROWS = 64, 1024
+PRODUCT_BYTES = 64 * 1024
 # An element costs the pipeline up to a millisecond, whatever its size; a block should still stay near the cores.
 BLOCK_BYTES = 2 * 1024 * 1024
 MOST_BLOCK_ROWS = 2**20
 RESIDENT_BYTES = 4 * 1024 * 1024
-_ROW_QUANTUM = 16  # Tiles of whole vectors need no remainder loop.
 
 
 class Source(Protocol):
@@ -84,22 +82,11 @@ def split_sizes(n_samples: int, test_fraction: float) -> tuple[int, int]:
     return n_samples - test, test
 
 
-def most_tile_rows(num_features: int) -> int:
-    """Rows of a tile of a large split: a power of two."""
-    if num_features <= NARROW_FEATURES:
-        return NARROW_TILE_ROWS
-    rows = 2 ** round(math.log2(WIDE_TILE_BYTES / (8 * num_features)))
-    return max(LEAST_TILE_ROWS, min(MOST_TILE_ROWS, rows))
-
-
-def tiles_of(rows: int, num_features: int) -> tuple[int, int]:
-    """`(tiles, tile_rows)` that hold a replica's share of `rows` rows with little padding: tiles about equally long."""
-    most = most_tile_rows(num_features)
-    tiles = max(1, -(-rows // most))
-    if tiles == 1:
-        return 1, max(1, rows)
-    even = -(-rows // tiles)
-    return tiles, min(most, -(-even // _ROW_QUANTUM) * _ROW_QUANTUM)
+def product_tile_rows(rows: int, num_features: int) -> int:
+    """Rows of the tiles in which products of matrices sum `rows` rows: a power of two, where there are many."""
+    most = 2 ** round(math.log2(PRODUCT_BYTES / (8 * num_features)))
+    most = max(LEAST_PRODUCT_ROWS, min(MOST_PRODUCT_ROWS, most))
+    return min(most, -(-max(1, rows) // TILE_ROWS) * TILE_ROWS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,21 +97,13 @@ class BlockPlan:
         num_rows: `n`, at least 0.
         num_features: `d`.
         itemsize: bytes of one number.
-        fixed_tile_rows: `T`, where it must be this; 0 where it is free.
+        tile_rows: `T`.
     """
 
     num_rows: int
     num_features: int
     itemsize: int
-    fixed_tile_rows: int = 0
-
-    @property
-    def tile_rows(self) -> int:
-        """`T`."""
-        if self.fixed_tile_rows:
-            return self.fixed_tile_rows
-        least = min(LEAST_TILE_ROWS, most_tile_rows(self.num_features))
-        return min(most_tile_rows(self.num_features), -(-max(1, self.num_rows) // least) * least)
+    tile_rows: int = TILE_ROWS
 
     @property
     def tiles(self) -> int:

@@ -12,20 +12,21 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 import tapedist.numerics  # noqa: F401  (before TensorFlow)
 import tensorflow as tf
+from tensorflow.compiler.tf2xla.ops import gen_xla_ops
 
 CAP = 14  # A float64 sum takes at most 2**CAP terms: 53 bits of a sum leave 39 for the largest term.
 SLACK = 1 + 2.0**-20  # What bounds are widened by; more than all roundings on the way to what they bound.
 _GRID_BITS = 54 - CAP  # From one grid to the next: what a rounding leaves is half a step at most.
 LOW_BITS = 27
 _MANTISSA = 52
-_UNROLLED = 64  # Features whose products are added by one expression; more of them by a loop.
+MOST_ROWS = 2**20  # Whose terms `grid_sums` adds: numbers of up to 2**39 steps, in int64.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,79 +210,56 @@ def on_grids(terms: tf.Tensor, steps: tf.Tensor) -> list[tf.Tensor]:
 
 
 def exact_dot(
-    x: tf.Tensor,
-    copies: tf.Tensor,
-    steps: tf.Tensor,
+    columns: Sequence[tf.Tensor],
+    copies: Sequence[tf.Tensor],
     kind: Kind,
     *,
     y_hat: tf.Tensor | None = None,
     real: tf.Tensor | None = None,
 ) -> tf.Tensor:
-    """Predictions of a tile, `x_0 * w_0 + x_1 * w_1 + ... + bias`, added from left to right.
+    """Predictions of rows, `x_0 * w_0 + x_1 * w_1 + ... + bias`, added from left to right.
 
-    Its gradient by the parameters is a sum over rows on grids: the tape's way through the sums without order. Each grid
-    has its own copy of the parameters, by which its own sum is the gradient.
+    Every row has its own copy of the parameters, so that a tape's gradient by them are the terms of a sum over rows,
+    which `grid_sums` then adds.
 
     Args:
-        x: `[d, T]`, of the rows' type.
-        copies: float64 `[l, P]`, the parameters of the step; without an intercept `P = d`.
-        steps: float64 `[l, P]`, of the grids of the gradient's sums.
+        columns: features of the rows, each `[...]`, of the rows' type.
+        copies: float64 `[...]`, the parameters: of each of `columns`, then the bias if there is one.
         kind: of the rows.
-        y_hat: the predictions `[T]`, where they are known already.
-        real: which rows count, boolean `[T]`; None for all.
+        y_hat: the predictions, where they are known already.
+        real: which rows count, boolean `[...]`; None for all.
 
     Returns:
-        float64 `[T]`.
+        float64 `[...]`.
     """
 
     @tf.custom_gradient
-    def dot(copies: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
-        known = chain(x, copies[0], kind) if y_hat is None else y_hat
-
-        def gradient(upstream: tf.Tensor) -> tf.Tensor:
+    def dot(*copies: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], Any]]:
+        def gradient(upstream: tf.Tensor) -> list[tf.Tensor]:
             slopes = trimmed(upstream, kind.long)
             # Selected here, because a slope that is not finite would not be zero times zero.
             slopes = slopes if real is None else tf.where(real, slopes, tf.zeros_like(slopes))
-            return _column_sums(x, slopes, steps, kind)
+            return [*(_row_product(slopes * tf.cast(column, tf.float64), kind) for column in columns), slopes][
+                : len(copies)
+            ]
 
+        known = y_hat
+        if known is None:
+            known = chain(None, columns, copies, kind)
+            # Last: where columns are far from 0 it takes away most of the sum, and before them all rows would round it
+            # alike.
+            known = known + copies[-1] if len(copies) > len(columns) else known
         return known, gradient
 
-    return dot(copies)
+    return dot(*copies)
 
 
-def chain(x: tf.Tensor, at: tf.Tensor, kind: Kind) -> tf.Tensor:
-    """`exact_dot`'s predictions `[T]` at the parameters `at` `[P]`."""
-    d, rows = x.shape
-
-    def added(total: tf.Tensor, columns: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
-        for column, weight in zip(tf.unstack(columns), tf.unstack(weights), strict=True):
-            total = total + _row_product(tf.cast(column, tf.float64) * weight, kind)
-        return total
-
-    whole = d // _UNROLLED if d > 2 * _UNROLLED else 0
-    total = tf.zeros([rows], tf.float64)
-    if whole:
-
-        def group(g: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            columns = tf.slice(x, [g * _UNROLLED, 0], [_UNROLLED, rows])
-            return g + 1, added(total, columns, tf.slice(at, [g * _UNROLLED], [_UNROLLED]))
-
-        total = tf.while_loop(lambda g, _: g < whole, group, (tf.constant(0), total))[1]
-    rest = slice(whole * _UNROLLED, d)
-    total = added(total, x[rest], at[rest]) if rest.stop > rest.start else total
-    # Last: where columns are far from 0 it takes away most of the sum, and before them all rows would round it alike.
-    return total + at[d] if at.shape[0] > d else total
-
-
-def _column_sums(x: tf.Tensor, slopes: tf.Tensor, steps: tf.Tensor, kind: Kind) -> tf.Tensor:
-    """Sums of `slopes * x_j`, and with an intercept of the slopes, on each grid: `[l, P]`."""
-    d = x.shape[0]
-    terms = _row_product(slopes[tf.newaxis] * tf.cast(x, tf.float64), kind)
-    sums = [tf.reduce_sum(part, 1) for part in on_grids(terms, steps[:, :d, tf.newaxis])]
-    if steps.shape[1] > d:
-        of_bias = [tf.reduce_sum(part, keepdims=True) for part in on_grids(slopes, steps[:, d])]
-        sums = [tf.concat(pair, 0) for pair in zip(sums, of_bias, strict=True)]
-    return tf.stack(sums)
+def chain(total: tf.Tensor | None, columns: Sequence[tf.Tensor], weights: Sequence[tf.Tensor], kind: Kind) -> tf.Tensor:
+    """`total + x_0 * w_0 + x_1 * w_1 + ...` from left to right."""
+    for column, weight in zip(columns, weights, strict=False):
+        product = _row_product(tf.cast(column, tf.float64) * weight, kind)
+        total = product if total is None else total + product
+    return total
 
 
 def _row_product(product: tf.Tensor, kind: Kind) -> tf.Tensor:
@@ -289,15 +267,53 @@ def _row_product(product: tf.Tensor, kind: Kind) -> tf.Tensor:
     return product if kind.long else pin(product)
 
 
-def exact_sum(terms: tf.Tensor, steps: tf.Tensor) -> tf.Tensor:
-    """The sum of terms `[T]` on each of their grids `[l]`; its gradient is 1 for each term, once for all grids."""
+def grid_sums(
+    terms: Sequence[tuple[tf.Tensor, Sequence[tf.Tensor]]], counts: Sequence[tf.Tensor] = ()
+) -> list[list[tf.Tensor]]:
+    """Sums over all rows on grids, as int64 numbers of steps, by one loop over the rows.
 
-    @tf.custom_gradient
-    def total(terms: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
-        sums = tf.stack([tf.reduce_sum(part) for part in on_grids(terms, steps)])
-        return sums, lambda upstream: tf.fill(terms.shape, upstream[0])
+    The bits of `t + M`, where a step of the grid is the last place of `M`, are those of `M` plus the number of steps in
+    `t`. Integers add up in any order, so that the compiler may cut the loop for vectors as it likes, for all the sums
+    at once, as it may not for numbers in floating point.
 
-    return total(terms)
+    Args:
+        terms: each float64 `[...]`, all of one shape, with the steps `[]` of its grids; up to `MOST_ROWS` of them.
+        counts: int64 `[...]`, to be summed as they are.
+
+    Returns:
+        int64 `[]` for each grid of each term; then for each of `counts`.
+    """
+    bits, zeros = [*counts], [tf.zeros([], tf.int64)] * len(counts)
+    for term, steps in terms:
+        for level, step in enumerate(steps):
+            magic = (1.5 * 2.0**_MANTISSA) * step
+            shifted = term + magic
+            bits.append(tf.bitcast(shifted, tf.int64))
+            zeros.append(tf.bitcast(magic, tf.int64))
+            if level + 1 < len(steps):
+                term = term - (shifted - magic)
+    rows = bits[0].shape.num_elements()
+    sums = iter([total - rows * zero for total, zero in zip(_added(bits), zeros, strict=True)])
+    of_counts = [[next(sums)] for _ in counts]
+    return [[next(sums) for _ in steps] for _, steps in terms] + of_counts
+
+
+def _added(columns: Sequence[tf.Tensor]) -> Sequence[tf.Tensor]:
+    """The sum of each of the int64 `columns` `[...]`, by one loop."""
+    scalars = [tf.TensorSpec([], tf.int64)] * (2 * len(columns))
+    found = gen_xla_ops.xla_variadic_reduce_v2(
+        inputs=columns,
+        init_values=[tf.zeros([], tf.int64)] * len(columns),
+        dimensions_to_reduce=list(range(columns[0].shape.rank)),
+        reducer=_pairwise_sum.get_concrete_function(*scalars),
+    )
+    return found
+
+
+@tf.function(autograph=False)
+def _pairwise_sum(*numbers: tf.Tensor) -> list[tf.Tensor]:
+    half = len(numbers) // 2
+    return [a + b for a, b in zip(numbers[:half], numbers[half:], strict=True)]
 
 
 def integers(sums: tf.Tensor, steps: tf.Tensor) -> tf.Tensor:

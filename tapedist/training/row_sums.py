@@ -19,6 +19,7 @@ from typing import NamedTuple, Protocol
 
 import tapedist.numerics  # noqa: F401  (before TensorFlow)
 import tensorflow as tf
+from tensorflow.compiler.tf2xla.ops import gen_xla_ops
 
 from tapedist.training import exact
 from tapedist.training.losses import Loss, ResidualLoss, checked, is_own
@@ -30,8 +31,8 @@ Rows = tuple[tf.Tensor, ...]
 # threads: with 65 columns of float64 from 256 rows on with 8 threads, from 512 rows on with 2. Up to 192 rows 1 to 64
 # agree; so do products of as few rows with an own model's matrix whose sides are both below 256.
 PIECE_ROWS = 128
-# Up to so many features XLA computes residuals and sums of a tile in one loop over its rows.
-_NARROW = 2
+# Features that one loop over the rows predicts from and sums; more of them take several loops.
+_TOGETHER = 64
 
 
 class Totals(NamedTuple):
@@ -182,90 +183,138 @@ class LinearSums:
         tiles: int | None = None,
     ) -> tf.Tensor:
         """See `RowSums`; int64 `[2, K]`."""
-        tiles = rows[1].shape[0] if tiles is None else tiles
-        place = tf.constant(0) if first is None else first
+        tiles, length = rows[1].shape[0] if tiles is None else tiles, rows[1].shape[1]
+        first = 0 if first is None else first
         grids = self._grids(theta, bounds)
-        if self.num_features > _NARROW:
-            numbers = self._wide(grids, rows, count, place, tiles)
-        elif tiles == 1:
-            numbers = self._tile(grids, tile_rows(rows, place), count)
+
+        def part(begin: tf.Tensor | int, tiles: int) -> tf.Tensor:
+            left = tf.clip_by_value(count - begin * length, 0, tiles * length)
+            numbers = self._numbers(grids, _Tiles(rows, first + begin, tiles), left)
+            return exact.halves(tf.concat([numbers, [tf.cast(left, tf.int64)]], 0))
+
+        most = max(1, exact.MOST_ROWS // length)
+        if tiles <= most:
+            return part(0, tiles)
+        whole, rest = divmod(tiles, most)
+        total = tf.while_loop(
+            lambda k, _: k < whole, lambda k, total: (k + 1, total + part(k * most, most)), (tf.constant(0), self.zero)
+        )[1]
+        return total + part(whole * most, rest) if rest else total
+
+    def _numbers(self, grids: _Grids, tiles: _Tiles, count: tf.Tensor) -> tf.Tensor:
+        """The sums of the first `count` rows of some tiles, int64 `[K - 1]`."""
+        d = self.num_features
+        if d <= _TOGETHER:
+            sums, gradient = self._sums(grids, tiles, count, tiles.features(0, d), 0)
+            gradient = [gradient]
         else:
-            numbers = self._narrow(grids, rows, count, place, tiles)
-        return exact.halves(tf.concat([numbers, [tf.cast(count, tf.int64)]], 0))
+            y_hat = self._predictions(grids, tiles)
+            whole, rest = divmod(d, _TOGETHER)
 
-    def _narrow(self, grids: _Grids, rows: Rows, count: tf.Tensor, place: tf.Tensor, tiles: int) -> tf.Tensor:
-        length = rows[1].shape[1]
+            def group(g: tf.Tensor, found: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+                features = tiles.features(g * _TOGETHER, _TOGETHER)
+                part = self._gradient(grids, tiles, count, features, g * _TOGETHER, y_hat)
+                return g + 1, gen_xla_ops.xla_dynamic_update_slice(found, part[tf.newaxis], tf.stack([g, 0, 0]))
 
-        # The place is carried along: a start of slices that does not change in a loop TensorFlow takes for a constant,
-        # and compiles anew for each.
-        def trip(k: tf.Tensor, place: tf.Tensor, sums: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            left = tf.clip_by_value(count - k * length, 0, length)
-            return k + 1, place + 1, sums + self._tile(grids, tile_rows(rows, place), left)
+            levels = grids.gradient.shape[0]
+            start = (tf.constant(0), tf.zeros([whole, levels, _TOGETHER], tf.int64))
+            found = tf.while_loop(lambda g, _: g < whole, group, start)[1]
+            sums, last = self._sums(grids, tiles, count, tiles.features(d - rest, rest), d - rest, y_hat)
+            gradient = [*tf.unstack(found), last]
+        loss, *others = sums
+        return tf.concat([loss, tf.reshape(tf.concat(gradient, 1), [-1]), *others], 0)
 
-        start = (tf.constant(0), place, tf.zeros([sum(self._sizes) - 1], tf.int64))
-        return tf.while_loop(lambda k, *_: k < tiles, trip, start)[2]
+    def _predictions(self, grids: _Grids, tiles: _Tiles) -> tf.Tensor:
+        """Of more features than one loop over the rows takes: one after the other, with the sums so far in memory."""
+        d, kind = self.num_features, self._kind
+        whole, rest = divmod(d, _TOGETHER)
 
-    def _wide(self, grids: _Grids, rows: Rows, count: tf.Tensor, place: tf.Tensor, tiles: int) -> tf.Tensor:
-        """A trip predicts a tile and sums the one before, whose predictions it is handed.
+        def group(g: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            weights = tf.unstack(tf.slice(grids.at, [g * _TOGETHER], [_TOGETHER]))
+            return g + 1, exact.chain(total, tiles.features(g * _TOGETHER, _TOGETHER), weights, kind)
 
-        XLA would compute predictions once for each of the sums that they are in.
-        """
-        length = rows[1].shape[1]
+        start = (tf.constant(0), tf.zeros(tiles.shape, tf.float64))
+        total = tf.while_loop(lambda g, _: g < whole, group, start)[1]
+        total = exact.chain(total, tiles.features(d - rest, rest), tf.unstack(grids.at[d - rest : d]), kind)
+        return total + grids.at[d] if self.fit_intercept else total
 
-        def trip(k: tf.Tensor, place: tf.Tensor, sums: tf.Tensor, y_hat: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            before = tf.maximum(k - 1, 0)
-            left = tf.where(k > 0, tf.clip_by_value(count - before * length, 0, length), 0)
-            found = self._tile(grids, tile_rows(rows, place + before), left, y_hat=y_hat)
-            ahead = tile_rows(rows, place + tf.minimum(k, tiles - 1))[0]
-            return k + 1, place, sums + found, exact.chain(ahead, grids.at, self._kind)
+    def _gradient(
+        self,
+        grids: _Grids,
+        tiles: _Tiles,
+        count: tf.Tensor,
+        features: list[tf.Tensor],
+        first: tf.Tensor,
+        y_hat: tf.Tensor,
+    ) -> tf.Tensor:
+        """The gradient by the parameters of some features, int64 `[l, features]`."""
+        at = tf.slice(grids.at, [first], [len(features)])
+        steps = tf.slice(grids.gradient, [0, first], [grids.gradient.shape[0], len(features)])
+        _, _, terms = self._terms(features, at, tiles, count, y_hat)
+        return _by_level(exact.grid_sums(list(zip(terms, _by_term(steps), strict=True))), steps.shape[0])
 
-        # In the first trip there is nothing to sum: predictions without an error.
-        y_hat = tf.cast(tile_rows(rows, place)[1], tf.float64)
-        start = (tf.constant(0), place, tf.zeros([sum(self._sizes) - 1], tf.int64), y_hat)
-        return tf.while_loop(lambda k, *_: k <= tiles, trip, start)[2]
+    def _sums(
+        self,
+        grids: _Grids,
+        tiles: _Tiles,
+        count: tf.Tensor,
+        features: list[tf.Tensor],
+        first: int,
+        y_hat: tf.Tensor | None = None,
+    ) -> tuple[list[tf.Tensor], tf.Tensor]:
+        """`(loss [l], weights [2], numbers out of bounds [1])`, as far as there are such, and the gradient from the
+        parameter `first` on, int64 `[l, P - first]`."""
+        losses, slopes, terms = self._terms(features, grids.at[first:], tiles, count, y_hat)
+        sums = [(losses, tf.unstack(grids.loss)), *zip(terms, _by_term(grids.gradient[:, first:]), strict=True)]
+        if self.weighted:
+            sums.append((self._weights(tiles, count), tf.unstack(grids.weight)))
+        bad = [self._out_of_bounds(losses, slopes, self._real(tiles, count))] if self._own else []
+        loss, *found = exact.grid_sums(sums, bad)
+        return [tf.stack(part) for part in (loss, *found[len(terms) :])], _by_level(
+            found[: len(terms)], grids.gradient.shape[0]
+        )
 
-    def _tile(self, grids: _Grids, rows: Rows, count: tf.Tensor, *, y_hat: tf.Tensor | None = None) -> tf.Tensor:
-        """The sums of a tile's rows `(x [d, T], y [T][, w [T]])`, int64 `[K - 1]`: the tape."""
-        x, y = rows[0], tf.cast(rows[1], tf.float64)
-        # No row of a tile without real ones has a weight: a wide loop's first trip is handed one to sum nothing of.
-        w = tf.where(count > 0, tf.cast(rows[2], tf.float64), 0.0) if self.weighted else None
-        real = self._real(y, w, count)
-        kind, loss = self._kind, checked(self._row_loss)
-        copies = tf.tile(grids.at[tf.newaxis], [grids.gradient.shape[0], 1])
+    def _terms(
+        self, features: list[tf.Tensor], at: tf.Tensor, tiles: _Tiles, count: tf.Tensor, y_hat: tf.Tensor | None
+    ) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
+        """Of each row the loss, its slope and what it adds to the gradient by each of the parameters `at`: the tape."""
+        kind, real, y = self._kind, self._real(tiles, count), tf.cast(tiles.column(1), tf.float64)
+        copies = [tf.fill(tiles.shape, parameter) for parameter in tf.unstack(at)]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(copies)
-            y_hat = exact.exact_dot(x, copies, grids.gradient, kind, y_hat=y_hat, real=real)
+            y_hat = exact.exact_dot(features, copies, kind, y_hat=y_hat, real=real if self._own else None)
             if self._own:
-                losses = loss(y_hat, y)
-            else:  # The difference is all that it depends on, and has fewer bits.
-                losses = loss(exact.trimmed(y_hat - y, kind.short), tf.zeros_like(y))
-            if w is not None:
-                losses = exact.times(w, exact.trimmed(losses, kind.long))
-            if real is not None:
+                losses = _of_rows(self.loss, y_hat, y)
+            else:  # The difference is all that it depends on, and has fewer bits; nothing comes of a difference of 0.
+                residual = exact.trimmed(y_hat - y, kind.short)
+                residual = residual if real is None else tf.where(real, residual, tf.zeros_like(residual))
+                losses = self._row_loss(residual, tf.zeros_like(residual))
+            if self.weighted:
+                losses = exact.times(self._weights(tiles, count), exact.trimmed(losses, kind.long))
+            if real is not None and self._own:
                 losses = tf.where(real, losses, tf.zeros_like(losses))
-            sums = exact.exact_sum(losses, grids.loss)
-        gradient, slopes = tape.gradient(sums, [copies, y_hat])
-        numbers = [exact.integers(sums, grids.loss), exact.integers(gradient, grids.gradient)]
-        if w is not None:
-            numbers.append(exact.integers(exact.exact_sum(w, grids.weight), grids.weight))
-        if self._own:
-            numbers.append(self._out_of_bounds(losses, slopes, real))
-        return tf.concat([tf.reshape(number, [-1]) for number in numbers], 0)
+        *terms, slopes = tape.gradient(losses, [*copies, y_hat])
+        return losses, slopes, terms
 
-    def _real(self, y: tf.Tensor, w: tf.Tensor | None, count: tf.Tensor) -> tf.Tensor | None:
-        """Which rows to sum, boolean `[T]`; None if the others, if there are any, add nothing."""
-        if w is not None:
-            return w > 0 if self._own else None
-        return None if self.even and not self._own else tf.range(y.shape[0]) < count
+    def _weights(self, tiles: _Tiles, count: tf.Tensor) -> tf.Tensor:
+        return tf.cast(tiles.column(2), tf.float64)
+
+    def _real(self, tiles: _Tiles, count: tf.Tensor) -> tf.Tensor | None:
+        """Which rows to sum, boolean `[n, T]`; None if the others, if there are any, add nothing."""
+        if self.weighted:
+            return tiles.column(2) > 0 if self._own else None
+        if self.even and not self._own:
+            return None
+        number, length = tiles.shape
+        return tf.reshape(tf.range(number * length), tiles.shape) < count
 
     def _out_of_bounds(self, losses: tf.Tensor, slopes: tf.Tensor, real: tf.Tensor | None) -> tf.Tensor:
-        """How many losses or slopes of one's own no grid holds, int64 `[1]`; NaN is one of them."""
+        """Which losses or slopes of one's own no grid holds, int64 `[n, T]`; NaN is one of them."""
         most = exact.absolute_most(exact.Kind.of(tf.float64))
         # Slopes are multiplied by rows, whose largest product may be this large.
         largest = 2.0 ** (math.log2(most) / 2)
         bad = ~((tf.abs(losses) < most) & (tf.abs(slopes) < largest))
-        bad = bad if real is None else bad & real
-        return tf.reshape(tf.reduce_sum(tf.cast(bad, tf.int64)), [1])
+        return tf.cast(bad if real is None else bad & real, tf.int64)
 
     def _grids(self, theta: tf.Tensor, bounds: tf.Tensor) -> _Grids:
         kind, d, weight = self._kind, self.num_features, bounds[-1]
@@ -306,6 +355,53 @@ class LinearSums:
         ok = grids.ok & tf.reduce_all(tf.equal(exact.whole(bad), 0))
         of_loss = tf.where(ok, exact.value(loss, grids.loss), tf.constant(math.inf, tf.float64))
         return Totals(of_loss, of_weights, of_gradient, number, ok)
+
+
+def _of_rows(loss: Loss, y_hat: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+    """A loss of one's own, which takes rows `[k]`."""
+    return tf.reshape(checked(loss)(tf.reshape(y_hat, [-1]), tf.reshape(y, [-1])), y.shape)
+
+
+def _by_term(steps: tf.Tensor) -> list[list[tf.Tensor]]:
+    """Steps `[l, K]` as those of each of K terms."""
+    return [tf.unstack(of_term) for of_term in tf.unstack(steps, axis=1)]
+
+
+def _by_level(sums: list[list[tf.Tensor]], levels: int) -> tf.Tensor:
+    """Sums of K terms on each of their grids as `[l, K]`."""
+    flat = [of_term[level] for level in range(levels) for of_term in sums]
+    return tf.reshape(tf.stack(flat), [levels, -1]) if flat else tf.zeros([levels, 0], tf.int64)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tiles:
+    """Consecutive tiles of rows.
+
+    Attributes:
+        rows: features by tiles `[n, d, T]`, and columns `[n, T]`.
+        first: the number of the first tile.
+        number: how many tiles.
+    """
+
+    rows: Rows
+    first: tf.Tensor | int
+    number: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.number, self.rows[1].shape[1]
+
+    def features(self, first: tf.Tensor | int, count: int) -> list[tf.Tensor]:
+        """Some of the features, each `[n, T]`; one by one, because what several loops read the compiler would copy."""
+        number, length = self.shape
+        return [
+            tf.reshape(tf.slice(self.rows[0], [self.first, first + j, 0], [number, 1, length]), self.shape)
+            for j in range(count)
+        ]
+
+    def column(self, place: int) -> tf.Tensor:
+        """Targets or weights, `[n, T]`."""
+        return tf.slice(self.rows[place], [self.first, 0], self.shape)
 
 
 def tile_rows(rows: Rows, place: tf.Tensor) -> Rows:

@@ -53,6 +53,7 @@ class ResidentBatches(_Batches):
             slots=plan.steps_per_epoch,
             order=lambda places: (np.zeros_like(places), places),
             **setup.tiles(plan.batch_rows),
+            row_major=setup.problem.row_major,
         )
         self._element = next(setup.elements(element, range(1)))
 
@@ -78,6 +79,7 @@ class StreamedBatches(_Batches):
             order=self._order,
             row_numbers=pipeline.shuffled_rows(plan, seed=seed) if shuffle == "rows" else None,
             **setup.tiles(plan.batch_rows),
+            row_major=setup.problem.row_major,
         )
         self._number = -1
         self._current: Any = None

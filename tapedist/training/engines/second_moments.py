@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from tapedist.data import blocks
 from tapedist.training import known_answer
 from tapedist.training.engines.setup import Setup
 from tapedist.training.model import LinearModel
@@ -22,7 +23,9 @@ class MomentsEngine:
     steps_per_epoch = 1
 
     def __init__(self, setup: Setup, *, split: str):
-        plan = setup.block_plan(split)
+        rows = setup.source.num_rows(split)
+        self._tile_rows = blocks.product_tile_rows(rows, setup.source.num_features)
+        plan = setup.block_plan(split, self._tile_rows)
         self.reason = f"one pass over {plan.num_rows} rows, then epochs on their second moments"
         self._setup, self._split = setup, split
         self._pass_steps = MomentSteps(
@@ -39,15 +42,17 @@ class MomentsEngine:
         )
         self._steps = QuadraticSteps(strategy=setup.strategy, problem=setup.problem)
         self._sums: np.ndarray | None = None  # Known once a pass is done.
-        room = setup.tiles(plan.num_rows) if plan.resident else {"tiles": plan.tiles, "tile_rows": plan.tile_rows}
+        tiles = setup.tiles(rows, self._tile_rows)["tiles"] if plan.resident else plan.tiles
         known_answer.check_moment_steps(
-            self._pass_steps, self._steps, setup.bounds(split), room["tiles"], room["tile_rows"], setup.source.weighted
+            self._pass_steps, self._steps, setup.bounds(split), tiles, self._tile_rows, setup.source.weighted
         )
 
     def moments(self, interrupted: Callable[[], bool] = lambda: False) -> Moments | None:
         """The split's moments, by a pass over the rows if they are not known yet; None if interrupted."""
         if self._sums is None and self._resident:
-            self._sums = self._pass_steps.of_split(*self._setup.split_at_hand(self._split, row_major=False))
+            self._sums = self._pass_steps.of_split(
+                *self._setup.split_at_hand(self._split, tile_rows=self._tile_rows, row_major=False)
+            )
         elif self._sums is None:
             sums = self._pass.run(self._pass_steps.add_blocks, interrupted=interrupted)
             self._sums = None if sums is None else self._pass_steps.finish(sums)

@@ -18,7 +18,7 @@ from tapedist.data.element_stream import ElementStream
 from tapedist.training.block_pass import BlockPass
 from tapedist.training.bounds import Bounds
 from tapedist.training.replicas import Replicas, local_devices
-from tapedist.training.row_sums import ModuleSums
+from tapedist.training.row_sums import LinearSums, PlainSums
 from tapedist.training.steps import Problem
 
 _MOST_PASSES = 2**20  # Of one iterator: its elements are numbered in int64.
@@ -81,26 +81,29 @@ class Setup:
             "parallel": self.parallel,
         }
 
-    def tiles(self, rows: int) -> dict[str, Any]:
-        """How a replica's share of `rows` is laid out, as keyword arguments of the pipeline's elements."""
-        module_rows = self._module_tile_rows(rows)
-        if module_rows:
-            tiles, tile_rows = -(-rows // module_rows), module_rows
-            tiles = -(-tiles // self.num_replicas)
-        else:
-            tiles, tile_rows = blocks.tiles_of(-(-rows // self.num_replicas), self.source.num_features)
-        return {"tiles": tiles, "tile_rows": tile_rows, "row_major": self.problem.row_major}
-
-    def _module_tile_rows(self, rows: int) -> int:
-        """Rows of a tile of a model of which nothing is known, which must not depend on replicas; 0 for others."""
-        if self.problem.row_sums_kind is not ModuleSums:
-            return 0
+    def tile_rows(self, rows: int) -> int:
+        """Rows of a tile of those in which `rows` rows are summed."""
+        if self.problem.row_sums_kind is LinearSums:
+            return blocks.TILE_ROWS
+        if self.problem.row_sums_kind is PlainSums:
+            return blocks.product_tile_rows(rows, self.source.num_features)
+        # Of a model of which nothing is known they must not depend on replicas.
         return max(1, min(_MOST_MODULE_ROWS, -(-rows // _MODULE_TILES)))
 
-    def block_plan(self, split: str) -> BlockPlan:
+    def tiles(self, rows: int, tile_rows: int = 0) -> dict[str, Any]:
+        """How a replica's share of `rows` is laid out, as keyword arguments of the pipeline's elements.
+
+        Args:
+            rows: of all replicas.
+            tile_rows: of a tile, where it is not that of the problem's sums.
+        """
+        tile_rows = tile_rows or self.tile_rows(rows)
+        tiles = -(-rows // tile_rows)
+        return {"tiles": max(1, -(-tiles // self.num_replicas)), "tile_rows": tile_rows}
+
+    def block_plan(self, split: str, tile_rows: int = 0) -> BlockPlan:
         rows = self.source.num_rows(split)
-        plan = BlockPlan(rows, self.source.num_features, self.dtype.size)
-        return dataclasses.replace(plan, fixed_tile_rows=self._module_tile_rows(rows))
+        return BlockPlan(rows, self.source.num_features, self.dtype.size, tile_rows or self.tile_rows(rows))
 
     def elements(self, plan: pipeline.ElementPlan, elements: range) -> ElementStream:
         cores = len(os.sched_getaffinity(0))
@@ -108,15 +111,19 @@ class Setup:
             self.strategy, self.source, plan, elements=elements, dtype=self.dtype, parallel=cores
         )
 
-    def split_at_hand(self, split: str, **layout: bool) -> tuple[Any, Any]:
+    def split_at_hand(self, split: str, *, tile_rows: int = 0, row_major: bool | None = None) -> tuple[Any, Any]:
         """Per-replica `(rows, counts [1])` of a whole split.
 
         Args:
             split: "train" or "test".
-            **layout: `row_major`, where it is not that of the problem's sums.
+            tile_rows: of a tile, where it is not that of the problem's sums.
+            row_major: the same of its layout.
         """
         rows = self.source.num_rows(split)
-        plan = pipeline.split_elements(rows, self.num_replicas, split=split, **self.tiles(rows) | layout)
+        plan = pipeline.split_elements(
+            rows, self.num_replicas, split=split, **self.tiles(rows, tile_rows),
+            row_major=self.problem.row_major if row_major is None else row_major,
+        )  # fmt: skip
         return next(self.elements(plan, range(1)))
 
     def blocks(self, plan: BlockPlan, *, split: str, row_major: bool) -> tuple[pipeline.BlockOrder, Any]:

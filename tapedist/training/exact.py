@@ -60,15 +60,15 @@ class Kind:
 _FLOAT32 = Kind(tf.float32, 1, 27, 24, 2.0**-126, 2.0**-80, 2.0**126)
 _FLOAT64 = Kind(tf.float64, 2, 0, 0, 2.0**-250, 2.0**-160, 2.0**250)
 
-_zeros: list[tf.Tensor] = []
+_zeros: list[tf.Tensor | None] = []
 
 
 @contextlib.contextmanager
-def pinning(zero: tf.Tensor) -> Iterator[None]:
+def pinning(zero: tf.Tensor | None) -> Iterator[None]:
     """What is traced inside pins its products by `zero`, an int64 tensor that is 0 when the program runs.
 
     It must be an argument of the compiled program, or made from one: a constant would be folded away, and the pins
-    with it.
+    with it. None pins nothing, where all products are exact.
     """
     _zeros.append(zero)
     try:
@@ -83,7 +83,7 @@ def pin(value: tf.Tensor) -> tf.Tensor:
     Else a product that feeds an addition would be rounded or not as the machine has a fused multiply-add. Outside of
     `pinning` it is what it is.
     """
-    if not _zeros:
+    if not _zeros or _zeros[-1] is None:
         return value
     return tf.bitcast(tf.bitwise.bitwise_xor(tf.bitcast(value, tf.int64), _zeros[-1]), tf.float64)
 
@@ -216,6 +216,7 @@ def exact_dot(
     *,
     y_hat: tf.Tensor | None = None,
     real: tf.Tensor | None = None,
+    short: bool = False,
 ) -> tf.Tensor:
     """Predictions of rows, `x_0 * w_0 + x_1 * w_1 + ... + bias`, added from left to right.
 
@@ -228,6 +229,7 @@ def exact_dot(
         kind: of the rows.
         y_hat: the predictions, where they are known already.
         real: which rows count, boolean `[...]`; None for all.
+        short: whether slopes of the loss have the few bits of a residual as they are.
 
     Returns:
         float64 `[...]`.
@@ -236,7 +238,7 @@ def exact_dot(
     @tf.custom_gradient
     def dot(*copies: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], Any]]:
         def gradient(upstream: tf.Tensor) -> list[tf.Tensor]:
-            slopes = trimmed(upstream, kind.long)
+            slopes = upstream if short else trimmed(upstream, kind.long)
             # Selected here, because a slope that is not finite would not be zero times zero.
             slopes = slopes if real is None else tf.where(real, slopes, tf.zeros_like(slopes))
             return [*(_row_product(slopes * tf.cast(column, tf.float64), kind) for column in columns), slopes][
@@ -328,20 +330,24 @@ def halves(numbers: tf.Tensor) -> tf.Tensor:
 
 
 def whole(totals: tf.Tensor) -> tf.Tensor:
-    """Sums of halves `[2, ...]` of small numbers, such as counts, as int64 `[...]`."""
-    return totals[0] * (1 << LOW_BITS) + totals[1]
+    """Sums of halves `[2, K]` of small numbers, such as counts, as int64 `[K]`; so they are `[K]` already."""
+    return totals if totals.shape.rank == 1 else totals[0] * (1 << LOW_BITS) + totals[1]
 
 
 def value(totals: tf.Tensor, steps: tf.Tensor) -> tf.Tensor:
-    """Sums of halves `[2, l, ...]` as float64 `[...]`: each grid's rounded once, then added from the last on.
+    """Sums as float64 `[...]`: each grid's rounded once, then added from the last on.
 
     Args:
-        totals: int64.
+        totals: int64, numbers of steps `[l, ...]`, or their halves `[2, l, ...]`.
         steps: of the grids, `[l, ...]`.
     """
-    high = totals[0] + tf.bitwise.right_shift(totals[1], tf.constant(LOW_BITS, tf.int64))
-    low = tf.bitwise.bitwise_and(totals[1], tf.constant((1 << LOW_BITS) - 1, tf.int64))
-    parts = tf.unstack((tf.cast(high, tf.float64) * 2.0**LOW_BITS + tf.cast(low, tf.float64)) * steps)
+    if totals.shape.rank == steps.shape.rank:
+        numbers = tf.cast(totals, tf.float64)
+    else:
+        high = totals[0] + tf.bitwise.right_shift(totals[1], tf.constant(LOW_BITS, tf.int64))
+        low = tf.bitwise.bitwise_and(totals[1], tf.constant((1 << LOW_BITS) - 1, tf.int64))
+        numbers = tf.cast(high, tf.float64) * 2.0**LOW_BITS + tf.cast(low, tf.float64)
+    parts = tf.unstack(numbers * steps)
     total = parts[-1]
     for part in reversed(parts[:-1]):
         total = part + total

@@ -12,6 +12,7 @@ Rows are `(x, y[, w])`: tiles of `[n, d, T]`, or `[n, T, d]` for `ModuleSums` an
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Callable
@@ -78,6 +79,7 @@ class RowSums(Protocol):
         *,
         first: tf.Tensor | None = None,
         tiles: int | None = None,
+        alone: bool = False,
     ) -> tf.Tensor:
         """Sums of some tiles, to be added to others' in any order.
 
@@ -88,6 +90,7 @@ class RowSums(Protocol):
             count: int32, the real rows.
             first: int32, the number of the first tile; by default that of all.
             tiles: how many; by default all.
+            alone: whether nothing will be added to them; `total` takes them too.
         """
 
     def total(self, theta: tf.Tensor, bounds: tf.Tensor, sums: tf.Tensor) -> Totals:
@@ -181,8 +184,9 @@ class LinearSums:
         *,
         first: tf.Tensor | None = None,
         tiles: int | None = None,
+        alone: bool = False,
     ) -> tf.Tensor:
-        """See `RowSums`; int64 `[2, K]`."""
+        """See `RowSums`; int64 `[2, K]`, or `[K]` if nothing is added and their number allows it."""
         tiles, length = rows[1].shape[0] if tiles is None else tiles, rows[1].shape[1]
         first = 0 if first is None else first
         grids = self._grids(theta, bounds)
@@ -190,16 +194,18 @@ class LinearSums:
         def part(begin: tf.Tensor | int, tiles: int) -> tf.Tensor:
             left = tf.clip_by_value(count - begin * length, 0, tiles * length)
             numbers = self._numbers(grids, _Tiles(rows, first + begin, tiles), left)
-            return exact.halves(tf.concat([numbers, [tf.cast(left, tf.int64)]], 0))
+            return tf.concat([numbers, [tf.cast(left, tf.int64)]], 0)
 
         most = max(1, exact.MOST_ROWS // length)
         if tiles <= most:
-            return part(0, tiles)
+            return part(0, tiles) if alone else exact.halves(part(0, tiles))
         whole, rest = divmod(tiles, most)
         total = tf.while_loop(
-            lambda k, _: k < whole, lambda k, total: (k + 1, total + part(k * most, most)), (tf.constant(0), self.zero)
+            lambda k, _: k < whole,
+            lambda k, total: (k + 1, total + exact.halves(part(k * most, most))),
+            (tf.constant(0), self.zero),
         )[1]
-        return total + part(whole * most, rest) if rest else total
+        return total + exact.halves(part(whole * most, rest)) if rest else total
 
     def _numbers(self, grids: _Grids, tiles: _Tiles, count: tf.Tensor) -> tf.Tensor:
         """The sums of the first `count` rows of some tiles, int64 `[K - 1]`."""
@@ -280,9 +286,16 @@ class LinearSums:
         """Of each row the loss, its slope and what it adds to the gradient by each of the parameters `at`: the tape."""
         kind, real, y = self._kind, self._real(tiles, count), tf.cast(tiles.column(1), tf.float64)
         copies = [tf.fill(tiles.shape, parameter) for parameter in tf.unstack(at)]
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
+        exact_products = kind.long and not self._own
+        with (
+            exact.pinning(None) if exact_products else contextlib.nullcontext(),
+            tf.GradientTape(watch_accessed_variables=False) as tape,
+        ):
             tape.watch(copies)
-            y_hat = exact.exact_dot(features, copies, kind, y_hat=y_hat, real=real if self._own else None)
+            y_hat = exact.exact_dot(
+                features, copies, kind, y_hat=y_hat, real=real if self._own else None,
+                short=not self._own and not self.weighted,
+            )  # fmt: skip
             if self._own:
                 losses = _of_rows(self.loss, y_hat, y)
             else:  # The difference is all that it depends on, and has fewer bits; nothing comes of a difference of 0.
@@ -293,7 +306,8 @@ class LinearSums:
                 losses = exact.times(self._weights(tiles, count), exact.trimmed(losses, kind.long))
             if real is not None and self._own:
                 losses = tf.where(real, losses, tf.zeros_like(losses))
-        *terms, slopes = tape.gradient(losses, [*copies, y_hat])
+        with exact.pinning(None) if exact_products else contextlib.nullcontext():
+            *terms, slopes = tape.gradient(losses, [*copies, y_hat])
         return losses, slopes, terms
 
     def _weights(self, tiles: _Tiles, count: tf.Tensor) -> tf.Tensor:
@@ -305,8 +319,7 @@ class LinearSums:
             return tiles.column(2) > 0 if self._own else None
         if self.even and not self._own:
             return None
-        number, length = tiles.shape
-        return tf.reshape(tf.range(number * length), tiles.shape) < count
+        return tf.reshape(tf.range(math.prod(tiles.shape)), tiles.shape) < count
 
     def _out_of_bounds(self, losses: tf.Tensor, slopes: tf.Tensor, real: tf.Tensor | None) -> tf.Tensor:
         """Which losses or slopes of one's own no grid holds, int64 `[n, T]`; NaN is one of them."""
@@ -348,8 +361,8 @@ class LinearSums:
 
     def total(self, theta: tf.Tensor, bounds: tf.Tensor, sums: tf.Tensor) -> Totals:
         grids = self._grids(theta, bounds)
-        loss, gradient, weight, bad, rows = tf.split(sums, self._sizes, axis=1)
-        of_gradient = exact.value(tf.reshape(gradient, [2, *grids.gradient.shape]), grids.gradient)
+        loss, gradient, weight, bad, rows = tf.split(sums, self._sizes, axis=-1)
+        of_gradient = exact.value(tf.reshape(gradient, [*sums.shape[:-1], *grids.gradient.shape]), grids.gradient)
         number = tf.cast(exact.whole(rows)[0], tf.float64)
         of_weights = exact.value(weight, grids.weight) if self.weighted else number
         ok = grids.ok & tf.reduce_all(tf.equal(exact.whole(bad), 0))
@@ -388,20 +401,20 @@ class _Tiles:
     number: int
 
     @property
-    def shape(self) -> tuple[int, int]:
-        return self.number, self.rows[1].shape[1]
+    def shape(self) -> tuple[int, ...]:
+        """`[n, T]`, as `[n * T]` where there is one feature: a loop in one piece needs no sums of its pieces."""
+        shape = self.number, self.rows[1].shape[1]
+        return (math.prod(shape),) if self.rows[0].shape[1] == 1 else shape
 
     def features(self, first: tf.Tensor | int, count: int) -> list[tf.Tensor]:
-        """Some of the features, each `[n, T]`; one by one, because what several loops read the compiler would copy."""
-        number, length = self.shape
-        return [
-            tf.reshape(tf.slice(self.rows[0], [self.first, first + j, 0], [number, 1, length]), self.shape)
-            for j in range(count)
-        ]
+        """Some of the features, each of `shape`; one by one: the compiler would copy what several loops read."""
+        size = [self.number, 1, self.rows[1].shape[1]]
+        return [tf.reshape(tf.slice(self.rows[0], [self.first, first + j, 0], size), self.shape) for j in range(count)]
 
     def column(self, place: int) -> tf.Tensor:
-        """Targets or weights, `[n, T]`."""
-        return tf.slice(self.rows[place], [self.first, 0], self.shape)
+        """Targets or weights."""
+        column = tf.slice(self.rows[place], [self.first, 0], [self.number, self.rows[1].shape[1]])
+        return tf.reshape(column, self.shape)
 
 
 def tile_rows(rows: Rows, place: tf.Tensor) -> Rows:
@@ -503,6 +516,7 @@ class PlainSums(_TapeSums):
         *,
         first: tf.Tensor | None = None,
         tiles: int | None = None,
+        alone: bool = False,
     ) -> tf.Tensor:
         """See `RowSums`; float64 `[P + 3]`."""
         tiles, length = rows[1].shape[0] if tiles is None else tiles, rows[1].shape[1]
@@ -542,6 +556,7 @@ class ModuleSums(_TapeSums):
         *,
         first: tf.Tensor | None = None,
         tiles: int | None = None,
+        alone: bool = False,
     ) -> tf.Tensor:
         """See `RowSums`, for one tile; int64 `[2, K]`."""
         assert rows[1].shape[0] == 1, "a tile's program is compiled alone"

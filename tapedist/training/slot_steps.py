@@ -41,28 +41,27 @@ class SlotSteps(RowPrograms):
         def loop(state, rows, counts, slots, step, num_steps, settings):  # type: ignore[no-untyped-def]
             tiles = rows[1].shape[0] // counts.shape[0]
 
-            # Step and slot travel as one tensor, and what can be told after the loop is not counted in it: XLA runs the
-            # kernels of a body one after the other up to eight of them, and hands more to its threads, which costs
-            # more than the kernels.
-            def body(place, state, records, _):  # type: ignore[no-untyped-def]
-                i, slot = place[0], place[1]
+            # XLA runs the kernels of a body one after the other up to eight of them, and hands more to its threads,
+            # which costs more than the kernels. So step and slot travel with the state, as float64.
+            def body(carried, records, _):  # type: ignore[no-untyped-def]
+                i, slot, state = tf.cast(carried[0], tf.int32), tf.cast(carried[1], tf.int32), carried[2:]
                 sums = self.row_sums.of_tiles(
                     state[: self.num_parameters], self.bounds_in(settings), rows, tf.gather(counts, slot),
-                    first=slot * tiles, tiles=tiles,
+                    first=slot * tiles, tiles=tiles, alone=True,
                 )  # fmt: skip
                 at = step + tf.cast(i, tf.int64)
                 state, record, ok = self.apply_sums(self.row_sums, state, sums, at, settings)
                 records = step_records.with_row(records, i, record)
-                return tf.stack([i + 1, tf.gather(slots, i + 1)]), state, records, ok
+                return tf.concat([[carried[0] + 1], [tf.gather(slots, i + 1)], state], 0), records, ok
 
             with self.pinned(settings):
                 records = step_records.empty(MAX_STEPS_PER_CALL, width=self.record_width)
-                start = (tf.stack([0, slots[0]]), state, records, tf.constant(True))
-                place, state, records, ok = tf.while_loop(
-                    lambda place, *rest: (place[0] < num_steps) & rest[-1], body, start
-                )
+                start = (tf.concat([[tf.zeros([], tf.float64)], slots[:1], state], 0), records, tf.constant(True))
+                limit = tf.cast(num_steps, tf.float64)
+                carried, records, ok = tf.while_loop(lambda carried, _, ok: (carried[0] < limit) & ok, body, start)
             records = step_records.stacked(records, MAX_STEPS_PER_CALL, width=self.record_width)
-            return state, records, place[0], place[0] - tf.cast(~ok, tf.int32)
+            begun = tf.cast(carried[0], tf.int32)
+            return carried[2:], records, begun, begun - tf.cast(~ok, tf.int32)
 
         return tf.function(loop, jit_compile=True, autograph=False)
 
@@ -98,7 +97,9 @@ class SlotSteps(RowPrograms):
             limit: loss above which the run has diverged.
         """
         loop = self._traced._fused_loop if self._fused else self._traced._replicated_loop
-        padded = np.zeros(MAX_STEPS_PER_CALL + 1, np.int32)  # One more, which the last step looks up.
+        padded = np.zeros(
+            MAX_STEPS_PER_CALL + 1, np.float64 if self._fused else np.int32
+        )  # One more, which the last step looks up.
         padded[: len(slots)] = slots
         return self.result(
             *loop(

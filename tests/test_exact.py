@@ -228,6 +228,48 @@ def test_odd_batches(batch_size: int):
     _check(Case(mode="mini_batch", n=40, batch_size=batch_size, steps=6, weighted=True))
 
 
+@pytest.mark.parametrize(
+    ("d", "dtype", "more"),
+    [
+        (4, "float32", {}), (5, "float64", {"weighted": True}), (8, "float32", {"fit_intercept": False}),
+        (10, "float64", {"loss": "huber", "fit_intercept": False}),
+        (13, "float32", {"loss": "absolute", "weighted": True}),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("mode", ["stream", "mini_batch"])
+def test_features_that_take_several_loops(
+    mode: str, d: int, dtype: str, more: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("tapedist.training.row_sums._TOGETHER", 4)
+    _check(Case(mode=mode, d=d, dtype=dtype, **more))
+
+
+def test_more_features_than_one_loop_takes():
+    _check(Case(d=130, n=300, steps=2))
+
+
+@pytest.mark.parametrize("mode", ["stream", "mini_batch"])
+def test_more_rows_than_one_sum_takes(mode: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("tapedist.training.exact.MOST_ROWS", 48)
+    _check(Case(mode=mode, d=2, batch_size=500))
+
+
+@pytest.mark.parametrize("mode", ["stream", "mini_batch"])
+@pytest.mark.parametrize(("loss", "dtype"), [("squared", "float32"), ("huber", "float64")])
+def test_losses_that_are_not_told_move_no_parameter(mode: str, loss: str, dtype: str):
+    case = Case(mode=mode, loss=loss, dtype=dtype, d=2, batch_size=300)
+    engine, state = _engine(case)
+    few = engine.run(
+        state, step=0, num_steps=9, limit=np.inf, interrupted=lambda: False, measured=lambda epochs: epochs[1:2]
+    )
+    every = engine.run(state, step=0, num_steps=9, limit=np.inf, interrupted=lambda: False)
+    np.testing.assert_array_equal(few.state, every.state)
+    told = np.arange(9) // engine.steps_per_epoch == 1
+    np.testing.assert_array_equal(few.losses, np.where(told, every.losses, np.nan))
+    np.testing.assert_allclose(few.records[:, 0], every.records[:, 0], rtol=1e-9)
+    np.testing.assert_array_equal(few.records[:, 1:], every.records[:, 1:])
+
+
 # Passes.
 
 

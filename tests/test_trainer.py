@@ -30,7 +30,14 @@ class FakeEngine:
         self._loss = loss
 
     def run(
-        self, state: np.ndarray, *, step: int, num_steps: int, limit: float, interrupted: Callable[[], bool]
+        self,
+        state: np.ndarray,
+        *,
+        step: int,
+        num_steps: int,
+        limit: float,
+        interrupted: Callable[[], bool],
+        measured: Callable[[range], object] | None = None,
     ) -> CallResult | None:
         self.calls.append((step, num_steps))
         if interrupted():

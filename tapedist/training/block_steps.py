@@ -109,9 +109,9 @@ class BlockSteps(RowPrograms):
             )
         )  # fmt: skip
 
-    def first_step(self, state: np.ndarray, rows: Any, counts: Any) -> CallResult:
+    def first_step(self, state: np.ndarray, rows: Any, counts: Any) -> tuple[CallResult, ...]:
         """One step over one block of each replica."""
-        return self.run(state, self.hold([(rows, counts)]), step=0, num_steps=1, limit=math.inf)
+        return (self.run(state, self.hold([(rows, counts)]), step=0, num_steps=1, limit=math.inf),)
 
     # Blocks that stream past.
 

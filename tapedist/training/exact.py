@@ -342,14 +342,13 @@ def value(totals: tf.Tensor, steps: tf.Tensor) -> tf.Tensor:
         steps: of the grids, `[l, ...]`.
     """
     if totals.shape.rank == steps.shape.rank:
-        numbers = tf.cast(totals, tf.float64)
+        numbers = [tf.cast(level, tf.float64) for level in tf.unstack(totals)]
     else:
         high = totals[0] + tf.bitwise.right_shift(totals[1], tf.constant(LOW_BITS, tf.int64))
         low = tf.bitwise.bitwise_and(totals[1], tf.constant((1 << LOW_BITS) - 1, tf.int64))
-        numbers = tf.cast(high, tf.float64) * 2.0**LOW_BITS + tf.cast(low, tf.float64)
-    parts = tf.unstack(numbers * steps)
-    total = parts[-1]
-    for part in reversed(parts[:-1]):
+        numbers = tf.unstack(tf.cast(high, tf.float64) * 2.0**LOW_BITS + tf.cast(low, tf.float64))
+    *first, total = (number * step for number, step in zip(numbers, tf.unstack(steps), strict=True))
+    for part in reversed(first):
         total = part + total
     return total
 

@@ -34,7 +34,11 @@ _RAGGED = 3  # Rows that a last tile lacks.
 
 
 def check_row_steps(
-    programs: RowPrograms, tiles: int, tile_rows: int, slots: int, run: Callable[[np.ndarray, Any, Any], CallResult]
+    programs: RowPrograms,
+    tiles: int,
+    tile_rows: int,
+    slots: int,
+    run: Callable[[np.ndarray, Any, Any], tuple[CallResult, ...]],
 ) -> None:
     """Holds one step over fixed rows against the reference; a program that other runs have shown is not run again.
 
@@ -43,7 +47,8 @@ def check_row_steps(
         tiles: `n`, of a slot.
         tile_rows: `T`.
         slots: in the rows that the program takes; the step is to be over the first.
-        run: `(state, per-replica rows, per-replica counts [slots]) -> what one step does`.
+        run: `(state, per-replica rows, per-replica counts [slots]) -> what one step does`, by each loop that may do
+            it; the first has the loss.
 
     Raises:
         InputError: if it does not compute as specified.
@@ -66,7 +71,8 @@ def check_row_steps(
     totals = reference.totals(theta, chunks, limits, specified)
     loss, weight, sums = reference.loss_and_gradient_sums(theta, totals, limits, specified)
     wanted = _updated(state, sums, weight, problem)
-    same = np.array_equal(found.state, wanted) and found.records[0, 0] == loss and found.records[0, 1] == weight
+    same = all(np.array_equal(one.state, wanted) and one.records[0, 1] == weight for one in found)
+    same &= found[0].records[0, 0] == loss
     _refuse_unless(bool(same), "a step over rows")
 
 

@@ -54,6 +54,21 @@ class Totals(NamedTuple):
     ok: tf.Tensor
 
 
+@dataclasses.dataclass(frozen=True)
+class Slot:
+    """The tiles of a step among those of others.
+
+    Attributes:
+        first: int32, the number of the first tile.
+        tiles: how many.
+        rough: whether the loss may be rounded more.
+    """
+
+    first: tf.Tensor
+    tiles: int
+    rough: bool = False
+
+
 class RowSums(Protocol):
     """One way to sum rows.
 
@@ -76,10 +91,7 @@ class RowSums(Protocol):
         bounds: tf.Tensor,
         rows: Rows,
         count: tf.Tensor,
-        *,
-        first: tf.Tensor | None = None,
-        tiles: int | None = None,
-        alone: bool = False,
+        slot: Slot | None = None,
     ) -> tf.Tensor:
         """Sums of some tiles, to be added to others' in any order.
 
@@ -88,9 +100,7 @@ class RowSums(Protocol):
             bounds: float64 `[d + 2]`, `Bounds.largest`.
             rows: see the module's docstring.
             count: int32, the real rows.
-            first: int32, the number of the first tile; by default that of all.
-            tiles: how many; by default all.
-            alone: whether nothing will be added to them; `total` takes them too.
+            slot: the tiles to sum, where they are all of a step; by default all there are, to which others are added.
         """
 
     def total(self, theta: tf.Tensor, bounds: tf.Tensor, sums: tf.Tensor) -> Totals:
@@ -181,24 +191,20 @@ class LinearSums:
         bounds: tf.Tensor,
         rows: Rows,
         count: tf.Tensor,
-        *,
-        first: tf.Tensor | None = None,
-        tiles: int | None = None,
-        alone: bool = False,
+        slot: Slot | None = None,
     ) -> tf.Tensor:
-        """See `RowSums`; int64 `[2, K]`, or `[K]` if nothing is added and their number allows it."""
-        tiles, length = rows[1].shape[0] if tiles is None else tiles, rows[1].shape[1]
-        first = 0 if first is None else first
-        grids = self._grids(theta, bounds)
+        """See `RowSums`; int64 `[2, K]`, or `[K]` of a slot whose rows are not too many."""
+        length, grids = rows[1].shape[1], self._grids(theta, bounds)
+        first, tiles, rough = (slot.first, slot.tiles, slot.rough) if slot else (0, rows[1].shape[0], False)
 
         def part(begin: tf.Tensor | int, tiles: int) -> tf.Tensor:
             left = tf.clip_by_value(count - begin * length, 0, tiles * length)
-            numbers = self._numbers(grids, _Tiles(rows, first + begin, tiles), left)
+            numbers = self._numbers(grids, _Tiles(rows, first + begin, tiles), left, rough)
             return tf.concat([numbers, [tf.cast(left, tf.int64)]], 0)
 
         most = max(1, exact.MOST_ROWS // length)
         if tiles <= most:
-            return part(0, tiles) if alone else exact.halves(part(0, tiles))
+            return part(0, tiles) if slot else exact.halves(part(0, tiles))
         whole, rest = divmod(tiles, most)
         total = tf.while_loop(
             lambda k, _: k < whole,
@@ -207,11 +213,11 @@ class LinearSums:
         )[1]
         return total + exact.halves(part(whole * most, rest)) if rest else total
 
-    def _numbers(self, grids: _Grids, tiles: _Tiles, count: tf.Tensor) -> tf.Tensor:
+    def _numbers(self, grids: _Grids, tiles: _Tiles, count: tf.Tensor, rough: bool) -> tf.Tensor:
         """The sums of the first `count` rows of some tiles, int64 `[K - 1]`."""
         d = self.num_features
         if d <= _TOGETHER:
-            sums, gradient = self._sums(grids, tiles, count, tiles.features(0, d), 0)
+            sums, gradient = self._sums(grids, tiles, count, tiles.features(0, d), 0, rough=rough)
             gradient = [gradient]
         else:
             y_hat = self._predictions(grids, tiles)
@@ -267,15 +273,20 @@ class LinearSums:
         features: list[tf.Tensor],
         first: int,
         y_hat: tf.Tensor | None = None,
+        rough: bool = False,
     ) -> tuple[list[tf.Tensor], tf.Tensor]:
         """`(loss [l], weights [2], numbers out of bounds [1])`, as far as there are such, and the gradient from the
         parameter `first` on, int64 `[l, P - first]`."""
         losses, slopes, terms = self._terms(features, grids.at[first:], tiles, count, y_hat)
-        sums = [(losses, tf.unstack(grids.loss)), *zip(terms, _by_term(grids.gradient[:, first:]), strict=True)]
+        sums = [
+            (losses, tf.unstack(grids.loss)[: 1 if rough else None]),
+            *zip(terms, _by_term(grids.gradient[:, first:]), strict=True),
+        ]
         if self.weighted:
             sums.append((self._weights(tiles, count), tf.unstack(grids.weight)))
         bad = [self._out_of_bounds(losses, slopes, self._real(tiles, count))] if self._own else []
         loss, *found = exact.grid_sums(sums, bad)
+        loss += [tf.zeros([], tf.int64)] * (grids.loss.shape[0] - len(loss))
         return [tf.stack(part) for part in (loss, *found[len(terms) :])], _by_level(
             found[: len(terms)], grids.gradient.shape[0]
         )
@@ -513,14 +524,11 @@ class PlainSums(_TapeSums):
         bounds: tf.Tensor,
         rows: Rows,
         count: tf.Tensor,
-        *,
-        first: tf.Tensor | None = None,
-        tiles: int | None = None,
-        alone: bool = False,
+        slot: Slot | None = None,
     ) -> tf.Tensor:
         """See `RowSums`; float64 `[P + 3]`."""
-        tiles, length = rows[1].shape[0] if tiles is None else tiles, rows[1].shape[1]
-        place = tf.constant(0) if first is None else first
+        length = rows[1].shape[1]
+        place, tiles = (slot.first, slot.tiles) if slot else (tf.constant(0), rows[1].shape[0])
 
         def trip(k: tf.Tensor, place: tf.Tensor, sums: tf.Tensor) -> tuple[tf.Tensor, ...]:
             left = tf.clip_by_value(count - k * length, 0, length)
@@ -553,10 +561,7 @@ class ModuleSums(_TapeSums):
         bounds: tf.Tensor,
         rows: Rows,
         count: tf.Tensor,
-        *,
-        first: tf.Tensor | None = None,
-        tiles: int | None = None,
-        alone: bool = False,
+        slot: Slot | None = None,
     ) -> tf.Tensor:
         """See `RowSums`, for one tile; int64 `[2, K]`."""
         assert rows[1].shape[0] == 1, "a tile's program is compiled alone"

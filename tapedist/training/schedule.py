@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 
 _CALL_SECONDS = 0.5
@@ -48,6 +49,16 @@ class Schedule:
         while epoch < epochs.stop:
             yield epoch
             epoch = self._next(epoch, self.log_every_epochs)
+
+    def measured(self, epochs: range) -> Iterator[int]:
+        """Those of `epochs` whose loss is told: in a row, or because the run may end with them."""
+        yield from self.logged(epochs)
+        if self.num_epochs - 1 in epochs:
+            yield self.num_epochs - 1
+        end = self._next(epochs.start, self.check_every_epochs) if self.check_every_epochs else math.inf
+        while end <= epochs.stop:
+            yield int(end) - 1
+            end = self._next(int(end), self.check_every_epochs)
 
     def _pace(self, epoch: int, every: int) -> int:
         """Epochs from one milestone to the next, at `epoch`."""

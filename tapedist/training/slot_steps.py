@@ -6,6 +6,7 @@ one step sums.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from typing import Any
@@ -16,7 +17,7 @@ import tapedist.numerics  # noqa: F401  (before TensorFlow)
 import tensorflow as tf
 
 from tapedist.training import records as step_records
-from tapedist.training.row_sums import Rows
+from tapedist.training.row_sums import Rows, Slot
 from tapedist.training.steps import MAX_STEPS_PER_CALL, CallResult, RowPrograms
 
 
@@ -38,30 +39,41 @@ class SlotSteps(RowPrograms):
 
     @functools.cached_property
     def _fused_loop(self) -> Any:
-        def loop(state, rows, counts, slots, step, num_steps, settings):  # type: ignore[no-untyped-def]
+        def loop(state, rows, counts, plan, step, num_steps, settings):  # type: ignore[no-untyped-def]
             tiles = rows[1].shape[0] // counts.shape[0]
 
             # XLA runs the kernels of a body one after the other up to eight of them, and hands more to its threads,
-            # which costs more than the kernels. So step and slot travel with the state, as float64.
-            def body(carried, records, _):  # type: ignore[no-untyped-def]
-                i, slot, state = tf.cast(carried[0], tf.int32), tf.cast(carried[1], tf.int32), carried[2:]
-                sums = self.row_sums.of_tiles(
-                    state[: self.num_parameters], self.bounds_in(settings), rows, tf.gather(counts, slot),
-                    first=slot * tiles, tiles=tiles, alone=True,
-                )  # fmt: skip
-                at = step + tf.cast(i, tf.int64)
-                state, record, ok = self.apply_sums(self.row_sums, state, sums, at, settings)
-                records = step_records.with_row(records, i, record)
-                return tf.concat([[carried[0] + 1], [tf.gather(slots, i + 1)], state], 0), records, ok
+            # which costs more than the kernels. So where a run stands travels with the state, as float64.
+            def steps(carried, records, *, rough):  # type: ignore[no-untyped-def]
+                def body(carried, records):  # type: ignore[no-untyped-def]
+                    i, slot, state = tf.cast(carried[0], tf.int32), tf.cast(carried[1], tf.int32), carried[3:]
+                    sums = self.row_sums.of_tiles(
+                        state[: self.num_parameters], self.bounds_in(settings), rows, tf.gather(counts, slot),
+                        Slot(slot * tiles, tiles, rough),
+                    )  # fmt: skip
+                    at = step + tf.cast(i, tf.int64)
+                    state, record, ok = self.apply_sums(self.row_sums, state, sums, at, settings)
+                    records = step_records.with_row(records, i, record)
+                    begun = tf.where(ok, carried[0] + 1, -1 - carried[0])
+                    return tf.concat([[begun], tf.gather(plan, i + 1), state], 0), records
+
+                def goes_on(carried, _):  # type: ignore[no-untyped-def]
+                    return (carried[0] >= 0) & (carried[0] < limit) & tf.equal(carried[2], float(rough))
+
+                return tf.while_loop(goes_on, body, (carried, records))
 
             with self.pinned(settings):
                 records = step_records.empty(MAX_STEPS_PER_CALL, width=self.record_width)
-                start = (tf.concat([[tf.zeros([], tf.float64)], slots[:1], state], 0), records, tf.constant(True))
+                start = (tf.concat([[tf.zeros([], tf.float64)], plan[0], state], 0), records)
                 limit = tf.cast(num_steps, tf.float64)
-                carried, records, ok = tf.while_loop(lambda carried, _, ok: (carried[0] < limit) & ok, body, start)
+                carried, records = tf.while_loop(
+                    lambda carried, _: (carried[0] >= 0) & (carried[0] < limit),
+                    lambda *now: steps(*steps(*now, rough=False), rough=True),
+                    start,
+                )
             records = step_records.stacked(records, MAX_STEPS_PER_CALL, width=self.record_width)
-            begun = tf.cast(carried[0], tf.int32)
-            return carried[2:], records, begun, begun - tf.cast(~ok, tf.int32)
+            begun = tf.cast(tf.abs(carried[0]), tf.int32)
+            return carried[3:], records, begun, begun - tf.cast(carried[0] < 0, tf.int32)
 
         return tf.function(loop, jit_compile=True, autograph=False)
 
@@ -74,17 +86,25 @@ class SlotSteps(RowPrograms):
             sums = self.compiled_sums(state[: self.num_parameters], settings, piece, count)
             return self.add_and_apply(state, sums, step, settings)
 
-        def loop(state, rows, counts, slots, step, num_steps, settings):  # type: ignore[no-untyped-def]
+        def loop(state, rows, counts, plan, step, num_steps, settings):  # type: ignore[no-untyped-def]
             def one_step(i, state):  # type: ignore[no-untyped-def]
-                at = step + tf.cast(i, tf.int64)
-                return self.on_replicas(replica_step, state, rows, counts, tf.gather(slots, i), at, settings)
+                at, slot = step + tf.cast(i, tf.int64), tf.cast(plan[i, 0], tf.int32)
+                return self.on_replicas(replica_step, state, rows, counts, slot, at, settings)
 
             return self.repeat(one_step, state, num_steps)
 
         return tf.function(loop, autograph=False)
 
     def run(
-        self, state: np.ndarray, rows: Any, counts: Any, slots: np.ndarray, *, step: int, limit: float
+        self,
+        state: np.ndarray,
+        rows: Any,
+        counts: Any,
+        slots: np.ndarray,
+        *,
+        step: int,
+        limit: float,
+        rough: np.ndarray | bool = False,
     ) -> CallResult:
         """One update per entry of `slots`.
 
@@ -95,22 +115,24 @@ class SlotSteps(RowPrograms):
             slots: which slot each step sums; at most `MAX_STEPS_PER_CALL`.
             step: updates applied before.
             limit: loss above which the run has diverged.
+            rough: which steps may record a loss that is rounded more, boolean like `slots`, or all or none of them.
         """
         loop = self._traced._fused_loop if self._fused else self._traced._replicated_loop
-        padded = np.zeros(
-            MAX_STEPS_PER_CALL + 1, np.float64 if self._fused else np.int32
-        )  # One more, which the last step looks up.
-        padded[: len(slots)] = slots
-        return self.result(
+        plan = np.zeros([MAX_STEPS_PER_CALL + 1, 2])  # One more, which the last step looks up.
+        plan[: len(slots), 0], plan[: len(slots), 1] = slots, rough
+        found = self.result(
             *loop(
-                tf.constant(state), rows, counts, tf.constant(padded), tf.constant(step, tf.int64),
+                tf.constant(state), rows, counts, tf.constant(plan), tf.constant(step, tf.int64),
                 tf.constant(len(slots)), tf.constant(self.settings(limit)),
             )
         )  # fmt: skip
+        return dataclasses.replace(found, rough=plan[: len(found.records), 1] > 0) if self._fused else found
 
-    def first_step(self, state: np.ndarray, rows: Any, counts: Any) -> CallResult:
-        """One step over the first slot."""
-        return self.run(state, rows, counts, np.zeros(1, np.int32), step=0, limit=math.inf)
+    def first_step(self, state: np.ndarray, rows: Any, counts: Any) -> tuple[CallResult, ...]:
+        """One step over the first slot, by each of the loops that there are."""
+        loops = (False, True) if self._fused else (False,)
+        first = np.zeros(1, np.int32)
+        return tuple(self.run(state, rows, counts, first, step=0, limit=math.inf, rough=rough) for rough in loops)
 
 
 def _slot(rows: Rows, counts: tf.Tensor, slot: tf.Tensor) -> tuple[Rows, tf.Tensor]:

@@ -52,11 +52,19 @@ class CallResult:
         state: float64 `[P + s * P]` after the applied updates.
         records: float64 `[steps, columns]`, one per step begun; see the module's docstring.
         applied: updates applied; fewer than the records only if the last one would not have been finite.
+        rough: which records have a loss that is rounded more, boolean `[steps]`, or whether all have.
     """
 
     state: np.ndarray
     records: np.ndarray
     applied: int
+    rough: np.ndarray | bool = False
+
+    @property
+    def losses(self) -> np.ndarray:
+        """Weighted means over the rows of each step; NaN where they are rough and the step was applied."""
+        means = self.records[:, 0] / np.where(self.records[:, 1] == 0, 1.0, self.records[:, 1])
+        return np.where(self.rough & (np.arange(len(means)) < self.applied), math.nan, means)
 
     def complete(self, wanted: int | np.ndarray, split: str) -> CallResult:
         """Itself, if every step has summed each of its rows once.
@@ -234,7 +242,7 @@ class StepPrograms(Replicas):
         new_theta, new_slots = optimizer.rule(theta, slots, gradient, number, *constants)
         new_state = tf.concat([new_theta, tf.reshape(new_slots, [-1])], 0)
         ok = totals.ok & (totals.loss <= settings[0] * weight) & tf.math.is_finite(totals.loss)
-        ok &= tf.reduce_all(tf.math.is_finite(new_state))
+        ok &= _all(tf.math.is_finite(new_state))
         record = tf.stack([totals.loss, totals.weight, penalty, totals.rows])
         if self.records_parameters:
             record = tf.concat([record, theta], 0)
@@ -329,6 +337,13 @@ class RowPrograms(StepPrograms):
     def add_and_apply(self, state: tf.Tensor, sums: tf.Tensor, step: tf.Tensor, settings: tf.Tensor) -> Any:
         """`apply` on all replicas' sums; called on each replica with its own."""
         return self.compiled_apply(state, all_added(sums), step, settings)
+
+
+def _all(truths: tf.Tensor) -> tf.Tensor:
+    """Whether all of `[k]` are true; of a few one by one, which needs no loop of its own."""
+    if truths.shape[0] > _MAX_RECORDED_PARAMETERS:
+        return tf.reduce_all(truths)
+    return functools.reduce(tf.logical_and, tf.unstack(truths))
 
 
 def _is_plain(function: Callable[..., Any]) -> bool:

@@ -164,6 +164,7 @@ class Trainer:
             num_steps=num_steps,
             limit=limit,
             interrupted=lambda: self._consensus.interrupted(self._stop.signum or int(self._save_is_due())),
+            measured=self._schedule.measured,
         )
         if result is None:
             return
@@ -174,7 +175,7 @@ class Trainer:
 
     def _take(self, state: TrainingState, result: CallResult, limit: float) -> None:
         """Books a call's records and moves the state."""
-        losses = result.records[:, 0] / np.where(result.records[:, 1] == 0, 1.0, result.records[:, 1])
+        losses = result.losses
         self._book(state, result.records[: result.applied], result.paths)
         state.vector = result.state
         state.step += result.applied
@@ -183,7 +184,8 @@ class Trainer:
             state.first_loss = float(first)
         if result.applied < len(result.records):
             raise diverged(state.step, losses, limit=limit, known=self._last_loss)
-        self._last_loss = float(losses[-1])
+        told = losses[~np.isnan(losses)]
+        self._last_loss = float(told[-1]) if len(told) else self._last_loss
         self._observer.advance(
             epoch=state.step // self._engine.steps_per_epoch,
             step=state.step,

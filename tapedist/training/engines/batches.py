@@ -10,7 +10,7 @@ import numpy as np
 from tapedist.data import pipeline
 from tapedist.data.blocks import BatchPlan
 from tapedist.training import known_answer
-from tapedist.training.engines.engine import Engine, WholeSteps
+from tapedist.training.engines.engine import Engine, Measured, WholeSteps, all_epochs, rough_steps
 from tapedist.training.engines.setup import Setup
 from tapedist.training.slot_steps import SlotSteps
 from tapedist.training.steps import MAX_STEPS_PER_CALL, CallResult
@@ -34,10 +34,13 @@ class _Batches(WholeSteps):
         self._steps = SlotSteps(**setup.programs("train", even=even))
         known_answer.check_row_steps(self._steps, room["tiles"], room["tile_rows"], slots, self._steps.first_step)
 
-    def _run(self, state: np.ndarray, element: Any, slots: np.ndarray, *, step: int, limit: float) -> CallResult:
-        rows, counts = element
-        result = self._steps.run(state, rows, counts, slots, step=step, limit=limit)
-        _, batches = self._order(step + np.arange(len(slots)))
+    def _run(
+        self, state: np.ndarray, element: Any, slots: np.ndarray, *, step: int, limit: float, measured: Measured
+    ) -> CallResult:
+        (rows, counts), steps = element, step + np.arange(len(slots))
+        rough = rough_steps(steps, self.steps_per_epoch, measured)
+        result = self._steps.run(state, rows, counts, slots, step=step, limit=limit, rough=rough)
+        _, batches = self._order(steps)
         return result.complete(self._plan.rows_of(batches), "train")
 
 
@@ -58,10 +61,17 @@ class ResidentBatches(_Batches):
         self._element = next(setup.elements(element, range(1)))
 
     def run(
-        self, state: np.ndarray, *, step: int, num_steps: int, limit: float, interrupted: Callable[[], bool]
+        self,
+        state: np.ndarray,
+        *,
+        step: int,
+        num_steps: int,
+        limit: float,
+        interrupted: Callable[[], bool],
+        measured: Measured = all_epochs,
     ) -> CallResult:
         _, batches = self._order(step + np.arange(min(num_steps, MAX_STEPS_PER_CALL)))
-        return self._run(state, self._element, batches, step=step, limit=limit)
+        return self._run(state, self._element, batches, step=step, limit=limit, measured=measured)
 
 
 class StreamedBatches(_Batches):
@@ -86,7 +96,14 @@ class StreamedBatches(_Batches):
         self._iterator: Iterator[Any] | None = None
 
     def run(
-        self, state: np.ndarray, *, step: int, num_steps: int, limit: float, interrupted: Callable[[], bool]
+        self,
+        state: np.ndarray,
+        *,
+        step: int,
+        num_steps: int,
+        limit: float,
+        interrupted: Callable[[], bool],
+        measured: Measured = all_epochs,
     ) -> CallResult:
         number, offset = divmod(step, self._slots)
         if self._iterator is None or number not in (self._number, self._number + 1):
@@ -96,7 +113,7 @@ class StreamedBatches(_Batches):
             self._current = next(self._iterator)
             self._number = number
         slots = np.arange(offset, min(offset + num_steps, self._slots), dtype=np.int32)
-        return self._run(state, self._current, slots, step=step, limit=limit)
+        return self._run(state, self._current, slots, step=step, limit=limit, measured=measured)
 
 
 def mini_batch(setup: Setup, *, batch_size: int, shuffle: str, seed: int) -> Engine:

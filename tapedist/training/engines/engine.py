@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
 import numpy as np
 
 from tapedist.training.steps import CallResult
+
+Measured = Callable[[range], Iterable[int]]
+
+
+def all_epochs(epochs: range) -> range:
+    return epochs
 
 
 class Engine(Protocol):
@@ -24,7 +30,14 @@ class Engine(Protocol):
     steps_per_epoch: int
 
     def run(
-        self, state: np.ndarray, *, step: int, num_steps: int, limit: float, interrupted: Callable[[], bool]
+        self,
+        state: np.ndarray,
+        *,
+        step: int,
+        num_steps: int,
+        limit: float,
+        interrupted: Callable[[], bool],
+        measured: Measured = all_epochs,
     ) -> CallResult | None:
         """Does up to `num_steps` updates.
 
@@ -34,6 +47,7 @@ class Engine(Protocol):
             num_steps: at least 1; the engine may do fewer.
             limit: loss above which the run has diverged.
             interrupted: asked now and then inside long steps; true means stop soon.
+            measured: whose losses are told.
 
         Returns:
             What was done, or None if an interruption came before one step was whole; `progress` then holds the rest.
@@ -44,6 +58,15 @@ class Engine(Protocol):
 
     def restore(self, progress: Mapping[str, np.ndarray]) -> None:
         """Takes up what `progress` gave, on any topology."""
+
+
+def rough_steps(steps: np.ndarray, per_epoch: int, measured: Measured) -> np.ndarray:
+    """Which of the consecutive `steps` are of epochs whose loss is not told, boolean `[k]`."""
+    epochs = steps // per_epoch
+    first, end = int(epochs[0]), int(epochs[-1]) + 1
+    rough = np.ones(end - first, bool)
+    rough[np.fromiter(measured(range(first, end)), np.int64) - first] = False
+    return rough[epochs - first]
 
 
 class WholeSteps:

@@ -9,6 +9,7 @@ import numpy as np
 
 from tapedist.data import blocks
 from tapedist.training import known_answer
+from tapedist.training.engines.engine import Measured, all_epochs
 from tapedist.training.engines.setup import Setup
 from tapedist.training.model import LinearModel
 from tapedist.training.moments import Moments, MomentSteps, MomentUnits
@@ -71,7 +72,14 @@ class MomentsEngine:
         return QuadraticForm.of(self._moments, fit_intercept=model.fit_intercept)
 
     def run(
-        self, state: np.ndarray, *, step: int, num_steps: int, limit: float, interrupted: Callable[[], bool]
+        self,
+        state: np.ndarray,
+        *,
+        step: int,
+        num_steps: int,
+        limit: float,
+        interrupted: Callable[[], bool],
+        measured: Measured = all_epochs,
     ) -> CallResult | None:
         if self.moments(interrupted) is None:
             return None

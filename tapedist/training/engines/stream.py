@@ -9,7 +9,7 @@ import numpy as np
 from tapedist.data.blocks import BlockPlan
 from tapedist.training import known_answer
 from tapedist.training.block_steps import BlockSteps
-from tapedist.training.engines.engine import Engine, WholeSteps
+from tapedist.training.engines.engine import Engine, Measured, WholeSteps, all_epochs, rough_steps
 from tapedist.training.engines.setup import Setup
 from tapedist.training.slot_steps import SlotSteps
 from tapedist.training.steps import MAX_STEPS_PER_CALL, CallResult
@@ -31,10 +31,20 @@ class ResidentEngine(WholeSteps):
         self._rows, self._counts = setup.split_at_hand(split)
 
     def run(
-        self, state: np.ndarray, *, step: int, num_steps: int, limit: float, interrupted: Callable[[], bool]
+        self,
+        state: np.ndarray,
+        *,
+        step: int,
+        num_steps: int,
+        limit: float,
+        interrupted: Callable[[], bool],
+        measured: Measured = all_epochs,
     ) -> CallResult:
-        slots = np.zeros(min(num_steps, MAX_STEPS_PER_CALL), np.int32)
-        result = self._steps.run(state, self._rows, self._counts, slots, step=step, limit=limit)
+        steps = step + np.arange(min(num_steps, MAX_STEPS_PER_CALL))
+        rough = rough_steps(steps, 1, measured)
+        result = self._steps.run(
+            state, self._rows, self._counts, np.zeros_like(steps), step=step, limit=limit, rough=rough
+        )
         return result.complete(self._num_rows, self._split)
 
 
@@ -52,7 +62,14 @@ class HeldEngine(WholeSteps):
         self._held = self._steps.hold(elements(order, 1))
 
     def run(
-        self, state: np.ndarray, *, step: int, num_steps: int, limit: float, interrupted: Callable[[], bool]
+        self,
+        state: np.ndarray,
+        *,
+        step: int,
+        num_steps: int,
+        limit: float,
+        interrupted: Callable[[], bool],
+        measured: Measured = all_epochs,
     ) -> CallResult:
         result = self._steps.run(state, self._held, step=step, num_steps=num_steps, limit=limit)
         return result.complete(self._num_rows, self._split)
@@ -72,7 +89,14 @@ class StreamedEngine:
         self._pass = setup.block_pass(self._steps, plan, zero=zero, split=split, passes=passes, row_major=row_major)
 
     def run(
-        self, state: np.ndarray, *, step: int, num_steps: int, limit: float, interrupted: Callable[[], bool]
+        self,
+        state: np.ndarray,
+        *,
+        step: int,
+        num_steps: int,
+        limit: float,
+        interrupted: Callable[[], bool],
+        measured: Measured = all_epochs,
     ) -> CallResult | None:
         sums = self._pass.run(self._steps.adding_at(state), interrupted=interrupted)
         if sums is None:

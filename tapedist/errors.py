@@ -37,6 +37,10 @@ class InputError(TapedistError, ValueError):
         self.problems = problems
 
 
+class WrongAnswerError(InputError):
+    """A computation with a known answer came out different."""
+
+
 class StateError(TapedistError):
     """Stored state cannot be trusted, or resuming from it is refused."""
 

@@ -85,7 +85,7 @@ class Session:
         self._config, self._team, self._monitor, self._stop, self._folder = config, team, monitor, stop, folder
         monitor.say(f"Strategy: {choice.name} on {strategy.num_replicas_in_sync} replica(s) ({choice.reason})")
         if config.arithmetic == "fast":
-            monitor.say("Arithmetic: fast; sums are as the hardware makes them: elsewhere the last digits may differ")
+            monitor.say("Arithmetic: fast; whatever sums are the fastest here: elsewhere the last digits may differ")
         self._source = team.together(stop, lambda heed: open_source(config, heed=heed)) if source is None else source
         idle = config.without_effect() if source is None else config.without_effect_beside(source)
         for notice in (*idle, *getattr(self._source, "notices", ())):
@@ -327,7 +327,7 @@ def _setup(
             optimizer=optimizers.from_config(config, auto_rate=0.0),
             dtype=tf.as_dtype(config.dtype),
             l2=config.l2,
-            arithmetic=config.arithmetic,
+            arithmetic="plain" if isinstance(strategy, tf.distribute.TPUStrategy) else config.arithmetic,
         ),
         bounds=bounds,
         cache=config.cache,

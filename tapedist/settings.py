@@ -146,8 +146,8 @@ class Settings(Options):
     early_stop_every_epochs: int = option(10, "Epochs between the checks of the rules that stop early.", rule=EVERY)
     arithmetic: str = option(
         "auto",
-        "exact: the same bits on any number of devices, any processor and in any order of rows; fast: sums as the "
-        "hardware makes them. auto: exact, but fast on TPUs, which cannot be exact.",
+        "exact: the same bits on any number of devices, any processor and in any order of rows; fast: "
+        "whatever is the fastest here. auto: exact, but fast on TPUs, which cannot be exact.",
         choices=ARITHMETICS,
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -57,6 +58,7 @@ class Case:
     shuffle: str = "batches"
     steps: int = 3
     tiny: bool = False
+    arithmetic: str = "exact"
 
     delta = 0.7
     seed = 3
@@ -88,6 +90,7 @@ def _engine(case: Case) -> tuple[Any, np.ndarray]:
             optimizer=optimizer,
             dtype=tf.as_dtype(case.dtype),
             l2=case.l2,
+            arithmetic=case.arithmetic,
         ),
         bounds=lambda split: Bounds.of(ranges(source, split), dtype=case.dtype),
         cache=case.cache,
@@ -382,3 +385,31 @@ def test_flags_that_let_sums_be_reordered_are_refused(words: list[str], tapedist
     assert done.code == 2, done.err
     assert len(done.errors) == 1
     assert flag in done.errors[0]
+
+
+@pytest.mark.parametrize("form", [{}, {"cache": "device", "n": 5000}, {"mode": "mini_batch"}], ids=str)
+@pytest.mark.parametrize("d", [1, 3, 9, 60])
+def test_plain_sums_are_near(d: int, form: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("tapedist.data.blocks.RESIDENT_BYTES", 0 if form.get("cache") else 2**22)
+    found = {}
+    for arithmetic in ("exact", "plain"):
+        engine, state = _engine(Case(d=d, arithmetic=arithmetic, **form))
+        done = engine.run(state, step=0, num_steps=4, limit=np.inf, interrupted=lambda: False)
+        found[arithmetic] = done.state, done.records[:, 0] / done.records[:, 1]
+    for exact, plain in zip(found["exact"], found["plain"], strict=True):
+        np.testing.assert_allclose(plain, exact, rtol=2e-4)
+
+
+@pytest.mark.parametrize("words", [[], ["--full_batch_engine=stream"], ["--mode=mini_batch"]], ids=str)
+def test_fast_goes_on_with_plain_sums_where_others_come_out_wrong(
+    words: list[str], tapedist_command: Callable[..., Any]
+):
+    learned = []
+    for flags, arithmetic in ((tapedist.numerics.XLA_FLAGS, "exact"), ("--xla_cpu_enable_fast_math=true", "fast")):
+        done = tapedist_command(
+            "train", "--n_samples=1001", "--num_epochs=40", "--learning_rate=0.01", f"--arithmetic={arithmetic}",
+            *words, env={"XLA_FLAGS": flags}, warm=True,
+        )  # fmt: skip
+        assert done.code == 0, done.err
+        learned.append([float(number) for number in re.findall(r"Learned W: (\S+), learned B: (\S+)", done.out)[0]])
+    np.testing.assert_allclose(learned[1], learned[0], rtol=1e-5)

@@ -19,7 +19,7 @@ import tapedist.numerics  # noqa: F401  (before TensorFlow)
 import tensorflow as tf
 
 from tapedist import reference
-from tapedist.errors import InputError
+from tapedist.errors import WrongAnswerError
 from tapedist.training.bounds import Bounds
 from tapedist.training.losses import ResidualLoss
 from tapedist.training.model import LinearModel
@@ -51,7 +51,7 @@ def check_row_steps(
             it; the first has the loss.
 
     Raises:
-        InputError: if it does not compute as specified.
+        WrongAnswerError: if it does not compute as specified.
     """
     problem = programs.problem
     if not is_specified(problem) or not _first_time(programs, (tiles, tile_rows, slots)):
@@ -90,7 +90,7 @@ def check_moment_steps(
         weighted: whether its rows have weights.
 
     Raises:
-        InputError: if they do not compute as specified.
+        WrongAnswerError: if they do not compute as specified.
     """
     problem = steps.problem
     if not is_specified(problem) or not _first_time(sums, (tiles, tile_rows, problem.dtype.name)):
@@ -124,7 +124,7 @@ def check_moment_steps(
 def is_specified(problem: Problem) -> bool:
     """Whether the specification says what comes out."""
     known = isinstance(problem.model, LinearModel) and isinstance(problem.loss, ResidualLoss)
-    return known and problem.arithmetic != "fast" and problem.optimizer.name in (*CONSTANTS, "gradient")
+    return known and problem.arithmetic != "plain" and problem.optimizer.name in (*CONSTANTS, "gradient")
 
 
 def specified_problem(problem: Problem) -> reference.Problem:
@@ -224,7 +224,7 @@ def _refuse_unless(same: bool, what: str) -> None:
     cause = f"this processor, TensorFlow {tf.__version__} or XLA_FLAGS={flags!r} compute otherwise; try without flags"
     if culprit:
         cause = f"XLA_FLAGS={culprit} lets sums be reordered; remove it"
-    raise InputError(
+    raise WrongAnswerError(
         f"--arithmetic=exact: {what} with a known answer came out different: {cause}, or use --arithmetic=fast, which "
         "promises no bits"
     )

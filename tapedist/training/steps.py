@@ -116,7 +116,8 @@ class Problem:
         optimizer: the update rule.
         dtype: compute type of the rows.
         l2: weight of the penalty on `model.penalized` parameters.
-        arithmetic: "exact", or "fast" for sums as the hardware makes them.
+        arithmetic: "exact"; "fast" for what is the fastest here and shown to be right; or "plain" for sums as the
+            hardware makes them, which need neither float64 nor whole numbers of 64 bits.
     """
 
     model: LinearModel | ModuleModel
@@ -129,9 +130,10 @@ class Problem:
     @property
     def row_sums_kind(self) -> type:
         """The class of `row_sums`."""
-        if self.arithmetic == "fast":
+        linear = isinstance(self.model, LinearModel)
+        if self.arithmetic == "plain" or (self.arithmetic == "fast" and not (linear and not is_own(self.loss))):
             return PlainSums
-        return LinearSums if isinstance(self.model, LinearModel) else ModuleSums
+        return LinearSums if linear else ModuleSums
 
     @property
     def row_major(self) -> bool:

@@ -118,6 +118,10 @@ class StreamedBatches(_Batches):
 
 def mini_batch(setup: Setup, *, batch_size: int, shuffle: str, seed: int) -> Engine:
     """The mini-batch engine in the form that fits the split."""
+    return setup.proven(lambda setup: _mini_batch(setup, batch_size, shuffle, seed))
+
+
+def _mini_batch(setup: Setup, batch_size: int, shuffle: str, seed: int) -> Engine:
     plan = BatchPlan(setup.source.num_rows("train"), batch_size)
     room = setup.tiles(plan.batch_rows)
     padded = plan.steps_per_epoch * room["tiles"] * room["tile_rows"] * setup.num_replicas

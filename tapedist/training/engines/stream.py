@@ -124,6 +124,10 @@ def full_batch(setup: Setup, *, split: str, passes: int) -> Engine:
         split: "train" or "test".
         passes: how often the split will be visited; rows that are seen once are not worth holding.
     """
+    return setup.proven(lambda setup: _full_batch(setup, split, passes))
+
+
+def _full_batch(setup: Setup, split: str, passes: int) -> Engine:
     plan = setup.block_plan(split)
     if plan.resident and setup.cache != "none":
         return ResidentEngine(setup, split=split)

@@ -270,7 +270,7 @@ def _row_product(product: tf.Tensor, kind: Kind) -> tf.Tensor:
 
 
 def grid_sums(
-    terms: Sequence[tuple[tf.Tensor, Sequence[tf.Tensor]]], counts: Sequence[tf.Tensor] = ()
+    terms: Sequence[tuple[tf.Tensor, Sequence[tf.Tensor]]], counts: Sequence[tf.Tensor] = (), *, parts: int = 1
 ) -> list[list[tf.Tensor]]:
     """Sums over all rows on grids, as int64 numbers of steps, by one loop over the rows.
 
@@ -279,11 +279,12 @@ def grid_sums(
     at once, as it may not for numbers in floating point.
 
     Args:
-        terms: each float64 `[...]`, all of one shape, with the steps `[]` of its grids; up to `MOST_ROWS` of them.
+        terms: each float64 `[...]`, all of one shape, with the steps `[]` of its grids.
         counts: int64 `[...]`, to be summed as they are.
+        parts: that are summed apart, along the first axis, if there are several: each of up to `MOST_ROWS` rows.
 
     Returns:
-        int64 `[]` for each grid of each term; then for each of `counts`.
+        int64 `[]`, or `[parts]`, for each grid of each term; then for each of `counts`.
     """
     bits, zeros = [*counts], [tf.zeros([], tf.int64)] * len(counts)
     for term, steps in terms:
@@ -294,19 +295,19 @@ def grid_sums(
             zeros.append(tf.bitcast(magic, tf.int64))
             if level + 1 < len(steps):
                 term = term - (shifted - magic)
-    rows = bits[0].shape.num_elements()
-    sums = iter([total - rows * zero for total, zero in zip(_added(bits), zeros, strict=True)])
+    rows = bits[0].shape.num_elements() // parts
+    sums = iter([total - rows * zero for total, zero in zip(_added(bits, int(parts > 1)), zeros, strict=True)])
     of_counts = [[next(sums)] for _ in counts]
     return [[next(sums) for _ in steps] for _, steps in terms] + of_counts
 
 
-def _added(columns: Sequence[tf.Tensor]) -> Sequence[tf.Tensor]:
-    """The sum of each of the int64 `columns` `[...]`, by one loop."""
+def _added(columns: Sequence[tf.Tensor], first_axis: int) -> Sequence[tf.Tensor]:
+    """The sum of each of the int64 `columns` `[...]` along all axes from `first_axis` on, by one loop."""
     scalars = [tf.TensorSpec([], tf.int64)] * (2 * len(columns))
     found = gen_xla_ops.xla_variadic_reduce_v2(
         inputs=columns,
         init_values=[tf.zeros([], tf.int64)] * len(columns),
-        dimensions_to_reduce=list(range(columns[0].shape.rank)),
+        dimensions_to_reduce=list(range(first_axis, columns[0].shape.rank)),
         reducer=_pairwise_sum.get_concrete_function(*scalars),
     )
     return found

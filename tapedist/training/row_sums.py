@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import tapedist.numerics  # noqa: F401  (before TensorFlow)
@@ -194,27 +195,19 @@ class LinearSums:
         slot: Slot | None = None,
     ) -> tf.Tensor:
         """See `RowSums`; int64 `[2, K]`, or `[K]` of a slot whose rows are not too many."""
-        length, grids = rows[1].shape[1], self._grids(theta, bounds)
-        first, tiles, rough = (slot.first, slot.tiles, slot.rough) if slot else (0, rows[1].shape[0], False)
-
-        def part(begin: tf.Tensor | int, tiles: int) -> tf.Tensor:
-            left = tf.clip_by_value(count - begin * length, 0, tiles * length)
-            numbers = self._numbers(grids, _Tiles(rows, first + begin, tiles), left, rough)
-            return tf.concat([numbers, [tf.cast(left, tf.int64)]], 0)
-
-        most = max(1, exact.MOST_ROWS // length)
-        if tiles <= most:
-            return part(0, tiles) if slot else exact.halves(part(0, tiles))
-        whole, rest = divmod(tiles, most)
-        total = tf.while_loop(
-            lambda k, _: k < whole,
-            lambda k, total: (k + 1, total + exact.halves(part(k * most, most))),
-            (tf.constant(0), self.zero),
-        )[1]
-        return total + exact.halves(part(whole * most, rest)) if rest else total
+        first, number, rough = (slot.first, slot.tiles, slot.rough) if slot else (0, rows[1].shape[0], False)
+        tiles = _Tiles(rows, first, number)
+        numbers = self._numbers(self._grids(theta, bounds), tiles, count, rough)
+        if tiles.parts > 1:
+            halves = tf.reduce_sum(exact.halves(numbers), 2)
+        elif slot:
+            return tf.concat([numbers, [tf.cast(count, tf.int64)]], 0)
+        else:
+            halves = exact.halves(numbers)
+        return tf.concat([halves, exact.halves([tf.cast(count, tf.int64)])], 1)
 
     def _numbers(self, grids: _Grids, tiles: _Tiles, count: tf.Tensor, rough: bool) -> tf.Tensor:
-        """The sums of the first `count` rows of some tiles, int64 `[K - 1]`."""
+        """The sums of the first `count` rows of some tiles, int64 `[K - 1]`, or `[K - 1, parts]`."""
         d = self.num_features
         if d <= _TOGETHER:
             sums, gradient = self._sums(grids, tiles, count, tiles.features(0, d), 0, rough=rough)
@@ -226,15 +219,17 @@ class LinearSums:
             def group(g: tf.Tensor, found: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
                 features = tiles.features(g * _TOGETHER, _TOGETHER)
                 part = self._gradient(grids, tiles, count, features, g * _TOGETHER, y_hat)
-                return g + 1, gen_xla_ops.xla_dynamic_update_slice(found, part[tf.newaxis], tf.stack([g, 0, 0]))
+                place = tf.stack([g, *[0] * part.shape.rank])
+                return g + 1, gen_xla_ops.xla_dynamic_update_slice(found, part[tf.newaxis], place)
 
-            levels = grids.gradient.shape[0]
-            start = (tf.constant(0), tf.zeros([whole, levels, _TOGETHER], tf.int64))
+            shape = [whole, grids.gradient.shape[0], _TOGETHER, *tiles.by_part]
+            start = (tf.constant(0), tf.zeros(shape, tf.int64))
             found = tf.while_loop(lambda g, _: g < whole, group, start)[1]
             sums, last = self._sums(grids, tiles, count, tiles.features(d - rest, rest), d - rest, y_hat)
             gradient = [*tf.unstack(found), last]
         loss, *others = sums
-        return tf.concat([loss, tf.reshape(tf.concat(gradient, 1), [-1]), *others], 0)
+        by_level = tf.concat(gradient, 1)
+        return tf.concat([loss, tf.reshape(by_level, [-1, *by_level.shape[2:]]), *others], 0)
 
     def _predictions(self, grids: _Grids, tiles: _Tiles) -> tf.Tensor:
         """Of more features than one loop over the rows takes: one after the other, with the sums so far in memory."""
@@ -263,7 +258,8 @@ class LinearSums:
         at = tf.slice(grids.at, [first], [len(features)])
         steps = tf.slice(grids.gradient, [0, first], [grids.gradient.shape[0], len(features)])
         _, _, terms = self._terms(features, at, tiles, count, y_hat)
-        return _by_level(exact.grid_sums(list(zip(terms, _by_term(steps), strict=True))), steps.shape[0])
+        sums = exact.grid_sums(list(zip(terms, _by_term(steps), strict=True)), parts=tiles.parts)
+        return _by_level(sums, steps.shape[0], tiles.by_part)
 
     def _sums(
         self,
@@ -285,11 +281,10 @@ class LinearSums:
         if self.weighted:
             sums.append((self._weights(tiles, count), tf.unstack(grids.weight)))
         bad = [self._out_of_bounds(losses, slopes, self._real(tiles, count))] if self._own else []
-        loss, *found = exact.grid_sums(sums, bad)
-        loss += [tf.zeros([], tf.int64)] * (grids.loss.shape[0] - len(loss))
-        return [tf.stack(part) for part in (loss, *found[len(terms) :])], _by_level(
-            found[: len(terms)], grids.gradient.shape[0]
-        )
+        loss, *found = exact.grid_sums(sums, bad, parts=tiles.parts)
+        loss += [tf.zeros_like(loss[0])] * (grids.loss.shape[0] - len(loss))
+        gradient = _by_level(found[: len(terms)], grids.gradient.shape[0], tiles.by_part)
+        return [tf.stack(part) for part in (loss, *found[len(terms) :])], gradient
 
     def _terms(
         self, features: list[tf.Tensor], at: tf.Tensor, tiles: _Tiles, count: tf.Tensor, y_hat: tf.Tensor | None
@@ -391,10 +386,10 @@ def _by_term(steps: tf.Tensor) -> list[list[tf.Tensor]]:
     return [tf.unstack(of_term) for of_term in tf.unstack(steps, axis=1)]
 
 
-def _by_level(sums: list[list[tf.Tensor]], levels: int) -> tf.Tensor:
-    """Sums of K terms on each of their grids as `[l, K]`."""
+def _by_level(sums: list[list[tf.Tensor]], levels: int, shape: Sequence[int]) -> tf.Tensor:
+    """Sums `shape` of K terms on each of their grids as `[l, K, *shape]`."""
     flat = [of_term[level] for level in range(levels) for of_term in sums]
-    return tf.reshape(tf.stack(flat), [levels, -1]) if flat else tf.zeros([levels, 0], tf.int64)
+    return tf.reshape(tf.stack(flat), [levels, -1, *shape]) if flat else tf.zeros([levels, 0, *shape], tf.int64)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -412,10 +407,25 @@ class _Tiles:
     number: int
 
     @property
+    def parts(self) -> int:
+        """Equal parts that are summed apart, because an int64 holds sums of so many rows only."""
+        most = max(1, exact.MOST_ROWS // self.rows[1].shape[1])
+        return next(parts for parts in itertools.count(-(-self.number // most)) if self.number % parts == 0)
+
+    @property
     def shape(self) -> tuple[int, ...]:
-        """`[n, T]`, as `[n * T]` where there is one feature: a loop in one piece needs no sums of its pieces."""
-        shape = self.number, self.rows[1].shape[1]
-        return (math.prod(shape),) if self.rows[0].shape[1] == 1 else shape
+        """`[n, T]`, behind an axis of the parts if there are several.
+
+        As `[n * T]` where there is one feature: a loop in one piece needs no sums of its pieces.
+        """
+        parts, length = self.parts, self.rows[1].shape[1]
+        shape = (self.number // parts, length) if self.rows[0].shape[1] > 1 else (self.number // parts * length,)
+        return (*self.by_part, *shape)
+
+    @property
+    def by_part(self) -> tuple[int, ...]:
+        """The axis of the parts, if there are several."""
+        return (self.parts,) if self.parts > 1 else ()
 
     def features(self, first: tf.Tensor | int, count: int) -> list[tf.Tensor]:
         """Some of the features, each of `shape`; one by one: the compiler would copy what several loops read."""

@@ -16,6 +16,7 @@ from tapedist.data import blocks, pipeline
 from tapedist.data.blocks import BlockPlan, Source
 from tapedist.data.element_stream import ElementStream
 from tapedist.errors import WrongAnswerError
+from tapedist.training import exact
 from tapedist.training.block_pass import BlockPass
 from tapedist.training.bounds import Bounds
 from tapedist.training.replicas import Replicas, local_devices
@@ -65,6 +66,11 @@ class Setup:
         return self.problem.dtype
 
     @property
+    def on_cpu(self) -> bool:
+        """Whether the replicas here are CPUs."""
+        return all("CPU" in device for device in local_devices(self.strategy))
+
+    @property
     def parallel(self) -> int:
         """Blocks under way at once on a replica: the cores, shared among the local replicas."""
         return max(1, len(os.sched_getaffinity(0)) // len(local_devices(self.strategy)))
@@ -102,7 +108,9 @@ class Setup:
         """
         tile_rows = tile_rows or self.tile_rows(rows)
         tiles = -(-rows // tile_rows)
-        return {"tiles": max(1, -(-tiles // self.num_replicas)), "tile_rows": tile_rows}
+        tiles = max(1, -(-tiles // self.num_replicas))
+        parts = -(-tiles * tile_rows // exact.MOST_ROWS)  # Which are to be equal.
+        return {"tiles": -(-tiles // parts) * parts, "tile_rows": tile_rows}
 
     def block_plan(self, split: str, tile_rows: int = 0) -> BlockPlan:
         rows = self.source.num_rows(split)

@@ -16,13 +16,13 @@ from tapedist.training.steps import MAX_STEPS_PER_CALL, CallResult
 
 
 class ResidentEngine(WholeSteps):
-    """Full batch on a split so small that it is summed in one program."""
+    """Full batch on a split that is summed in one program: a small one, or one that an accelerator holds."""
 
     name = "stream"
     steps_per_epoch = 1
 
     def __init__(self, setup: Setup, *, split: str):
-        self.reason = "the split is small: one compiled loop over its rows"
+        self.reason = f"the split is {'small' if setup.on_cpu else 'held'}: one compiled loop over its rows"
         self._split, self._num_rows = split, setup.source.num_rows(split)
         room = setup.tiles(self._num_rows)
         even = room["tiles"] * room["tile_rows"] * setup.num_replicas == self._num_rows
@@ -129,9 +129,11 @@ def full_batch(setup: Setup, *, split: str, passes: int) -> Engine:
 
 def _full_batch(setup: Setup, split: str, passes: int) -> Engine:
     plan = setup.block_plan(split)
-    if plan.resident and setup.cache != "none":
-        return ResidentEngine(setup, split=split)
     padded = plan.num_blocks * plan.block_rows * setup.row_bytes
-    if setup.cache == "device" or (setup.cache == "auto" and passes > 1 and padded <= setup.budget):
+    held = setup.cache == "device" or (setup.cache == "auto" and passes > 1 and padded <= setup.budget)
+    # A launch on an accelerator takes as long as a block: there is one program over all rows that are held.
+    if (plan.resident and setup.cache != "none") or (held and not setup.on_cpu and padded < 2**31 * setup.row_bytes):
+        return ResidentEngine(setup, split=split)
+    if held:
         return HeldEngine(setup, plan, split=split)
     return StreamedEngine(setup, plan, split=split, passes=passes)

@@ -77,6 +77,11 @@ def pinning(zero: tf.Tensor | None) -> Iterator[None]:
         _zeros.pop()
 
 
+def pinning_unless(exact: bool) -> contextlib.AbstractContextManager[None]:
+    """`pinning` as before, but nothing where products are `exact`."""
+    return pinning(None if exact or not _zeros else _zeros[-1])
+
+
 def pin(value: tf.Tensor) -> tf.Tensor:
     """A rounded float64 product, quotient or root that no compiler can join with the operation behind it.
 

@@ -12,7 +12,6 @@ Rows are `(x, y[, w])`: tiles of `[n, d, T]`, or `[n, T, d]` for `ModuleSums` an
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
 import math
@@ -279,7 +278,7 @@ class LinearSums:
             *zip(terms, _by_term(grids.gradient[:, first:]), strict=True),
         ]
         if self.weighted:
-            sums.append((self._weights(tiles, count), tf.unstack(grids.weight)))
+            sums.append((tf.cast(tiles.column(2), tf.float64), tf.unstack(grids.weight)))
         bad = [self._out_of_bounds(losses, slopes, self._real(tiles, count))] if self._own else []
         loss, *found = exact.grid_sums(sums, bad, parts=tiles.parts)
         loss += [tf.zeros_like(loss[0])] * (grids.loss.shape[0] - len(loss))
@@ -292,32 +291,28 @@ class LinearSums:
         """Of each row the loss, its slope and what it adds to the gradient by each of the parameters `at`: the tape."""
         kind, real, y = self._kind, self._real(tiles, count), tf.cast(tiles.column(1), tf.float64)
         copies = [tf.fill(tiles.shape, parameter) for parameter in tf.unstack(at)]
-        exact_products = kind.long and not self._own
-        with (
-            exact.pinning(None) if exact_products else contextlib.nullcontext(),
-            tf.GradientTape(watch_accessed_variables=False) as tape,
-        ):
-            tape.watch(copies)
-            y_hat = exact.exact_dot(
-                features, copies, kind, y_hat=y_hat, real=real if self._own else None,
-                short=not self._own and not self.weighted,
-            )  # fmt: skip
-            if self._own:
-                losses = _of_rows(self.loss, y_hat, y)
-            else:  # The difference is all that it depends on, and has fewer bits; nothing comes of a difference of 0.
-                residual = exact.trimmed(y_hat - y, kind.short)
-                residual = residual if real is None else tf.where(real, residual, tf.zeros_like(residual))
-                losses = self._row_loss(residual, tf.zeros_like(residual))
-            if self.weighted:
-                losses = exact.times(self._weights(tiles, count), exact.trimmed(losses, kind.long))
-            if real is not None and self._own:
-                losses = tf.where(real, losses, tf.zeros_like(losses))
-        with exact.pinning(None) if exact_products else contextlib.nullcontext():
+        with exact.pinning_unless(bool(kind.long) and not self._own):
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(copies)
+                y_hat = exact.exact_dot(
+                    features, copies, kind, y_hat=y_hat, real=real if self._own else None,
+                    short=not self._own and not self.weighted,
+                )  # fmt: skip
+                losses = self._losses(y_hat, y, tiles, real)
             *terms, slopes = tape.gradient(losses, [*copies, y_hat])
         return losses, slopes, terms
 
-    def _weights(self, tiles: _Tiles, count: tf.Tensor) -> tf.Tensor:
-        return tf.cast(tiles.column(2), tf.float64)
+    def _losses(self, y_hat: tf.Tensor, y: tf.Tensor, tiles: _Tiles, real: tf.Tensor | None) -> tf.Tensor:
+        """The weighted loss of each row."""
+        if self._own:
+            losses = _of_rows(self.loss, y_hat, y)
+        else:  # The difference is all that it depends on, and has fewer bits; nothing comes of a difference of 0.
+            residual = exact.trimmed(y_hat - y, self._kind.short)
+            residual = residual if real is None else tf.where(real, residual, tf.zeros_like(residual))
+            losses = self._row_loss(residual, tf.zeros_like(residual))
+        if self.weighted:
+            losses = exact.times(tf.cast(tiles.column(2), tf.float64), exact.trimmed(losses, self._kind.long))
+        return tf.where(real, losses, tf.zeros_like(losses)) if self._own and real is not None else losses
 
     def _real(self, tiles: _Tiles, count: tf.Tensor) -> tf.Tensor | None:
         """Which rows to sum, boolean `[n, T]`; None if the others, if there are any, add nothing."""

@@ -33,7 +33,12 @@ from pathlib import Path
 from typing import Any
 
 from ptx.compiler import Compiler, read_dump
+from ptx.export import LARGE
 from ptx.rules import CONTROL, KINDS, ROUNDED, UNPINNED, fault, is_float, kind_of
+
+LAUNCH_SECONDS = 4e-6
+MEMORY_BANDWIDTH = 3.352e12  # Bytes a second, of an H100 with HBM3.
+MANY_BLOCKS = 64  # A kernel of fewer blocks of threads reads what others have summed.
 
 
 def compile_all(folder: Path, output: Path) -> int:
@@ -117,6 +122,7 @@ def document(about: dict[str, Any], tally: Tally) -> str:
         "",
         *(line for kind in KINDS[:3] for line in tally.faults[kind]),
         "",
+        *_rooflines(about["programs"]),
         "## Operations on floating-point numbers",
         "",
         f"| operation | {' | '.join(KINDS)} |",
@@ -166,6 +172,29 @@ def _verdict(tally: Tally) -> Iterator[str]:
         "own GPU build, which is older; kernels that are chosen by measuring on a device, as those of products are; "
         "what TensorFlow computes outside of compiled programs."
     )
+
+
+def _rooflines(programs: list[dict[str, Any]]) -> Iterator[str]:
+    """What a step over rows that the GPU holds must take: launches, and the time in which memory yields the rows."""
+    yield "## One step over rows that the GPU holds, by the roofline"
+    yield ""
+    yield f"A launch takes {LAUNCH_SECONDS * 1e6:g} us, memory yields {MEMORY_BANDWIDTH / 1e12:.3g} TB/s."
+    yield ""
+    yield "| rows | launches | kernels that read all rows | memory alone | with launches | ratio |"
+    yield "|---|---:|---:|---:|---:|---:|"
+    for program in programs:
+        for rows, d in LARGE:
+            if program["run"] != f"{rows:,} rows, d = {d}":
+                continue
+            launches = program["launches"]
+            passes = sum(blocks > MANY_BLOCKS for blocks in launches)
+            once = rows * (d + 1) * 4 / MEMORY_BANDWIDTH
+            total = len(launches) * LAUNCH_SECONDS + passes * once
+            yield (
+                f"| {program['run']} | {len(launches)} | {passes} | {once * 1e6:.0f} us | {total * 1e6:.0f} us | "
+                f"{total / once:.2f} |"
+            )
+    yield ""
 
 
 def _operations(counts: dict[str, collections.Counter[str]]) -> Iterator[str]:

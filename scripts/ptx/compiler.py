@@ -67,4 +67,23 @@ def read_dump(folder: Path) -> dict[str, Any]:
     missing = set(_LAUNCH.findall(thunks)) - set(found)
     if missing or len(_LAUNCH.findall(thunks)) != thunks.count("kCustomKernel") or not thunks:
         raise ValueError(f"{folder}: no PTX of a kernel {sorted(missing)}")
-    return {"kernels": found, "besides": sorted(set(re.findall(r"\b(k[A-Z]\w+)", thunks)) - {"kCustomKernel"})}
+    return {
+        "launches": _launches(thunks),
+        "kernels": found,
+        "besides": sorted(set(re.findall(r"\b(k[A-Z]\w+)", thunks)) - {"kCustomKernel"}),
+    }
+
+
+def _launches(thunks: str) -> list[int]:
+    """Blocks of threads of what a trip of the first innermost loop launches, its condition first; copies have none."""
+    before, found, deepest = "", [], 0
+    for line in thunks.splitlines():
+        depth = len(line) - len(line.lstrip())
+        kind = re.match(r"\s*\d+: (k\w+)", line)
+        if kind and kind[1] == "kWhile":
+            before, found, deepest = line, [], depth
+        elif kind and before and depth > deepest:
+            found.append(int((re.search(r"grid: \[(\d+)", line) or [0, 0])[1]))
+        elif kind and found:
+            break
+    return found

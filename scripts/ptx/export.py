@@ -22,6 +22,9 @@ _MANY_BLOCKS = {
 }
 
 
+LARGE = ((16_000_000, 1), (1_000_000, 64))  # Rows that lie on a GPU, and their features.
+
+
 def runs() -> dict[str, dict[str, Any]]:
     """Settings of `TrainConfig` by name, and those of `_train`."""
     stream = {"full_batch_engine": "stream", "num_epochs": 3, "learning_rate": 0.01}
@@ -72,6 +75,7 @@ def export(folder: Path) -> None:
         for name, settings in trained.items():
             digest = _train(**settings)
             print(f"{name}: {digest[:12]}, {found.named(name)} programs so far", flush=True)
+        _note_large(found)
         found.add_controls()
     for number, (function, args, kwargs, run) in enumerate(found.calls):
         made = found.concrete(function, *args, **kwargs)
@@ -83,6 +87,35 @@ def export(folder: Path) -> None:
     about = {"tensorflow": tf.__version__, "flags": numerics.flags_in_use(), "runs": len(trained), "commit": _commit()}
     (folder / "programs.json").write_text(json.dumps(about | {"programs": programs}, indent=1))
     print(f"{len(programs)} programs")
+
+
+def _note_large(found: _Found) -> None:
+    """The loops over steps of as many rows as a GPU would hold; they are lowered, not run."""
+    import numpy as np
+
+    import tensorflow as tf
+
+    from tapedist.data.blocks import TILE_ROWS
+    from tapedist.training import losses, optimizers
+    from tapedist.training.model import LinearModel
+    from tapedist.training.slot_steps import SlotSteps
+    from tapedist.training.steps import MAX_STEPS_PER_CALL, Problem
+
+    for rows, d in LARGE:
+        problem = Problem(
+            model=LinearModel(d), loss=losses.squared, optimizer=optimizers.sgd(0.001), dtype=tf.float32
+        )  # fmt: skip
+        steps = SlotSteps(
+            strategy=tf.distribute.get_strategy(), problem=problem, bounds=np.ones(d + 2), weighted=False, even=True,
+            parallel=1,
+        )  # fmt: skip
+        tiles = rows // TILE_ROWS
+        shapes = ([d + 1], [tiles, d, TILE_ROWS], [tiles, TILE_ROWS], [1], [MAX_STEPS_PER_CALL + 1, 2], [], [],
+                  [steps.num_settings])  # fmt: skip
+        types = (tf.float64, tf.float32, tf.float32, tf.int32, tf.float64, tf.int64, tf.int32, tf.float64)
+        state, x, y, *rest = (tf.TensorSpec(shape, dtype) for shape, dtype in zip(shapes, types, strict=True))
+        found.note(steps._fused_loop, (state, (x, y), *rest), {})
+        found.named(f"{rows:,} rows, d = {d}")
 
 
 class _Found:

@@ -17,6 +17,7 @@ FLOORS = {
     "errors": 0,
     "exact_arithmetic": 0,
     "own_matplotlib": 0,
+    "without_keras": 0,
     "numerics": 0.1,
     "text_values": 0,
     "options": 0.4,

@@ -101,7 +101,8 @@ def _train(config: TrainConfig) -> None:
     folder = run_folder.RunFolder.open(config.run_dir) if config.run_dir and spec.is_chief else None
     with folder or contextlib.nullcontext():
         with quiet.quiet_start():
-            from tapedist import run  # From here on there is TensorFlow.
+            with process.importing():
+                from tapedist import run  # From here on there is TensorFlow.
 
             run.find_devices()
         run.train_in(folder, config, spec=spec, quiet=False)

@@ -1,32 +1,41 @@
-"""TensorFlow without Keras, for commands: nothing here uses it, and it takes as long to import as TensorFlow itself."""
+"""TensorFlow without Keras, for commands: none of them uses it, and it takes almost as long to import as all the rest."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib.abc
 import sys
 from collections.abc import Iterator
+from typing import Any
 
-# What `import tensorflow` imports of Keras "so that anything that needs to happen at load time will trigger", and goes
-# on without where that fails.
+# What TensorFlow imports at its end, for what Keras registers with it, and goes on without if it cannot.
 _EAGER = ("keras.src", "tf_keras.src")
+
+
+class _Refusal(importlib.abc.MetaPathFinder):
+    """Finds no Keras while TensorFlow is being imported; afterwards it is there for whoever asks, as `tf.keras` too."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
+        if name in _EAGER and "tensorflow" in sys.modules and not hasattr(sys.modules["tensorflow"], "__all__"):
+            raise ModuleNotFoundError(f"{name} is left out", name=name)
+
+
+_REFUSAL = _Refusal()
 
 
 @contextlib.contextmanager
 def keras_left_out() -> Iterator[None]:
-    """Inside, Keras cannot be imported, so that TensorFlow imports itself alone; after it, `tf.keras` is as ever.
+    """An `import tensorflow` inside imports no Keras.
 
     For a process whose TensorFlow is ours: a program that imports tapedist finds TensorFlow as it always is.
     """
-    left_out = [name for name in _EAGER if name not in sys.modules]
-    sys.modules.update(dict.fromkeys(left_out))  # type: ignore[arg-type]  # None is Python's word for "not to be had".
+    sys.meta_path.insert(0, _REFUSAL)
     try:
         yield
     finally:
-        for name in left_out:
-            if sys.modules.get(name) is None:
-                sys.modules.pop(name, None)
+        sys.meta_path.remove(_REFUSAL)
 
 
 def is_left_out() -> bool:
     """Whether an `import tensorflow` would be without Keras."""
-    return "keras.src" in sys.modules and sys.modules["keras.src"] is None
+    return _REFUSAL in sys.meta_path

@@ -38,6 +38,7 @@ FLOORS = {
     "training.steps": 4,
     # On the steps stand blocks, moments and their quadratic form; on those the engines; on those the trainer.
     "training.slot_steps": 4.1,
+    "training.loss_steps": 4.1,
     "training.block_pass": 4.1,
     "training.block_steps": 4.2,
     "training.moments": 4.2,

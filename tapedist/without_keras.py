@@ -1,4 +1,4 @@
-"""TensorFlow without Keras, for commands: none of them uses it, and it takes almost as long to import as all the rest."""
+"""TensorFlow without Keras, for commands: none uses it, and it takes almost as long to import as all the rest."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import tapedist
-from tapedist import flags, process, quiet, signals
+from tapedist import flags, process, quiet, signals, without_keras
 from tapedist.cluster import doctor, launch
 from tapedist.cluster.doctor import DoctorConfig
 from tapedist.cluster.launch import LaunchConfig
@@ -101,7 +101,8 @@ def _train(config: TrainConfig) -> None:
     folder = run_folder.RunFolder.open(config.run_dir) if config.run_dir and spec.is_chief else None
     with folder or contextlib.nullcontext():
         with quiet.quiet_start():
-            from tapedist import run  # From here on there is TensorFlow.
+            with process.importing():
+                from tapedist import run  # From here on there is TensorFlow.
 
             run.find_devices()
         run.train_in(folder, config, spec=spec, quiet=False)
@@ -223,7 +224,7 @@ def main(argv: Sequence[str] | None = None, *, commands: Mapping[str, Command] =
             if line.help_wanted:
                 print(command_help(name, command), end="")
                 return 0
-            with quiet.noise_shown(line.verbosity > 0):
+            with quiet.noise_shown(line.verbosity > 0), without_keras.keras_left_out():
                 code = command.run(line.options()) or 0
                 if command.answers:
                     process.check_output()

@@ -92,7 +92,7 @@ def test_evaluator(
         passes += config.most_epochs // config.eval_every_epochs
     if config.early_stop_patience:
         passes += config.most_epochs // config.early_stop_every_epochs
-    return evaluator(engines.full_batch(setup, split="test", passes=passes), heed)
+    return evaluator(engines.full_loss(setup, split="test", passes=passes), heed)
 
 
 def _has_weight(source: Source, split: str, heed: Callable[[], bool]) -> bool:

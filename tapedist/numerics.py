@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 
-from tapedist import own_matplotlib
+from tapedist import own_matplotlib, without_keras
 
 XLA_FLAGS = (
     "--xla_disable_hlo_passes=tree_reduction_rewriter,cpu-parallel-task-assigner --xla_cpu_multi_thread_eigen=false"
@@ -49,5 +49,6 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 # Keras, which TensorFlow brings along, imports matplotlib, and fails where that does.
-with own_matplotlib.importable():
-    pass
+if not without_keras.is_left_out():
+    with own_matplotlib.importable():
+        pass

@@ -9,7 +9,7 @@ import gc
 import os
 import resource
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, TextIO
 
 from tapedist.errors import InputError, StorageError
@@ -55,6 +55,19 @@ def release_memory() -> None:
         gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # Another C library has its own ways.
         ctypes.CDLL(None)["malloc_trim"](0)
+
+
+@contextlib.contextmanager
+def importing() -> Iterator[None]:
+    """For a long import: what it makes stays, so that Python's collector need look through it neither now nor later."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+        gc.freeze()
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _tensorflow_has_started() -> bool:

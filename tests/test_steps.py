@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -217,3 +218,28 @@ def test_predictions_that_would_broadcast_are_refused(model: Callable[[tf.Tensor
     engine = engines.full_batch(setup, split="train", passes=2)
     with pytest.raises(ValueError, match=r"both must be \[k\]"):
         _run(engine, np.zeros(setup.problem.model.num_parameters), 1)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("loss", [losses.squared, losses.huber(0.5)])
+@pytest.mark.parametrize("l2", [0.0, 0.3])
+def test_a_loss_is_the_record_of_a_step(weighted: bool, loss: Any, l2: float):
+    setup = _setup(curve(1003, weighted=weighted), loss=loss)
+    setup = dataclasses.replace(setup, problem=dataclasses.replace(setup.problem, l2=l2))
+    measuring = engines.full_loss(setup, split="train", passes=2)
+    moving = engines.full_batch(setup, split="train", passes=2)
+    assert type(measuring) is not type(moving)
+    for state in (np.zeros(4), np.array([0.5, -0.25, 3.0, 1e-3])):
+        records = [
+            engine.run(state, step=0, num_steps=1, limit=np.inf, interrupted=lambda: False).records
+            for engine in (measuring, moving)
+        ]
+        np.testing.assert_array_equal(*records)
+
+
+def test_other_arithmetic_is_measured_by_its_steps():
+    setup = _setup(curve(1003))
+    fast = dataclasses.replace(setup, problem=dataclasses.replace(setup.problem, arithmetic="fast"))
+    for other in (fast, dataclasses.replace(setup, cache="none")):
+        found, steps = (make(other, split="train", passes=1) for make in (engines.full_loss, engines.full_batch))
+        assert type(found) is type(steps)

@@ -264,3 +264,37 @@ def test_one_compilation_serves_every_source():
         synthetic._columns.experimental_get_tracing_count(),
         synthetic._assemble.experimental_get_tracing_count(),
     )
+
+
+@pytest.mark.parametrize("d", [1, 3])
+def test_few_rows_are_those_of_many(d):
+    """Few are made once and read from memory, many are made where they are needed."""
+    changes = {"m": tuple(9.0 - j for j in range(d)), "mean": 0.5, "std": 3.0}
+    few, many = _source(n_samples=5000, **changes), _source(n_samples=10**6, **changes)
+    assert few.reader()
+    assert many.reader() is None
+    first = tf.constant([64, 3200], tf.int64)
+    for found, wanted in (
+        (few.take_runs("train", first, length=640), many.take_runs("train", first, length=640)),
+        (
+            few.take_tiles("train", first, length=640, tile_rows=128),
+            many.take_tiles("train", first, length=640, tile_rows=128),
+        ),
+        (_take(few, "test", [999, 0, 5]), _take(many, "train", [4999, 4000, 4005])),
+    ):
+        assert all(np.array_equal(a, b) for a, b in zip(found, wanted, strict=True))
+    behind = few.take_runs("test", tf.constant([960], tf.int64), length=64)
+    assert np.array_equal(behind[1][:40], _take(many, "train", np.arange(4960, 5000))[1])
+
+
+@pytest.mark.parametrize("numbers", [range(7, 300), np.array([5, 3, 999])])
+def test_few_rows_are_read_into_rows_and_tiles(numbers):
+    source = _source(n_samples=5000, m=(1.0, 2.0, 3.0))
+    reader, count = source.reader(), len(numbers)
+    x, y = _take(source, "test", np.asarray(numbers))
+    rows, targets, tiles = np.zeros([count, 3]), np.zeros(count), np.zeros([-(-count // 64), 3, 64], np.float32)
+    reader.read_into([rows, targets], "test", numbers)
+    assert np.array_equal(rows, x)
+    assert np.array_equal(targets, y)
+    reader.read_into([tiles, targets], "test", numbers)
+    assert np.array_equal(np.moveaxis(tiles, 1, 2).reshape(-1, 3)[:count], x)

@@ -38,7 +38,8 @@ def timed(owner: Any, method: str, name: str) -> None:
 def main() -> None:
     with phase("import tapedist's command line"):
         import tapedist.cli
-    with phase("import tensorflow"):
+        from tapedist import process, without_keras
+    with phase("import tensorflow, as a command does"), without_keras.keras_left_out(), process.importing():
         import tapedist.numerics  # noqa: F401
         import tensorflow  # noqa: F401, ICN001
     with phase("import tapedist.run"):
@@ -49,7 +50,8 @@ def main() -> None:
         from tapedist.training.trainer import Trainer
     timed(strategies, "create", "find devices, make strategy")
     timed(engines, "moments", "make moments engine")
-    timed(engines, "full_batch", "make stream engines, with their rows")
+    for method in ("full_batch", "full_loss"):
+        timed(engines, method, "make stream engines, with their rows")
     timed(Trainer, "fit", "train: pass, compile, 3,000 epochs")
     timed(Trainer, "close", "final losses: compile, sum")
     with phase("train, all of it"):

@@ -33,9 +33,9 @@ class Source(Protocol):
     """Where rows come from: any row of a split by its number, in any order, any number of times.
 
     A source may also have `take_runs` (and `take_tiles`), as the synthetic one does, or `read_into`, as tables do: they
-    spare the pipeline lists of row numbers. One with `ranges` (see `ranges.py`) spares training a pass. Weights of one
-    that has `weight_exponent` are divided by 2 to the power of it for training. One whose `holds_tiny` is False has no
-    number but 0 below 2**-126, so that none has to be looked for.
+    spare the pipeline lists of row numbers. One whose `reader()` is not None is read by that. One with `ranges` (see
+    `ranges.py`) spares training a pass. Weights of one that has `weight_exponent` are divided by 2 to the power of it
+    for training. One whose `holds_tiny` is False has no number but 0 below 2**-126, so that none has to be looked for.
     """
 
     @property

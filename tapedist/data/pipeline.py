@@ -61,8 +61,9 @@ def distribute(
         with tf.device("CPU:0"):
             going = tf.Variable(True, trainable=False)
 
-    if hasattr(source, "read_into"):
-        make = _read_by_numpy(source, plan, elements, dtype)
+    reader = source if hasattr(source, "read_into") else getattr(source, "reader", lambda: None)()
+    if reader is not None:
+        make = _read_by_numpy(reader, plan, elements, dtype)
     else:
 
         def make(turn: tf.Tensor, replica: tf.Tensor) -> tuple[tuple[tf.Tensor, ...], tf.Tensor]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,8 @@ import tensorflow as tf
 from tapedist.data import generator, synthetic_identity
 from tapedist.data.blocks import split_sizes
 from tapedist.data.ranges import Ranges
+from tapedist.data.table_gather import write_tiles
+from tapedist.data.table_spans import RowNumbers
 from tapedist.data.tiny import LEAST
 from tapedist.errors import InputError
 
@@ -136,6 +139,8 @@ class SyntheticSource:
         Returns:
             `(x, y)`, float32 of shapes `[k, d]` and `[k]`.
         """
+        if self._few:
+            return self._taken(split, tf.convert_to_tensor(indices, tf.int64))
         with tf.device("CPU:0"):  # On another device the last bits would differ.
             x, y = self._rows(self._columns_at(split, tf.convert_to_tensor(indices, tf.int64)))
         return x[: indices.shape[0]], y[: indices.shape[0]]
@@ -152,15 +157,44 @@ class SyntheticSource:
         Returns:
             `(x, y)`, float32 of shapes `[r * length, d]` and `[r * length]`.
         """
+        if self._few:
+            rows = tf.convert_to_tensor(first, tf.int64)[:, tf.newaxis] + tf.range(length, dtype=tf.int64)
+            return self._taken(split, tf.reshape(rows, [-1]))
         with tf.device("CPU:0"):
             x, y = self._rows(self._columns_of_runs(split, first, length))
         return x[: first.shape[0] * length], y[: first.shape[0] * length]
 
     def take_tiles(self, split: str, first: Any, *, length: int, tile_rows: int) -> tuple[Any, Any]:
         """`take_runs` with features in tiles of `T` rows, `[r * length / T, d, T]`, as they are made."""
+        if self._few:
+            x, y = self.take_runs(split, first, length=length)
+            return tf.transpose(tf.reshape(x, [-1, tile_rows, self.num_features]), [0, 2, 1]), y
         with tf.device("CPU:0"):
             columns = self._columns_of_runs(split, first, length)[:, : first.shape[0] * length]
             return self._rows(columns, tile_rows=tile_rows)
+
+    def reader(self) -> _FewRows | None:
+        """The rows for NumPy, where there are so few that all were made at once."""
+        return _FewRows(self, *self._all_rows) if self._few else None
+
+    @property
+    def _few(self) -> bool:
+        """Whether one call makes all rows, so that a second way to make them would only have to be compiled."""
+        return self.n_samples * len(_keys(self.seed, self.num_features)) <= _LEAST_PAIRS
+
+    @functools.cached_property
+    def _all_rows(self) -> tuple[np.ndarray, np.ndarray]:
+        """Few rows of both splits, `(x [n, d], y [n])`."""
+        with tf.init_scope(), tf.device("CPU:0"):
+            x, y = self._rows(self._columns_at("train", tf.range(self.n_samples, dtype=tf.int64)))
+            return x.numpy()[: self.n_samples], y.numpy()[: self.n_samples]
+
+    def _taken(self, split: str, rows: Any) -> tuple[Any, Any]:
+        """Of few rows those by number; runs may go on behind the last one."""
+        rows = tf.minimum(rows + self._first_row(split), self.n_samples - 1)
+        with tf.device("CPU:0"):
+            x, y = (tf.gather(tf.constant(column), rows) for column in self._all_rows)
+        return x, y
 
     def _columns_of_runs(self, split: str, first: Any, length: int) -> Any:
         """Columns of the rows of runs, complex64 `[P, r * length]`, or some more."""
@@ -207,6 +241,33 @@ class SyntheticSource:
         weights = np.zeros(2 * len(_keys(self.seed, d)), np.float32)
         weights[:d], weights[d] = self.m, self.noise_std
         return tf.constant(weights.reshape(-1, 2)), tf.constant(self.c, tf.float32), tf.constant(0)
+
+
+class _FewRows:
+    """Rows that lie in memory, as `element_rows.RowReader`.
+
+    Args:
+        source: made them.
+        x: float32 `[n, d]`, of both splits.
+        y: float32 `[n]`.
+    """
+
+    weighted = False
+
+    def __init__(self, source: SyntheticSource, x: np.ndarray, y: np.ndarray):
+        self.num_features, self.holds_tiny = source.num_features, source.holds_tiny
+        self._columns, self._first = (x, y), {"train": 0, "test": source.num_rows("train")}
+
+    def read_into(self, out: Sequence[np.ndarray], split: str, rows: RowNumbers, *, ascending: bool = True) -> None:
+        """Writes rows of `split` into `out`, which see `element_rows.RowReader`."""
+        first = self._first[split]
+        chosen = slice(first + rows.start, first + rows.stop) if isinstance(rows, range) else first + rows
+        x, y = (column[chosen] for column in self._columns)
+        out[1][...] = y
+        if out[0].ndim == 2:
+            out[0][...] = x
+        else:
+            write_tiles(out[0], 0, x.T)
 
 
 @functools.lru_cache(maxsize=8)

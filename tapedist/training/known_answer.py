@@ -39,6 +39,8 @@ def check_row_steps(
     tile_rows: int,
     slots: int,
     run: Callable[[np.ndarray, Any, Any], tuple[CallResult, ...]],
+    *,
+    moves: bool = True,
 ) -> None:
     """Holds one step over fixed rows against the reference; a program that other runs have shown is not run again.
 
@@ -49,6 +51,7 @@ def check_row_steps(
         slots: in the rows that the program takes; the step is to be over the first.
         run: `(state, per-replica rows, per-replica counts [slots]) -> what one step does`, by each loop that may do
             it; the first has the loss.
+        moves: whether it does more than measure.
 
     Raises:
         WrongAnswerError: if it does not compute as specified.
@@ -70,7 +73,7 @@ def check_row_steps(
     specified = specified_problem(problem)
     totals = reference.totals(theta, chunks, limits, specified)
     loss, weight, sums = reference.loss_and_gradient_sums(theta, totals, limits, specified)
-    wanted = _updated(state, sums, weight, problem)
+    wanted = _updated(state, sums, weight, problem) if moves else state
     same = all(np.array_equal(one.state, wanted) and one.records[0, 1] == weight for one in found)
     same &= found[0].records[0, 0] == loss
     _refuse_unless(bool(same), "a step over rows")

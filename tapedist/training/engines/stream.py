@@ -11,6 +11,7 @@ from tapedist.training import known_answer
 from tapedist.training.block_steps import BlockSteps
 from tapedist.training.engines.engine import Engine, Measured, WholeSteps, all_epochs, rough_steps
 from tapedist.training.engines.setup import Setup
+from tapedist.training.loss_steps import LossSteps
 from tapedist.training.slot_steps import SlotSteps
 from tapedist.training.steps import MAX_STEPS_PER_CALL, CallResult
 
@@ -46,6 +47,35 @@ class ResidentEngine(WholeSteps):
             state, self._rows, self._counts, np.zeros_like(steps), step=step, limit=limit, rough=rough
         )
         return result.complete(self._num_rows, self._split)
+
+
+class ResidentLoss(WholeSteps):
+    """The loss of such a split: its `run` leaves the record of one step, and moves nothing."""
+
+    name = "stream"
+    steps_per_epoch = 1
+
+    def __init__(self, setup: Setup, *, split: str):
+        self.reason = "the split is small: one compiled look at its rows"
+        self._split, self._num_rows = split, setup.source.num_rows(split)
+        room = setup.tiles(self._num_rows)
+        self._steps = LossSteps(**setup.programs(split, even=room["tiles"] * room["tile_rows"] == self._num_rows))
+        known_answer.check_row_steps(
+            self._steps, room["tiles"], room["tile_rows"], 1, lambda *rows: (self._steps.run(*rows),), moves=False
+        )
+        self._rows, self._counts = setup.split_at_hand(split)
+
+    def run(
+        self,
+        state: np.ndarray,
+        *,
+        step: int,
+        num_steps: int,
+        limit: float,
+        interrupted: Callable[[], bool],
+        measured: Measured = all_epochs,
+    ) -> CallResult:
+        return self._steps.run(state, self._rows, self._counts).complete(self._num_rows, self._split)
 
 
 class HeldEngine(WholeSteps):
@@ -137,3 +167,18 @@ def _full_batch(setup: Setup, split: str, passes: int) -> Engine:
     if held:
         return HeldEngine(setup, plan, split=split)
     return StreamedEngine(setup, plan, split=split, passes=passes)
+
+
+def full_loss(setup: Setup, *, split: str, passes: int) -> Engine:
+    """An engine of which only the first record of a `run` is wanted; arguments as in `full_batch`."""
+    resident = setup.block_plan(split).resident and setup.cache != "none"
+    # Of other arithmetic a smaller program may have other bits.
+    if resident and setup.num_replicas == 1 and known_answer.is_specified(setup.problem):
+        return setup.proven(
+            lambda setup: (
+                ResidentLoss(setup, split=split)
+                if known_answer.is_specified(setup.problem)
+                else _full_batch(setup, split, passes)
+            )
+        )
+    return full_batch(setup, split=split, passes=passes)

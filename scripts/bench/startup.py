@@ -39,7 +39,7 @@ def main() -> None:
     with phase("import tapedist's command line"):
         import tapedist.cli
         from tapedist import process, without_keras
-    with phase("import tensorflow, as a command does"), without_keras.keras_left_out(), process.importing():
+    with phase("import tensorflow"), without_keras.keras_left_out(), process.importing():
         import tapedist.numerics  # noqa: F401
         import tensorflow  # noqa: F401, ICN001
     with phase("import tapedist.run"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import math
 import os
 import subprocess
 import tempfile
@@ -22,7 +21,7 @@ from warm import warm_python
 SEED = 9
 REPLICAS = (0, 2, 3, 5)  # 0: the default strategy.
 SHAPES = [(1003, 96), (496, 33), (3, 10)]  # (rows, batch size): ragged tails; one row in the last batch; few rows.
-FORMS = ["tiled", "row-major", "table", "array"]
+FORMS = ["tiled", "long tiles", "row-major", "table", "array"]
 # (form, rows, batch size, replicas)
 CASES = [
     *(("narrow", *shape, replicas) for shape, replicas in itertools.product(SHAPES, REPLICAS)),
@@ -112,18 +111,19 @@ def _main() -> None:
         for form, n, size in (case[:3] for case in CASES if case[3] == replicas):
             source, plan, layout = _source(form, n), blocks.BatchPlan(n, size), {"row_major": form == "row-major"}
             elements = range(-(-3 * plan.steps_per_epoch // 4))
-            share = math.ceil(math.ceil(plan.batch_rows / count) / 2)
+            tile_rows = 40 if form in ("long tiles", "row-major") else 16
             for shuffle in ("rows", "batches", "none"):
                 element = pipeline.batch_elements(
                     plan, count, slots=4, order=pipeline.epoch_order(plan, shuffle=shuffle, seed=SEED),
                     row_numbers=pipeline.shuffled_rows(plan, seed=SEED) if shuffle == "rows" else None,
-                    tiles=2, tile_rows=share, **layout,
+                    tiles=blocks.share_tiles(plan.batch_rows, count, tile_rows), tile_rows=tile_rows, **layout,
                 )  # fmt: skip
                 found[f"{shuffle} {form} {n} {size}/{replicas}"] = _visited(strategy, source, element, elements)
             whole = blocks.BlockOrder.whole(n, 126, count)
-            element = pipeline.block_elements(whole, whole, split="train", tiles=2, tile_rows=64, **layout)
+            tiles = blocks.share_tiles(126, 1, tile_rows)
+            element = pipeline.block_elements(whole, whole, split="train", tiles=tiles, tile_rows=tile_rows, **layout)
             found[f"blocks {form} {n}/{replicas}"] = _visited(strategy, source, element, range(whole.turns))
-            tiles, tile_rows = blocks.tiles_of(-(-n // count), source.num_features)
+            tiles = blocks.share_tiles(n, count, tile_rows)
             element = pipeline.split_elements(n, count, split="train", tiles=tiles, tile_rows=tile_rows, **layout)
             found[f"split {form} {n}/{replicas}"] = _visited(strategy, source, element, range(1))
         plan, source = blocks.BatchPlan(HUGE + 5, 1024), Numbers(HUGE + 5)

@@ -98,8 +98,7 @@ class Setup:
             tile_rows: of a tile, where it is not that of the problem's sums.
         """
         tile_rows = tile_rows or self.tile_rows(rows)
-        tiles = -(-rows // tile_rows)
-        return {"tiles": max(1, -(-tiles // self.num_replicas)), "tile_rows": tile_rows}
+        return {"tiles": blocks.share_tiles(rows, self.num_replicas, tile_rows), "tile_rows": tile_rows}
 
     def block_plan(self, split: str, tile_rows: int = 0) -> BlockPlan:
         rows = self.source.num_rows(split)

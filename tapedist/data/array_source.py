@@ -18,6 +18,8 @@ from tapedist.data import frames
 from tapedist.data.ranges import Ranges, ranges_of_rows
 from tapedist.data.row_arrays import BLOCK_ROWS
 from tapedist.data.table_columns import listed
+from tapedist.data.table_gather import write_tiles
+from tapedist.data.table_spans import RowNumbers
 from tapedist.data.tiny import holds_tiny
 from tapedist.errors import InputError
 from tapedist.text_values import shown
@@ -116,6 +118,19 @@ class ArraySource:
         if isinstance(indices, range):
             indices = slice(indices.start, indices.stop)
         return tuple(column[first:][indices] for column in self._columns)
+
+    def read_into(self, out: Sequence[np.ndarray], split: str, rows: RowNumbers, *, ascending: bool = True) -> None:
+        """Writes rows of a split as training takes them: see `element_rows.RowReader`."""
+        (x, *rest), (features, *columns) = out, self.rows(split, rows)
+        with np.errstate(over="ignore"):  # A loss that is not finite is told by name.
+            if x.ndim == 3:
+                write_tiles(x, 0, features.T)
+            else:
+                x[...] = features
+            if self.weighted:
+                columns[1] = np.ldexp(columns[1].astype(np.float64), -self.weight_exponent)
+            for column, values in zip(rest, columns, strict=True):
+                column[...] = values
 
     def _first(self, split: str) -> int:
         return 0 if split == "train" else self._train

@@ -10,12 +10,18 @@ Legend: `R` replicas, `T` rows of a tile.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import numpy as np
 
 from tapedist.data.blocks import BatchPlan, BlockOrder
 from tapedist.data.epoch_order import WINDOW_ROWS, WindowOrder, epoch_batches, epoch_rows
+
+# `places -> (epoch, batch)`, int64 `[len(places)]` each: which batch of which epoch is at each place of a sequence.
+BatchSequence = Callable[[range], tuple[np.ndarray, np.ndarray]]
+
+_STEPS_AT_ONCE = 4096
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -143,7 +149,7 @@ def batch_elements(
     num_replicas: int,
     *,
     slots: int,
-    order: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
+    order: BatchSequence,
     row_numbers: ShuffledRows | None = None,
     tiles: int,
     tile_rows: int,
@@ -157,7 +163,7 @@ def batch_elements(
         plan: how an epoch is cut into batches.
         num_replicas: `R`.
         slots: batches per element.
-        order: `places int64 [slots] -> (epoch, batch)`: which batch of which epoch is at each place.
+        order: which batch of which epoch is at each place.
         row_numbers: the order of rows in an epoch; None where the numbers of rows are their positions.
         tiles: tiles of a replica's share.
         tile_rows: `T`.
@@ -167,13 +173,13 @@ def batch_elements(
     assert plan.batch_rows <= share * num_replicas
 
     def first_rows(element: int, replica: int) -> tuple[np.ndarray, np.ndarray]:
-        _, batches = order(element * slots + np.arange(slots))
-        before = np.minimum(replica * share, plan.rows_of(batches))
-        counts = np.minimum(share, plan.rows_of(batches) - before)
-        return batches * plan.batch_rows + before, counts
+        _, batches = order(range(element * slots, (element + 1) * slots))
+        rows = plan.rows_of(batches)
+        before = np.minimum(replica * share, rows)
+        return batches * plan.batch_rows + before, np.minimum(share, rows - before)
 
     def epochs(element: int) -> np.ndarray:
-        return order(element * slots + np.arange(slots))[0]
+        return order(range(element * slots, (element + 1) * slots))[0]
 
     return ElementPlan(
         split="train", slots=slots, tiles=tiles, tile_rows=tile_rows, row_major=row_major, first_rows=first_rows,
@@ -181,14 +187,23 @@ def batch_elements(
     )  # fmt: skip
 
 
-def epoch_order(plan: BatchPlan, *, shuffle: str, seed: int) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """`steps -> (epoch, batch)` of a run's steps, for `batch_elements`."""
+def epoch_order(plan: BatchPlan, *, shuffle: str, seed: int) -> BatchSequence:
+    """The sequence of batches of a run's steps; may be asked from several threads."""
     per_epoch = plan.steps_per_epoch
 
-    def order(steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        epochs, batches = np.divmod(steps, per_epoch)
+    # Many at once take half the time, and what makes elements asks for the same ones as what counts their rows.
+    @functools.lru_cache(maxsize=8)
+    def found(number: int) -> tuple[np.ndarray, np.ndarray]:
+        epochs, batches = np.divmod(number * _STEPS_AT_ONCE + np.arange(_STEPS_AT_ONCE), per_epoch)
         if shuffle == "batches":
             batches = epoch_batches(batches, num_batches=per_epoch, seed=seed, epochs=epochs)
+        return epochs, batches
+
+    def order(steps: range) -> tuple[np.ndarray, np.ndarray]:
+        first = steps.start // _STEPS_AT_ONCE
+        parts = [found(number) for number in range(first, -(-steps.stop // _STEPS_AT_ONCE))]
+        inside = slice(steps.start - first * _STEPS_AT_ONCE, steps.stop - first * _STEPS_AT_ONCE)
+        epochs, batches = (np.concatenate(columns)[inside] for columns in zip(*parts, strict=True))
         return epochs, batches
 
     return order

@@ -37,7 +37,7 @@ class _Batches(WholeSteps):
     def _run(self, state: np.ndarray, element: Any, slots: np.ndarray, *, step: int, limit: float) -> CallResult:
         rows, counts = element
         result = self._steps.run(state, rows, counts, slots, step=step, limit=limit)
-        _, batches = self._order(step + np.arange(len(slots)))
+        _, batches = self._order(range(step, step + len(slots)))
         return result.complete(self._plan.rows_of(batches), "train")
 
 
@@ -51,7 +51,7 @@ class ResidentBatches(_Batches):
             plan,
             setup.num_replicas,
             slots=plan.steps_per_epoch,
-            order=lambda places: (np.zeros_like(places), places),
+            order=lambda places: (np.zeros(len(places), np.int64), np.arange(places.start, places.stop)),
             **setup.tiles(plan.batch_rows),
             row_major=setup.problem.row_major,
         )
@@ -60,7 +60,7 @@ class ResidentBatches(_Batches):
     def run(
         self, state: np.ndarray, *, step: int, num_steps: int, limit: float, interrupted: Callable[[], bool]
     ) -> CallResult:
-        _, batches = self._order(step + np.arange(min(num_steps, MAX_STEPS_PER_CALL)))
+        _, batches = self._order(range(step, step + min(num_steps, MAX_STEPS_PER_CALL)))
         return self._run(state, self._element, batches, step=step, limit=limit)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -54,6 +55,15 @@ class ElementPlan:
         """Rows that a slot has room for."""
         return self.tiles * self.tile_rows
 
+    @property
+    def tiled_shape(self) -> tuple[int, int]:
+        """Of the target, and of weights."""
+        return self.slots * self.tiles, self.tile_rows
+
+    def x_shape(self, num_features: int) -> tuple[int, int, int]:
+        tiles, rows = self.tiled_shape
+        return (tiles, rows, num_features) if self.row_major else (tiles, num_features, rows)
+
     def row_numbers(self, element: int, positions: np.ndarray) -> np.ndarray:
         """Row numbers at positions `[slots, k]` of an element; padding beyond the split stays in range."""
         assert self.shuffled
@@ -86,51 +96,29 @@ class ShuffledRows:
     def __call__(self, epoch: int, positions: np.ndarray) -> np.ndarray:
         """Row numbers at positions of any shape; those beyond the split stay in range."""
         inside = np.minimum(positions, self.plan.num_rows - 1).ravel()
-        rows = epoch_rows(
-            inside, num_rows=self.plan.num_rows, seed=self.seed, epoch=epoch, window=self.window
-        )  # fmt: skip
+        rows = epoch_rows(inside, num_rows=self.plan.num_rows, seed=self.seed, epoch=epoch, window=self.window)
         return rows.reshape(positions.shape)
 
 
-def split_elements(
-    num_rows: int, num_replicas: int, *, split: str, tiles: int, tile_rows: int, row_major: bool = False
-) -> ElementPlan:
-    """The one element of a resident split: each replica fills its tiles in order, the last ones with what is left.
-
-    Args:
-        num_rows: `n`.
-        num_replicas: `R`.
-        split: "train" or "test".
-        tiles: tiles of the element.
-        tile_rows: `T`.
-        row_major: see `ElementPlan`.
-    """
-    share = tiles * tile_rows
-    assert num_rows <= share * num_replicas
-
-    def first_rows(element: int, replica: int) -> tuple[np.ndarray, np.ndarray]:
-        first = min(replica * share, num_rows)
-        return np.array([first]), np.array([min(share, num_rows - first)])
-
-    return ElementPlan(
-        split=split, slots=1, tiles=tiles, tile_rows=tile_rows, row_major=row_major, first_rows=first_rows
-    )
+def in_order(places: range) -> tuple[np.ndarray, np.ndarray]:
+    """The batches of the first epoch, as a `BatchSequence`."""
+    return np.zeros(len(places), np.int64), np.arange(places.start, places.stop)
 
 
-def block_elements(
-    order: BlockOrder, whole: BlockOrder, *, split: str, tiles: int, tile_rows: int, row_major: bool = False
-) -> ElementPlan:
+def split_elements(num_rows: int, num_replicas: int, *, split: str, **layout: Any) -> ElementPlan:
+    """The one element of a resident split, which is a batch of all rows: see `batch_elements`."""
+    return batch_elements(BatchPlan(num_rows, num_rows), num_replicas, slots=1, order=in_order, split=split, **layout)
+
+
+def block_elements(order: BlockOrder, whole: BlockOrder, *, split: str, **layout: Any) -> ElementPlan:
     """Element `t`: the blocks of turn `t`. Behind a pass begins the next one, from its beginning.
 
     Args:
         order: the pass to begin with.
         whole: a pass from its beginning, in blocks of the same size.
         split: "train" or "test".
-        tiles: tiles of a block.
-        tile_rows: `T`; all tiles together have room for a block.
-        row_major: see `ElementPlan`.
+        **layout: `tiles`, which have room for a block, `tile_rows` and `row_major` of the plan.
     """
-    assert max(order.block_rows, whole.block_rows) <= tiles * tile_rows
 
     def first_rows(element: int, replica: int) -> tuple[np.ndarray, np.ndarray]:
         if element < order.turns:
@@ -139,9 +127,9 @@ def block_elements(
             rows = whole.block((element - order.turns) % whole.turns, replica)
         return np.array([rows.start]), np.array([len(rows)])
 
-    return ElementPlan(
-        split=split, slots=1, tiles=tiles, tile_rows=tile_rows, row_major=row_major, first_rows=first_rows
-    )
+    plan = ElementPlan(split=split, slots=1, first_rows=first_rows, **layout)
+    assert max(order.block_rows, whole.block_rows) <= plan.slot_rows
+    return plan
 
 
 def batch_elements(
@@ -151,11 +139,10 @@ def batch_elements(
     slots: int,
     order: BatchSequence,
     row_numbers: ShuffledRows | None = None,
-    tiles: int,
-    tile_rows: int,
-    row_major: bool = False,
+    split: str = "train",
+    **layout: Any,
 ) -> ElementPlan:
-    """Element `t`: batches at places `t * slots ...` of the sequence of batches that `order` describes.
+    """Element `t`: the batches at places `t * slots ...` of a sequence.
 
     Each replica fills its tiles with consecutive rows of a batch, the last ones with what is left.
 
@@ -165,26 +152,25 @@ def batch_elements(
         slots: batches per element.
         order: which batch of which epoch is at each place.
         row_numbers: the order of rows in an epoch; None where the numbers of rows are their positions.
-        tiles: tiles of a replica's share.
-        tile_rows: `T`.
-        row_major: see `ElementPlan`.
+        split: "train" or "test".
+        **layout: `tiles` of a replica's share of a batch, `tile_rows` and `row_major` of the plan.
     """
-    share = tiles * tile_rows
-    assert plan.batch_rows <= share * num_replicas
+
+    def batches_of(element: int) -> tuple[np.ndarray, np.ndarray]:
+        return order(range(element * slots, (element + 1) * slots))
 
     def first_rows(element: int, replica: int) -> tuple[np.ndarray, np.ndarray]:
-        _, batches = order(range(element * slots, (element + 1) * slots))
+        _, batches = batches_of(element)
         rows = plan.rows_of(batches)
-        before = np.minimum(replica * share, rows)
-        return batches * plan.batch_rows + before, np.minimum(share, rows - before)
+        before = np.minimum(replica * elements.slot_rows, rows)
+        return batches * plan.batch_rows + before, np.minimum(elements.slot_rows, rows - before)
 
-    def epochs(element: int) -> np.ndarray:
-        return order(range(element * slots, (element + 1) * slots))[0]
-
-    return ElementPlan(
-        split="train", slots=slots, tiles=tiles, tile_rows=tile_rows, row_major=row_major, first_rows=first_rows,
-        epochs=epochs, shuffled=row_numbers,
+    elements = ElementPlan(
+        split=split, slots=slots, first_rows=first_rows, epochs=lambda element: batches_of(element)[0],
+        shuffled=row_numbers, **layout,
     )  # fmt: skip
+    assert plan.batch_rows <= elements.slot_rows * num_replicas
+    return elements
 
 
 def epoch_order(plan: BatchPlan, *, shuffle: str, seed: int) -> BatchSequence:
@@ -207,8 +193,3 @@ def epoch_order(plan: BatchPlan, *, shuffle: str, seed: int) -> BatchSequence:
         return epochs, batches
 
     return order
-
-
-def shuffled_rows(plan: BatchPlan, *, seed: int) -> ShuffledRows:
-    """The order of rows under `--shuffle=rows`, for `batch_elements`."""
-    return ShuffledRows(plan, seed)

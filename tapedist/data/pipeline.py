@@ -21,24 +21,12 @@ import numpy as np
 import tapedist.numerics  # noqa: F401  (before TensorFlow)
 import tensorflow as tf
 
-from tapedist.data.blocks import BlockOrder, Source
+from tapedist.data.blocks import Source
 from tapedist.data.element_rows import ElementRows
 from tapedist.data.element_stream import ElementStream
-from tapedist.data.elements import (
-    ElementPlan,
-    batch_elements,
-    block_elements,
-    epoch_order,
-    shuffled_rows,
-    split_elements,
-)
+from tapedist.data.elements import ElementPlan
 from tapedist.data.table_gather import empty, write_tiles
 from tapedist.data.tiny import LEAST, ROUNDS_UP
-
-__all__ = [
-    "BlockOrder", "ElementPlan", "batch_elements", "block_elements", "distribute", "epoch_order", "shuffled_rows",
-    "split_elements",
-]  # fmt: skip
 
 _PREFETCH = 2
 _PLACES_AT_ONCE = 8  # Elements for which one call of Python says where their rows are: a call takes 0.3 ms.
@@ -100,9 +88,7 @@ def _read_by_numpy(
 ) -> tuple[tf.data.Dataset, _Make]:
     """The numbers of `count` elements, and what makes each of its number `i`: that of the plan is `at(i)`."""
     read = ElementRows(source, plan, dtype.as_numpy_dtype)
-    tiles = plan.slots * plan.tiles
-    x = [tiles, *([plan.tile_rows, source.num_features] if plan.row_major else [source.num_features, plan.tile_rows])]
-    shapes = [x, *[[tiles, plan.tile_rows]] * (1 + source.weighted), [plan.slots]]
+    shapes = [plan.x_shape(source.num_features), *[plan.tiled_shape] * (1 + source.weighted), [plan.slots]]
     types = [*[dtype] * (2 + source.weighted), tf.int32]
 
     def make(i: tf.Tensor) -> tuple[tuple[tf.Tensor, ...], tf.Tensor]:
@@ -168,8 +154,7 @@ def _element(
     if source.weighted:
         columns = _where(columns[2] > 0, columns)
     x, *rest = columns
-    tiled = [tf.reshape(column, [plan.slots * plan.tiles, plan.tile_rows]) for column in rest]
-    return (_tiles(x, plan), *tiled), tf.cast(counts, tf.int32)
+    return (_tiles(x, plan), *(tf.reshape(column, plan.tiled_shape) for column in rest)), tf.cast(counts, tf.int32)
 
 
 def _rounded(column: tf.Tensor, dtype: tf.DType, *, tiny: bool) -> tf.Tensor:
@@ -198,14 +183,14 @@ def _tiles(x: tf.Tensor, plan: ElementPlan) -> tf.Tensor:
     """Rows `[slots * tiles * T, d]`, unless they are tiles already, as the plan's tiles."""
     if x.shape.rank == 3:
         return x
-    tiles, d = plan.slots * plan.tiles, x.shape[1]
-    if plan.row_major or d == 1:
-        return tf.reshape(x, [tiles, plan.tile_rows, d] if plan.row_major else [tiles, d, plan.tile_rows])
+    shape = plan.x_shape(x.shape[1])
+    if plan.row_major or x.shape[1] == 1:
+        return tf.reshape(x, shape)
 
-    def transposed(rows: np.ndarray) -> np.ndarray:
-        found = empty((tiles, d, plan.tile_rows), rows.dtype)
+    def turned(rows: np.ndarray) -> list[np.ndarray]:
+        found = empty(shape, rows.dtype)
         write_tiles(found, 0, rows.T)
-        return found
+        return [found]
 
     # Ten times as fast as TensorFlow's own transposition.
-    return _called(lambda rows: [transposed(rows)], [x], [x.dtype], [[tiles, d, plan.tile_rows]])[0]
+    return _called(turned, [x], [x.dtype], [shape])[0]

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from tapedist.data import pipeline
 from tapedist.data.blocks import BatchPlan
+from tapedist.data.elements import ShuffledRows, batch_elements, epoch_order, in_order
 from tapedist.training import known_answer
 from tapedist.training.engines.engine import Engine, WholeSteps
 from tapedist.training.engines.setup import Setup
@@ -27,7 +27,7 @@ class _Batches(WholeSteps):
     def __init__(self, setup: Setup, plan: BatchPlan, *, shuffle: str, seed: int, slots: int):
         self.steps_per_epoch = plan.steps_per_epoch
         self._plan = plan
-        self._order = pipeline.epoch_order(plan, shuffle=shuffle, seed=seed)
+        self._order = epoch_order(plan, shuffle=shuffle, seed=seed)
         room = setup.tiles(plan.batch_rows)
         full = room["tiles"] * room["tile_rows"] * setup.num_replicas == plan.batch_rows
         even = full and plan.num_rows % plan.batch_rows == 0
@@ -47,11 +47,11 @@ class ResidentBatches(_Batches):
     def __init__(self, setup: Setup, plan: BatchPlan, *, shuffle: str, seed: int):
         super().__init__(setup, plan, shuffle=shuffle, seed=seed, slots=plan.steps_per_epoch)
         self.reason = "all batches are held in device memory"
-        element = pipeline.batch_elements(
+        element = batch_elements(
             plan,
             setup.num_replicas,
             slots=plan.steps_per_epoch,
-            order=lambda places: (np.zeros(len(places), np.int64), np.arange(places.start, places.stop)),
+            order=in_order,
             **setup.tiles(plan.batch_rows),
             row_major=setup.problem.row_major,
         )
@@ -72,12 +72,12 @@ class StreamedBatches(_Batches):
         super().__init__(setup, plan, shuffle=shuffle, seed=seed, slots=self._slots)
         self._setup = setup
         self.reason = f"batches are streamed, {self._slots} at a time"
-        self._element = pipeline.batch_elements(
+        self._element = batch_elements(
             plan,
             setup.num_replicas,
             slots=self._slots,
             order=self._order,
-            row_numbers=pipeline.shuffled_rows(plan, seed=seed) if shuffle == "rows" else None,
+            row_numbers=ShuffledRows(plan, seed) if shuffle == "rows" else None,
             **setup.tiles(plan.batch_rows),
             row_major=setup.problem.row_major,
         )

@@ -13,8 +13,9 @@ import tapedist.numerics  # noqa: F401  (before TensorFlow)
 import tensorflow as tf
 
 from tapedist.data import blocks, pipeline
-from tapedist.data.blocks import BlockPlan, Source
+from tapedist.data.blocks import BlockOrder, BlockPlan, Source
 from tapedist.data.element_stream import ElementStream
+from tapedist.data.elements import ElementPlan, block_elements, split_elements
 from tapedist.training.block_pass import BlockPass
 from tapedist.training.bounds import Bounds
 from tapedist.training.replicas import Replicas, local_devices
@@ -104,7 +105,7 @@ class Setup:
         rows = self.source.num_rows(split)
         return BlockPlan(rows, self.source.num_features, self.dtype.size, tile_rows or self.tile_rows(rows))
 
-    def elements(self, plan: pipeline.ElementPlan, elements: range) -> ElementStream:
+    def elements(self, plan: ElementPlan, elements: range) -> ElementStream:
         cores = len(os.sched_getaffinity(0))
         return pipeline.distribute(
             self.strategy, self.source, plan, elements=elements, dtype=self.dtype, parallel=cores
@@ -119,19 +120,19 @@ class Setup:
             row_major: the same of its layout.
         """
         rows = self.source.num_rows(split)
-        plan = pipeline.split_elements(
+        plan = split_elements(
             rows, self.num_replicas, split=split, **self.tiles(rows, tile_rows),
             row_major=self.problem.row_major if row_major is None else row_major,
         )  # fmt: skip
         return next(self.elements(plan, range(1)))
 
-    def blocks(self, plan: BlockPlan, *, split: str, row_major: bool) -> tuple[pipeline.BlockOrder, Any]:
+    def blocks(self, plan: BlockPlan, *, split: str, row_major: bool) -> tuple[BlockOrder, Any]:
         """A pass over the blocks of a split, and `(order, passes) -> elements` from what is left by an order on."""
-        whole = pipeline.BlockOrder.whole(plan.num_rows, plan.block_rows, self.num_replicas)
+        whole = BlockOrder.whole(plan.num_rows, plan.block_rows, self.num_replicas)
 
-        def elements(order: pipeline.BlockOrder, passes: int) -> ElementStream:
+        def elements(order: BlockOrder, passes: int) -> ElementStream:
             turns = order.turns + (passes - 1) * whole.turns
-            element = pipeline.block_elements(
+            element = block_elements(
                 order, whole, split=split, tiles=plan.tiles, tile_rows=plan.tile_rows, row_major=row_major
             )
             return self.elements(element, range(turns))

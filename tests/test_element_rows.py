@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tapedist.data import element_rows
+from tapedist.data.array_source import ArraySource
 from tapedist.data.blocks import BatchPlan, BlockOrder, share_tiles
 from tapedist.data.element_rows import ElementRows
 from tapedist.data.elements import (
@@ -81,18 +82,19 @@ def _plans(n: int, replicas: int, **form: Any) -> Iterator[tuple[str, ElementPla
 
 
 @pytest.fixture(scope="module")
-def tables(table: TableSource, tmp_path_factory: pytest.TempPathFactory) -> dict[str, TableSource]:
+def tables(table: TableSource, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     path = tmp_path_factory.mktemp("table") / "t.npz"
     draw = np.random.default_rng(1)
     np.savez(path, x=draw.normal(size=(N, 1)), y=draw.normal(size=N))
-    return {"weighted": table, "of one column": open_table(str(path), test_fraction=0.1)}
+    arrays = ArraySource(draw.normal(size=(N, 3)), draw.normal(size=N), draw.integers(0, 3, N), test_rows=300)
+    return {"weighted": table, "of one column": open_table(str(path), test_fraction=0.1), "arrays": arrays}
 
 
-@pytest.mark.parametrize("name", ["weighted", "of one column"])
+@pytest.mark.parametrize("name", ["weighted", "of one column", "arrays"])
 @pytest.mark.parametrize("row_major", [False, True])
 @pytest.mark.parametrize(("replicas", "held"), [(1, 0), (1, 3), (3, 3)])
 def test_elements_hold_the_rows_of_their_plan(
-    tables: dict[str, TableSource],
+    tables: dict[str, Any],
     name: str,
     replicas: int,
     held: int,

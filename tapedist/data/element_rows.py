@@ -1,4 +1,4 @@
-"""The rows of an element read by NumPy, for tables: long ranges of rows at a time, without a list of their numbers.
+"""The rows of an element read by NumPy, of tables and arrays: long ranges at a time, without a list of their numbers.
 
 Legend: as in `elements.py`; `d` features, `N` rows that the slots of an element have room for.
 """

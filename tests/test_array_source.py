@@ -47,6 +47,24 @@ def test_standard_units_of_runs_are_those_of_rows():
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("d", [1, 3, 40])
+def test_what_numpy_writes_is_what_tensorflow_takes(d: int, dtype: str):
+    """In raw and standard units, as rows and as tiles, by range and by number."""
+    raw = ArraySource(np.tile(X, [1, 14])[:, :d].astype(dtype), Y.astype(dtype), W, test_rows=10)
+    source: Any
+    for source in (raw, StandardUnits.of(raw, fit_intercept=True).rows(raw)):
+        for rows in (range(30, 190), np.arange(160) * 7 % 190):
+            x, y, w = (column.numpy() for column in source.take("train", tf.constant([*rows], tf.int64)))
+            tiled, flat, target, weight = np.empty([10, d, 16]), np.empty([160, d]), np.empty(160), np.empty(160)
+            source.read_into((tiled, target, weight), "train", rows)
+            source.read_into((flat, target, weight), "train", rows)
+            np.testing.assert_array_equal(flat, x)
+            np.testing.assert_array_equal(tiled.swapaxes(1, 2).reshape(160, d), x)
+            np.testing.assert_array_equal(target, y)
+            np.testing.assert_array_equal(weight, np.ldexp(w, -raw.weight_exponent))
+
+
 def test_arrays_are_not_written_into_graphs():
     """Where they would be copied with every change, and must not exceed 2 GiB."""
     source = ArraySource(np.zeros([200_000, 4]), np.zeros(200_000))

@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 from oracle import batches, permutation
 
 from tapedist.data import blocks
-from tapedist.data.blocks import BatchPlan, BlockOrder, BlockPlan, split_sizes, tiles_of
+from tapedist.data.blocks import BatchPlan, BlockOrder, BlockPlan, product_tile_rows, share_tiles, split_sizes
 from tapedist.data.elements import block_elements, split_elements
 from tapedist.data.epoch_order import WINDOW_ROWS, epoch_batches, epoch_rows, permuted
 
 SEEDS = st.integers(0, 2**63 - 1)
 FEATURES = st.sampled_from([1, 2, 3, 7, 8, 64, 1000, 4000])
 REPLICAS = st.integers(1, 12)
+TILE_ROWS = st.sampled_from([1, 16, 48, 128, 1000])
 
 
 @pytest.mark.parametrize(
@@ -50,41 +51,59 @@ def test_a_split_covers_the_rows_and_leaves_some_to_train(n: int, fraction: floa
 
 
 @pytest.mark.parametrize(
-    ("n", "d", "itemsize", "tiles", "tile_rows", "resident"),
+    ("n", "d", "itemsize", "tile_rows", "tiles", "resident"),
     [
-        (8000, 1, 4, 1, 8000, True),  # The tutorial.
-        (3, 1, 4, 1, 64, True),
-        (0, 1, 4, 1, 64, True),
-        (1_000_000, 1, 4, 64, 8192, False),
-        (1_000_000, 2, 8, 16, 8192, False),
-        (1_000_000, 3, 4, 170, 1024, False),
-        (1_000_000, 8, 4, 64, 1024, False),
-        (1_000_000, 64, 4, 64, 128, False),
-        (200_000, 4000, 4, 2, 64, False),
+        (8000, 1, 4, 16, 500, True),  # The tutorial.
+        (3, 1, 4, 16, 1, True),
+        (0, 1, 4, 16, 1, True),
+        (1_000_000, 1, 4, 16, 2**15, False),
+        (1_000_000, 1, 4, 1024, 2**9, False),
+        (1_000_000, 2, 8, 16, 2**13, False),
+        (1_000_000, 3, 4, 1024, 170, False),
+        (1_000_000, 8, 4, 16, 2**12, False),
+        (1_000_000, 64, 4, 128, 64, False),
+        (200_000, 4000, 4, 16, 8, False),
+        (200_000, 4000, 4, 64, 2, False),
+        (200_000, 40_000, 4, 16, 1, False),
     ],
 )
-def test_block_plans(n: int, d: int, itemsize: int, tiles: int, tile_rows: int, resident: bool):
-    plan = BlockPlan(n, d, itemsize)
-    assert (plan.tiles, plan.tile_rows, plan.resident) == (tiles, tile_rows, resident)
+def test_block_plans(n: int, d: int, itemsize: int, tile_rows: int, tiles: int, resident: bool):
+    plan = BlockPlan(n, d, itemsize, tile_rows)
+    assert (plan.tiles, plan.resident) == (tiles, resident)
 
 
 @settings(deadline=None)
-@given(n=st.integers(0, 2**20) | st.integers(2**31, 2**62), d=FEATURES, itemsize=st.sampled_from([4, 8]))
-def test_blocks_are_no_larger_than_they_need_to_be(n: int, d: int, itemsize: int):
-    plan = BlockPlan(n, d, itemsize)
-    assert plan.block_rows == plan.tiles * plan.tile_rows
-    assert plan.block_rows < max(1, n) + plan.tile_rows
+@given(
+    n=st.integers(0, 2**20) | st.integers(2**31, 2**62), d=FEATURES, itemsize=st.sampled_from([4, 8]), size=TILE_ROWS
+)
+def test_blocks_are_no_larger_than_they_need_to_be(n: int, d: int, itemsize: int, size: int):
+    plan = BlockPlan(n, d, itemsize, size)
+    assert plan.block_rows == plan.tiles * size
+    assert plan.block_rows < max(1, n) + size
+    assert n <= plan.num_blocks * plan.block_rows < n + plan.block_rows
     assert plan.block_rows <= blocks.MOST_BLOCK_ROWS
     assert plan.tiles == 1 or plan.block_rows * d * itemsize <= blocks.BLOCK_BYTES
 
 
 @settings(deadline=None)
-@given(rows=st.integers(0, 10**7), d=FEATURES)
-def test_tiles_hold_a_share_and_little_more(rows: int, d: int):
-    tiles, tile_rows = tiles_of(rows, d)
-    assert tile_rows <= blocks.most_tile_rows(d)
-    assert rows <= tiles * tile_rows <= max(1, rows + 16 * tiles)
-    assert (tiles - 1) * blocks.most_tile_rows(d) < max(1, rows)
+@given(rows=st.integers(0, 10**7), replicas=REPLICAS, size=TILE_ROWS)
+def test_tiles_hold_a_share_and_little_more(rows: int, replicas: int, size: int):
+    tiles = share_tiles(rows, replicas, size)
+    assert tiles >= 1
+    assert (tiles - 1) * size * replicas < max(1, rows) <= tiles * size * replicas
+
+
+@settings(deadline=None)
+@given(rows=st.integers(0, 10**4) | st.integers(0, 2**62), d=FEATURES)
+def test_tiles_for_products_are_large_where_there_are_rows(rows: int, d: int):
+    size = product_tile_rows(rows, d)
+    assert size % blocks.TILE_ROWS == 0
+    if rows > blocks.MOST_PRODUCT_ROWS:
+        assert size.bit_count() == 1
+        assert blocks.LEAST_PRODUCT_ROWS <= size <= blocks.MOST_PRODUCT_ROWS
+        assert size == blocks.LEAST_PRODUCT_ROWS or size * d * 8 < 2 * blocks.PRODUCT_BYTES
+    assert size <= product_tile_rows(2**62, d)
+    assert size < max(1, rows) + blocks.TILE_ROWS
 
 
 @st.composite
@@ -164,10 +183,9 @@ def test_elements_go_on_with_whole_passes(n: int, block_rows: int, replicas: int
 
 
 @settings(deadline=None)
-@given(n=st.integers(0, 5000), replicas=REPLICAS, d=FEATURES)
-def test_replicas_share_a_resident_split(n: int, replicas: int, d: int):
-    tiles, tile_rows = tiles_of(-(-n // replicas), d)
-    plan = split_elements(n, replicas, split="test", tiles=tiles, tile_rows=tile_rows)
+@given(n=st.integers(0, 5000), replicas=REPLICAS, size=TILE_ROWS)
+def test_replicas_share_a_resident_split(n: int, replicas: int, size: int):
+    plan = split_elements(n, replicas, split="test", tiles=share_tiles(n, replicas, size), tile_rows=size)
     shares = [plan.first_rows(0, replica) for replica in range(replicas)]
     assert [row for first, counts in shares for row in range(int(first[0]), int(first[0] + counts[0]))] == list(
         range(n)
@@ -178,12 +196,10 @@ def test_replicas_share_a_resident_split(n: int, replicas: int, d: int):
 @given(n=st.integers(1, 10**6), batch=st.integers(1, 2**40))
 def test_batches_cover_an_epoch(n: int, batch: int):
     plan = BatchPlan(n, batch)
-    numbers = {0, plan.steps_per_epoch // 2, plan.steps_per_epoch - 1}
-    assert plan.batch_range(plan.steps_per_epoch - 1).stop == n
-    for number in numbers:
-        rows = plan.batch_range(number)
-        assert rows.start == number * plan.batch_rows
-        assert 1 <= len(rows) == plan.rows_of(np.array(number)) <= min(batch, n)
+    last = plan.steps_per_epoch - 1
+    first, middle, rest = plan.rows_of(np.array([0, last // 2, last])).tolist()
+    assert last * plan.batch_rows + rest == n
+    assert 1 <= rest <= middle == first == plan.batch_rows == min(batch, n)
 
 
 @settings(deadline=None)
@@ -254,8 +270,7 @@ def test_the_oracle_and_the_plan_agree_on_batches(shuffle: str):
         if shuffle == "rows":
             rows = epoch_rows(rows, num_rows=n, seed=seed, epoch=epoch, window=300)
         for number in numbers:
-            found = rows[plan.batch_range(int(number)).start : plan.batch_range(int(number)).stop]
-            np.testing.assert_array_equal(found, next(wanted))
+            np.testing.assert_array_equal(rows[number * size : (number + 1) * size], next(wanted))
 
 
 def test_orders_of_many_epochs_at_once_are_the_orders_of_each():

@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from tapedist.data import element_rows
-from tapedist.data.blocks import BatchPlan, BlockOrder, tiles_of
+from tapedist.data.array_source import ArraySource
+from tapedist.data.blocks import BatchPlan, BlockOrder, share_tiles
 from tapedist.data.element_rows import ElementRows
 from tapedist.data.elements import (
     ElementPlan,
@@ -61,37 +62,39 @@ def _by_arithmetic(source: TableSource, plan: ElementPlan, element: int, replica
 
 def _plans(n: int, replicas: int, **form: Any) -> Iterator[tuple[str, ElementPlan, int]]:
     """Names, plans and their numbers of elements: rows in order, batches shuffled, rows shuffled; blocks; a split."""
-    for size, slots in ((96, 4), (1000, 2), (7, 50), (1, 300)):
+    for size, slots, tile_rows in ((96, 4, 16), (96, 4, 40), (1000, 2, 64), (1000, 2, 16), (7, 50, 16), (1, 300, 16)):
         plan = BatchPlan(n, size)
-        tiles, tile_rows = tiles_of(-(-plan.batch_rows // replicas), 64)
+        tiles = share_tiles(size, replicas, tile_rows)
         for shuffle in ("none", "batches", "rows"):
             rows = ShuffledRows(plan, 5, window=400) if shuffle == "rows" else None
             order = epoch_order(plan, shuffle=shuffle, seed=5)
             made = batch_elements(
                 plan, replicas, slots=slots, order=order, row_numbers=rows, tiles=tiles, tile_rows=tile_rows, **form
             )
-            yield f"{shuffle} {size}", made, -(-2 * plan.steps_per_epoch // slots)
-    for tiles, tile_rows in ((1, 700), (5, 128)):
+            yield f"{shuffle} {size} in tiles of {tile_rows}", made, -(-2 * plan.steps_per_epoch // slots)
+    for tiles, tile_rows in ((1, 700), (5, 128), (44, 16)):
         order = BlockOrder.whole(n, tiles * tile_rows, replicas)
         blocks = block_elements(order, order, split="train", tiles=tiles, tile_rows=tile_rows, **form)
         yield f"blocks of {tiles} tiles", blocks, order.turns
-    tiles, tile_rows = tiles_of(-(-n // replicas), 64)
-    yield "split", split_elements(n, replicas, split="train", tiles=tiles, tile_rows=tile_rows, **form), 1
+        tiles = share_tiles(n, replicas, tile_rows)
+        split = split_elements(n, replicas, split="train", tiles=tiles, tile_rows=tile_rows, **form)
+        yield f"split in tiles of {tile_rows}", split, 1
 
 
 @pytest.fixture(scope="module")
-def tables(table: TableSource, tmp_path_factory: pytest.TempPathFactory) -> dict[str, TableSource]:
+def tables(table: TableSource, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     path = tmp_path_factory.mktemp("table") / "t.npz"
     draw = np.random.default_rng(1)
     np.savez(path, x=draw.normal(size=(N, 1)), y=draw.normal(size=N))
-    return {"weighted": table, "of one column": open_table(str(path), test_fraction=0.1)}
+    arrays = ArraySource(draw.normal(size=(N, 3)), draw.normal(size=N), draw.integers(0, 3, N), test_rows=300)
+    return {"weighted": table, "of one column": open_table(str(path), test_fraction=0.1), "arrays": arrays}
 
 
-@pytest.mark.parametrize("name", ["weighted", "of one column"])
+@pytest.mark.parametrize("name", ["weighted", "of one column", "arrays"])
 @pytest.mark.parametrize("row_major", [False, True])
 @pytest.mark.parametrize(("replicas", "held"), [(1, 0), (1, 3), (3, 3)])
 def test_elements_hold_the_rows_of_their_plan(
-    tables: dict[str, TableSource],
+    tables: dict[str, Any],
     name: str,
     replicas: int,
     held: int,

@@ -17,8 +17,7 @@ import tapedist.numerics
 import tensorflow as tf
 
 from tapedist import reference as ref
-from tapedist.data.blocks import BlockPlan
-from tapedist.data.pipeline import BlockOrder
+from tapedist.data.blocks import BlockOrder, BlockPlan
 from tapedist.data.ranges import ranges
 from tapedist.training import block_pass, engines, losses, optimizers
 from tapedist.training.block_pass import BlockPass

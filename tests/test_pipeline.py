@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import math
 import os
 import subprocess
 import tempfile
@@ -19,10 +18,12 @@ from oracle import batches
 from topology import run_jobs
 from warm import warm_python
 
+from tapedist.data.elements import ShuffledRows, batch_elements, block_elements, epoch_order, split_elements
+
 SEED = 9
 REPLICAS = (0, 2, 3, 5)  # 0: the default strategy.
 SHAPES = [(1003, 96), (496, 33), (3, 10)]  # (rows, batch size): ragged tails; one row in the last batch; few rows.
-FORMS = ["tiled", "row-major", "table", "array"]
+FORMS = ["tiled", "long tiles", "row-major", "table", "array"]
 # (form, rows, batch size, replicas)
 CASES = [
     *(("narrow", *shape, replicas) for shape, replicas in itertools.product(SHAPES, REPLICAS)),
@@ -100,7 +101,7 @@ def _main() -> None:
     import tapedist.numerics  # noqa: F401  (before TensorFlow)
     import tensorflow as tf
 
-    from tapedist.data import blocks, pipeline
+    from tapedist.data import blocks
 
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * max(REPLICAS))
@@ -112,23 +113,24 @@ def _main() -> None:
         for form, n, size in (case[:3] for case in CASES if case[3] == replicas):
             source, plan, layout = _source(form, n), blocks.BatchPlan(n, size), {"row_major": form == "row-major"}
             elements = range(-(-3 * plan.steps_per_epoch // 4))
-            share = math.ceil(math.ceil(plan.batch_rows / count) / 2)
+            tile_rows = 40 if form in ("long tiles", "row-major") else 16
             for shuffle in ("rows", "batches", "none"):
-                element = pipeline.batch_elements(
-                    plan, count, slots=4, order=pipeline.epoch_order(plan, shuffle=shuffle, seed=SEED),
-                    row_numbers=pipeline.shuffled_rows(plan, seed=SEED) if shuffle == "rows" else None,
-                    tiles=2, tile_rows=share, **layout,
+                element = batch_elements(
+                    plan, count, slots=4, order=epoch_order(plan, shuffle=shuffle, seed=SEED),
+                    row_numbers=ShuffledRows(plan, SEED) if shuffle == "rows" else None,
+                    tiles=blocks.share_tiles(plan.batch_rows, count, tile_rows), tile_rows=tile_rows, **layout,
                 )  # fmt: skip
                 found[f"{shuffle} {form} {n} {size}/{replicas}"] = _visited(strategy, source, element, elements)
             whole = blocks.BlockOrder.whole(n, 126, count)
-            element = pipeline.block_elements(whole, whole, split="train", tiles=2, tile_rows=64, **layout)
+            tiles = blocks.share_tiles(126, 1, tile_rows)
+            element = block_elements(whole, whole, split="train", tiles=tiles, tile_rows=tile_rows, **layout)
             found[f"blocks {form} {n}/{replicas}"] = _visited(strategy, source, element, range(whole.turns))
-            tiles, tile_rows = blocks.tiles_of(-(-n // count), source.num_features)
-            element = pipeline.split_elements(n, count, split="train", tiles=tiles, tile_rows=tile_rows, **layout)
+            tiles = blocks.share_tiles(n, count, tile_rows)
+            element = split_elements(n, count, split="train", tiles=tiles, tile_rows=tile_rows, **layout)
             found[f"split {form} {n}/{replicas}"] = _visited(strategy, source, element, range(1))
         plan, source = blocks.BatchPlan(HUGE + 5, 1024), Numbers(HUGE + 5)
-        element = pipeline.batch_elements(
-            plan, count, slots=2, order=pipeline.epoch_order(plan, shuffle="none", seed=1), tiles=1, tile_rows=1024
+        element = batch_elements(
+            plan, count, slots=2, order=epoch_order(plan, shuffle="none", seed=1), tiles=1, tile_rows=1024
         )
         last = plan.steps_per_epoch // 2
         found[f"huge/{replicas}"] = _visited(strategy, source, element, range(last, last + 1))
@@ -182,7 +184,7 @@ def test_padding_stays_in_range():
     import tapedist.numerics  # noqa: F401  (before TensorFlow)
     import tensorflow as tf
 
-    from tapedist.data import blocks, pipeline
+    from tapedist.data import blocks
 
     asked: list[np.ndarray] = []
 
@@ -196,13 +198,13 @@ def test_padding_stays_in_range():
 
     plan = blocks.BatchPlan(11, 4)
     for shuffle in ("rows", "none"):
-        element = pipeline.batch_elements(
-            plan, 1, slots=2, order=pipeline.epoch_order(plan, shuffle=shuffle, seed=1),
-            row_numbers=pipeline.shuffled_rows(plan, seed=1) if shuffle == "rows" else None, tiles=1, tile_rows=4,
+        element = batch_elements(
+            plan, 1, slots=2, order=epoch_order(plan, shuffle=shuffle, seed=1),
+            row_numbers=ShuffledRows(plan, 1) if shuffle == "rows" else None, tiles=1, tile_rows=4,
         )  # fmt: skip
         _visited(tf.distribute.get_strategy(), Strict(11), element, range(3))
     whole = blocks.BlockOrder.whole(11, 4, 1)
-    block = pipeline.block_elements(whole, whole, split="train", tiles=2, tile_rows=3)
+    block = block_elements(whole, whole, split="train", tiles=2, tile_rows=3)
     _visited(tf.distribute.get_strategy(), Strict(11), block, range(6))
     rows = np.concatenate(asked)
     assert rows.min() >= 0
@@ -229,11 +231,11 @@ def test_a_source_that_makes_runs_gives_the_rows_of_their_numbers(d: int, row_ma
         num_features, weighted, num_rows, take = made.num_features, False, made.num_rows, made.take
 
     plan = blocks.BatchPlan(made.num_rows("train"), 1024)
-    element = pipeline.batch_elements(
+    element = batch_elements(
         plan,
         1,
         slots=24,
-        order=pipeline.epoch_order(plan, shuffle="batches", seed=1),
+        order=epoch_order(plan, shuffle="batches", seed=1),
         tiles=2,
         tile_rows=512,
         row_major=row_major,
@@ -253,6 +255,7 @@ import numpy as np
 import tapedist.numerics
 import tensorflow as tf
 from tapedist.data import blocks, pipeline
+from tapedist.data.elements import batch_elements, epoch_order
 
 class Slow:
     num_features, weighted = 1, False
@@ -262,8 +265,8 @@ class Slow:
         out[0][:], out[1][:] = 0, 0
 
 plan = blocks.BatchPlan(1000, 10)
-order = pipeline.epoch_order(plan, shuffle="none", seed=0)
-element = pipeline.batch_elements(plan, 1, slots=1, order=order, tiles=1, tile_rows=10)
+order = epoch_order(plan, shuffle="none", seed=0)
+element = batch_elements(plan, 1, slots=1, order=order, tiles=1, tile_rows=10)
 stream = pipeline.distribute(
     tf.distribute.get_strategy(), Slow(), element, elements=range(1000), dtype=tf.float32, parallel=8
 )
@@ -292,6 +295,7 @@ _DROPS = """
 import tapedist.numerics
 import tensorflow as tf
 from tapedist.data import blocks, pipeline
+from tapedist.data.elements import block_elements
 from tapedist.data.synthetic import SyntheticSource
 
 strategy = tf.distribute.MultiWorkerMirroredStrategy()
@@ -299,7 +303,7 @@ rows = SyntheticSource(
     n_samples=3_000_000, test_fraction=0.0, seed=1, m=(1.0,) * 7, c=0.0, mean=0.0, std=1.0, noise_std=1.0
 )
 whole = blocks.BlockOrder.whole(3_000_000, 150_000, 1)
-plan = pipeline.block_elements(whole, whole, split="train", tiles=147, tile_rows=1024, row_major=False)
+plan = block_elements(whole, whole, split="train", tiles=147, tile_rows=1024, row_major=False)
 for _ in range(5):
     stream = pipeline.distribute(strategy, rows, plan, elements=range(20), dtype=tf.float32, parallel=2)
     next(stream)
@@ -342,7 +346,7 @@ def test_what_is_too_small_is_0_as_where_numpy_reads(given: str, dtype: str, row
             )
 
     whole = blocks.BlockOrder.whole(16, 16, 1)
-    plan = pipeline.block_elements(whole, whole, split="train", tiles=1, tile_rows=16, row_major=row_major)
+    plan = block_elements(whole, whole, split="train", tiles=1, tile_rows=16, row_major=row_major)
     stream = pipeline.distribute(
         tf.distribute.get_strategy(), Tiny(), plan, elements=range(1), dtype=tf.as_dtype(dtype), parallel=1
     )

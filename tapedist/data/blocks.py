@@ -89,6 +89,11 @@ def product_tile_rows(rows: int, num_features: int) -> int:
     return min(most, -(-max(1, rows) // TILE_ROWS) * TILE_ROWS)
 
 
+def share_tiles(rows: int, num_replicas: int, tile_rows: int) -> int:
+    """Tiles of `T` rows in which each of `R` replicas holds its share of some rows."""
+    return max(1, -(-rows // (tile_rows * num_replicas)))
+
+
 @dataclasses.dataclass(frozen=True)
 class BlockPlan:
     """The sizes of the blocks and tiles in which a split is summed.
@@ -231,8 +236,3 @@ class BatchPlan:
     def rows_of(self, batches: Any) -> Any:
         """Rows of each of `batches`, int64 of any shape: a full batch, or what is left for the last one."""
         return (self.num_rows - batches * self.batch_rows).clip(0, self.batch_rows)
-
-    def batch_range(self, batch: int) -> range:
-        """Positions in the epoch's order that batch `batch` of the order holds."""
-        first = batch * self.batch_rows
-        return range(first, min(first + self.batch_rows, self.num_rows))

@@ -1,4 +1,4 @@
-"""The rows of an element read by NumPy, for tables: long ranges of rows at a time, without a list of their numbers.
+"""The rows of an element read by NumPy, of tables and arrays: long ranges at a time, without a list of their numbers.
 
 Legend: as in `elements.py`; `d` features, `N` rows that the slots of an element have room for.
 """
@@ -55,34 +55,20 @@ class ElementRows:
 
     def __call__(self, element: int, replica: int) -> tuple[np.ndarray, ...]:
         """`(x, y [slots * tiles, T][, w], counts int32 [slots])`, zeros where no row is real; `x` as the plan says."""
-        plan, source = self._plan, self._source
+        plan, d = self._plan, self._source.num_features
         first, counts = plan.first_rows(element, replica)
-        out = self._empty()
+        shapes = [plan.x_shape(d), *[plan.tiled_shape] * (1 + self._source.weighted)]
+        x, *rest = (empty(shape, self._read_dtype) for shape in shapes)
+        out = [x if self._tiled else x.reshape(-1, d), *(column.reshape(-1) for column in rest)]
         for slots, fill in self._fills(element):
             self._write(self._slots(out, slots), first[slots], counts[slots], fill)
         if self._tiny:
-            out = tuple(flushed(column, self._dtype) for column in out)
-        x, *rest = out
-        x = x if self._tiled else x.reshape(self._tiles_shape(row_major=plan.row_major))
-        rest = [column.reshape(-1, plan.tile_rows) for column in rest]
-        if source.weighted and not (rest[1] > 0).all():
+            x, *rest = (flushed(column, self._dtype) for column in (x, *rest))
+        if self._source.weighted and not (rest[1] > 0).all():
             nothing = ~(rest[1] > 0)
             (x if plan.row_major else x.swapaxes(1, 2))[nothing] = 0
             rest[0][nothing] = 0
         return x, *rest, counts.astype(np.int32)
-
-    def _tiles_shape(self, *, row_major: bool) -> tuple[int, int, int]:
-        plan, d = self._plan, self._source.num_features
-        tiles = plan.slots * plan.tiles
-        return (tiles, plan.tile_rows, d) if row_major else (tiles, d, plan.tile_rows)
-
-    def _empty(self) -> tuple[np.ndarray, ...]:
-        """`(x, y [N][, w [N]])`, with `x` feature-major tiles `[slots * tiles, d, T]`, or `[N, d]`."""
-        source, count = self._source, self._plan.slots * self._plan.slot_rows
-        if not self._tiled:
-            return empty_rows(count, source.num_features, weighted=source.weighted, dtype=self._read_dtype)
-        x = empty(self._tiles_shape(row_major=False), self._read_dtype)
-        return x, *(empty((count,), self._read_dtype) for _ in range(1 + source.weighted))
 
     def _slots(self, out: Sequence[np.ndarray], slots: slice) -> list[np.ndarray]:
         """The part of `out` that belongs to some slots."""

@@ -10,12 +10,19 @@ Legend: `R` replicas, `T` rows of a tile.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from tapedist.data.blocks import BatchPlan, BlockOrder
 from tapedist.data.epoch_order import WINDOW_ROWS, WindowOrder, epoch_batches, epoch_rows
+
+# `places -> (epoch, batch)`, int64 `[len(places)]` each: which batch of which epoch is at each place of a sequence.
+BatchSequence = Callable[[range], tuple[np.ndarray, np.ndarray]]
+
+_STEPS_AT_ONCE = 4096
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,6 +54,15 @@ class ElementPlan:
     def slot_rows(self) -> int:
         """Rows that a slot has room for."""
         return self.tiles * self.tile_rows
+
+    @property
+    def tiled_shape(self) -> tuple[int, int]:
+        """Of the target, and of weights."""
+        return self.slots * self.tiles, self.tile_rows
+
+    def x_shape(self, num_features: int) -> tuple[int, int, int]:
+        tiles, rows = self.tiled_shape
+        return (tiles, rows, num_features) if self.row_major else (tiles, num_features, rows)
 
     def row_numbers(self, element: int, positions: np.ndarray) -> np.ndarray:
         """Row numbers at positions `[slots, k]` of an element; padding beyond the split stays in range."""
@@ -80,51 +96,29 @@ class ShuffledRows:
     def __call__(self, epoch: int, positions: np.ndarray) -> np.ndarray:
         """Row numbers at positions of any shape; those beyond the split stay in range."""
         inside = np.minimum(positions, self.plan.num_rows - 1).ravel()
-        rows = epoch_rows(
-            inside, num_rows=self.plan.num_rows, seed=self.seed, epoch=epoch, window=self.window
-        )  # fmt: skip
+        rows = epoch_rows(inside, num_rows=self.plan.num_rows, seed=self.seed, epoch=epoch, window=self.window)
         return rows.reshape(positions.shape)
 
 
-def split_elements(
-    num_rows: int, num_replicas: int, *, split: str, tiles: int, tile_rows: int, row_major: bool = False
-) -> ElementPlan:
-    """The one element of a resident split: each replica fills its tiles in order, the last ones with what is left.
-
-    Args:
-        num_rows: `n`.
-        num_replicas: `R`.
-        split: "train" or "test".
-        tiles: tiles of the element.
-        tile_rows: `T`.
-        row_major: see `ElementPlan`.
-    """
-    share = tiles * tile_rows
-    assert num_rows <= share * num_replicas
-
-    def first_rows(element: int, replica: int) -> tuple[np.ndarray, np.ndarray]:
-        first = min(replica * share, num_rows)
-        return np.array([first]), np.array([min(share, num_rows - first)])
-
-    return ElementPlan(
-        split=split, slots=1, tiles=tiles, tile_rows=tile_rows, row_major=row_major, first_rows=first_rows
-    )
+def in_order(places: range) -> tuple[np.ndarray, np.ndarray]:
+    """The batches of the first epoch, as a `BatchSequence`."""
+    return np.zeros(len(places), np.int64), np.arange(places.start, places.stop)
 
 
-def block_elements(
-    order: BlockOrder, whole: BlockOrder, *, split: str, tiles: int, tile_rows: int, row_major: bool = False
-) -> ElementPlan:
+def split_elements(num_rows: int, num_replicas: int, *, split: str, **layout: Any) -> ElementPlan:
+    """The one element of a resident split, which is a batch of all rows: see `batch_elements`."""
+    return batch_elements(BatchPlan(num_rows, num_rows), num_replicas, slots=1, order=in_order, split=split, **layout)
+
+
+def block_elements(order: BlockOrder, whole: BlockOrder, *, split: str, **layout: Any) -> ElementPlan:
     """Element `t`: the blocks of turn `t`. Behind a pass begins the next one, from its beginning.
 
     Args:
         order: the pass to begin with.
         whole: a pass from its beginning, in blocks of the same size.
         split: "train" or "test".
-        tiles: tiles of a block.
-        tile_rows: `T`; all tiles together have room for a block.
-        row_major: see `ElementPlan`.
+        **layout: `tiles`, which have room for a block, `tile_rows` and `row_major` of the plan.
     """
-    assert max(order.block_rows, whole.block_rows) <= tiles * tile_rows
 
     def first_rows(element: int, replica: int) -> tuple[np.ndarray, np.ndarray]:
         if element < order.turns:
@@ -133,9 +127,9 @@ def block_elements(
             rows = whole.block((element - order.turns) % whole.turns, replica)
         return np.array([rows.start]), np.array([len(rows)])
 
-    return ElementPlan(
-        split=split, slots=1, tiles=tiles, tile_rows=tile_rows, row_major=row_major, first_rows=first_rows
-    )
+    plan = ElementPlan(split=split, slots=1, first_rows=first_rows, **layout)
+    assert max(order.block_rows, whole.block_rows) <= plan.slot_rows
+    return plan
 
 
 def batch_elements(
@@ -143,13 +137,12 @@ def batch_elements(
     num_replicas: int,
     *,
     slots: int,
-    order: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
+    order: BatchSequence,
     row_numbers: ShuffledRows | None = None,
-    tiles: int,
-    tile_rows: int,
-    row_major: bool = False,
+    split: str = "train",
+    **layout: Any,
 ) -> ElementPlan:
-    """Element `t`: batches at places `t * slots ...` of the sequence of batches that `order` describes.
+    """Element `t`: the batches at places `t * slots ...` of a sequence.
 
     Each replica fills its tiles with consecutive rows of a batch, the last ones with what is left.
 
@@ -157,43 +150,46 @@ def batch_elements(
         plan: how an epoch is cut into batches.
         num_replicas: `R`.
         slots: batches per element.
-        order: `places int64 [slots] -> (epoch, batch)`: which batch of which epoch is at each place.
+        order: which batch of which epoch is at each place.
         row_numbers: the order of rows in an epoch; None where the numbers of rows are their positions.
-        tiles: tiles of a replica's share.
-        tile_rows: `T`.
-        row_major: see `ElementPlan`.
+        split: "train" or "test".
+        **layout: `tiles` of a replica's share of a batch, `tile_rows` and `row_major` of the plan.
     """
-    share = tiles * tile_rows
-    assert plan.batch_rows <= share * num_replicas
+
+    def batches_of(element: int) -> tuple[np.ndarray, np.ndarray]:
+        return order(range(element * slots, (element + 1) * slots))
 
     def first_rows(element: int, replica: int) -> tuple[np.ndarray, np.ndarray]:
-        _, batches = order(element * slots + np.arange(slots))
-        before = np.minimum(replica * share, plan.rows_of(batches))
-        counts = np.minimum(share, plan.rows_of(batches) - before)
-        return batches * plan.batch_rows + before, counts
+        _, batches = batches_of(element)
+        rows = plan.rows_of(batches)
+        before = np.minimum(replica * elements.slot_rows, rows)
+        return batches * plan.batch_rows + before, np.minimum(elements.slot_rows, rows - before)
 
-    def epochs(element: int) -> np.ndarray:
-        return order(element * slots + np.arange(slots))[0]
-
-    return ElementPlan(
-        split="train", slots=slots, tiles=tiles, tile_rows=tile_rows, row_major=row_major, first_rows=first_rows,
-        epochs=epochs, shuffled=row_numbers,
+    elements = ElementPlan(
+        split=split, slots=slots, first_rows=first_rows, epochs=lambda element: batches_of(element)[0],
+        shuffled=row_numbers, **layout,
     )  # fmt: skip
+    assert plan.batch_rows <= elements.slot_rows * num_replicas
+    return elements
 
 
-def epoch_order(plan: BatchPlan, *, shuffle: str, seed: int) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """`steps -> (epoch, batch)` of a run's steps, for `batch_elements`."""
+def epoch_order(plan: BatchPlan, *, shuffle: str, seed: int) -> BatchSequence:
+    """The sequence of batches of a run's steps; may be asked from several threads."""
     per_epoch = plan.steps_per_epoch
 
-    def order(steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        epochs, batches = np.divmod(steps, per_epoch)
+    # Many at once take half the time, and what makes elements asks for the same ones as what counts their rows.
+    @functools.lru_cache(maxsize=8)
+    def found(number: int) -> tuple[np.ndarray, np.ndarray]:
+        epochs, batches = np.divmod(number * _STEPS_AT_ONCE + np.arange(_STEPS_AT_ONCE), per_epoch)
         if shuffle == "batches":
             batches = epoch_batches(batches, num_batches=per_epoch, seed=seed, epochs=epochs)
         return epochs, batches
 
+    def order(steps: range) -> tuple[np.ndarray, np.ndarray]:
+        first = steps.start // _STEPS_AT_ONCE
+        parts = [found(number) for number in range(first, -(-steps.stop // _STEPS_AT_ONCE))]
+        inside = slice(steps.start - first * _STEPS_AT_ONCE, steps.stop - first * _STEPS_AT_ONCE)
+        epochs, batches = (np.concatenate(columns)[inside] for columns in zip(*parts, strict=True))
+        return epochs, batches
+
     return order
-
-
-def shuffled_rows(plan: BatchPlan, *, seed: int) -> ShuffledRows:
-    """The order of rows under `--shuffle=rows`, for `batch_elements`."""
-    return ShuffledRows(plan, seed)

@@ -41,18 +41,18 @@ def permuted(indices: np.ndarray, size: int, *key: int | np.ndarray) -> np.ndarr
     flat = np.ascontiguousarray(indices, np.int64).ravel()
     found = np.empty(flat.shape, np.int64)
     half = max(1, -(-max(1, (size - 1).bit_length()) // 2))
-    if half <= _MOST_HALF and len(flat) >= 2**half and not any(map(np.ndim, key)):
+    keys: list[np.ndarray] = []
+    network: Callable[..., np.ndarray] = functools.partial(_computed, half=half)
+    if any(map(np.ndim, key)):
+        keys = [_chosen([np.broadcast_to(np.asarray(word, np.uint64), shape).ravel() for word in key], len(flat))]
+    elif half <= _MOST_HALF and len(flat) >= 2**half:
         network = functools.partial(_looked_up, tables=_round_images(half, key), half=half)
-        for first in range(0, len(flat), _PIECE):
-            part = slice(first, first + _PIECE)
-            found[part] = _walked(network, flat[part], size)
-        return found.reshape(shape)
-    words = [np.broadcast_to(np.asarray(word, np.uint64), shape).ravel() for word in key]
+    else:
+        network = functools.partial(network, chosen=_chosen([np.asarray([word], np.uint64) for word in key], 1))
     # Piece by piece, so that the temporaries stay in the cache.
     for first in range(0, len(flat), _PIECE):
         part = slice(first, first + _PIECE)
-        chosen = _chosen([word[part] for word in words], len(flat[part]))
-        found[part] = _walked(functools.partial(_computed, half=half), flat[part], size, chosen)
+        found[part] = _walked(network, flat[part], size, *(words[part] for words in keys))
     return found.reshape(shape)
 
 
@@ -185,4 +185,6 @@ def epoch_rows(positions: np.ndarray, *, num_rows: int, seed: int, epoch: int, w
 
 def epoch_batches(batches: np.ndarray, *, num_batches: int, seed: int, epochs: int | np.ndarray) -> np.ndarray:
     """Batch numbers at places `batches` of the orders of `epochs`, one or one each, under `--shuffle=batches`."""
+    if np.ndim(epochs) and np.min(epochs) == np.max(epochs):  # One key takes half the time of one each.
+        epochs = int(np.min(epochs))
     return permuted(batches, num_batches, seed, epochs, 2)

@@ -13,6 +13,7 @@ on the element's number, so a pipeline can start anywhere; there is no position 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,26 +21,18 @@ import numpy as np
 import tapedist.numerics  # noqa: F401  (before TensorFlow)
 import tensorflow as tf
 
-from tapedist.data.blocks import BlockOrder, Source
+from tapedist.data.blocks import Source
 from tapedist.data.element_rows import ElementRows
 from tapedist.data.element_stream import ElementStream
-from tapedist.data.elements import (
-    ElementPlan,
-    batch_elements,
-    block_elements,
-    epoch_order,
-    shuffled_rows,
-    split_elements,
-)
+from tapedist.data.elements import ElementPlan
 from tapedist.data.table_gather import empty, write_tiles
 from tapedist.data.tiny import LEAST, ROUNDS_UP
 
-__all__ = [
-    "BlockOrder", "ElementPlan", "batch_elements", "block_elements", "distribute", "epoch_order", "shuffled_rows",
-    "split_elements",
-]  # fmt: skip
-
 _PREFETCH = 2
+_PLACES_AT_ONCE = 8  # Elements for which one call of Python says where their rows are: a call takes 0.3 ms.
+
+# What makes the element of a number and a replica of arguments of its own.
+_Make = Callable[..., tuple[tuple[tf.Tensor, ...], tf.Tensor]]
 
 
 def distribute(
@@ -55,84 +48,94 @@ def distribute(
 
     Each worker's input pipeline makes the elements of its own replicas only.
     """
-
     going = None
     if isinstance(strategy, (tf.distribute.MirroredStrategy, tf.distribute.MultiWorkerMirroredStrategy)):
         with tf.device("CPU:0"):
             going = tf.Variable(True, trainable=False)
 
-    reader = source if hasattr(source, "read_into") else getattr(source, "reader", lambda: None)()
-    if reader is not None:
-        make = _read_by_numpy(reader, plan, elements, dtype)
-    else:
+    source = getattr(source, "reader", lambda: None)() or source
 
-        def make(turn: tf.Tensor, replica: tf.Tensor) -> tuple[tuple[tf.Tensor, ...], tf.Tensor]:
-            return _element(source, plan, elements, turn, replica, dtype)
-
+    # Rewriting functions by autograph, which they do not need, would take half a second.
+    @tf.autograph.experimental.do_not_convert
     def dataset_fn(context: tf.distribute.InputContext) -> tf.data.Dataset:
         local = context.num_replicas_in_sync // context.num_input_pipelines
-        first = context.input_pipeline_id * local
-        dataset = tf.data.Dataset.range(len(elements) * local)
+
+        def at(i: int) -> tuple[int, int]:
+            return elements[i // local], context.input_pipeline_id * local + i % local
+
+        begin = _read_by_numpy if _suits_numpy(source, plan) else _made_by_tensorflow
+        dataset, make = begin(source, plan, dtype, at, len(elements) * local)
         if going is not None:
-            dataset = dataset.take_while(tf.autograph.experimental.do_not_convert(lambda _: going.read_value()))
+            dataset = dataset.take_while(lambda *_: going.read_value())
         options = tf.data.Options()
         options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
         options.deterministic = True
         options.autotune.enabled = False
         # There is nothing to rewrite, and trying to takes a copy of all that a source holds in memory.
         options.experimental_optimization.apply_default_optimizations = False
-
-        # Rewriting the function by autograph, which it does not need, would take half a second.
-        @tf.autograph.experimental.do_not_convert
-        def element(i: tf.Tensor) -> tuple[tuple[tf.Tensor, ...], tf.Tensor]:
-            return make(i // local, first + i % local)
-
-        dataset = dataset.map(element, num_parallel_calls=parallel)
-        return dataset.prefetch(_PREFETCH).with_options(options)
+        return dataset.map(make, num_parallel_calls=parallel).prefetch(_PREFETCH).with_options(options)
 
     stop = None if going is None else lambda: going.assign(False)
     return ElementStream(strategy.distribute_datasets_from_function(dataset_fn), stop=stop)
 
 
-def _read_by_numpy(source: Any, plan: ElementPlan, elements: range, dtype: tf.DType) -> Any:
-    """`(turn, replica) -> element` of a source that NumPy reads."""
+def _suits_numpy(source: Any, plan: ElementPlan) -> bool:
+    """Whether NumPy brings rows into the layout of a plan sooner than TensorFlow."""
+    as_they_lie = plan.row_major or source.num_features == 1
+    return hasattr(source, "read_into") and not (hasattr(source, "take_runs") and (as_they_lie or plan.shuffled))
+
+
+def _read_by_numpy(
+    source: Any, plan: ElementPlan, dtype: tf.DType, at: Callable[[int], tuple[int, int]], count: int
+) -> tuple[tf.data.Dataset, _Make]:
+    """The numbers of `count` elements, and what makes each of its number `i`: that of the plan is `at(i)`."""
     read = ElementRows(source, plan, dtype.as_numpy_dtype)
-    tiles = plan.slots * plan.tiles
-    x = [tiles, *([plan.tile_rows, source.num_features] if plan.row_major else [source.num_features, plan.tile_rows])]
-    shapes = [x, *[[tiles, plan.tile_rows]] * (1 + source.weighted), [plan.slots]]
+    shapes = [plan.x_shape(source.num_features), *[plan.tiled_shape] * (1 + source.weighted), [plan.slots]]
     types = [*[dtype] * (2 + source.weighted), tf.int32]
 
-    def rows(turn: np.int64, replica: np.int64) -> tuple[np.ndarray, ...]:
-        return read(elements[int(turn)], int(replica))
+    def make(i: tf.Tensor) -> tuple[tuple[tf.Tensor, ...], tf.Tensor]:
+        *rows, counts = _called(lambda i: read(*at(int(i))), [i], types, shapes)
+        return tuple(rows), counts
 
-    def element(turn: tf.Tensor, replica: tf.Tensor) -> tuple[tuple[tf.Tensor, ...], tf.Tensor]:
-        found = tf.numpy_function(rows, [turn, replica], types, stateful=False)
-        for tensor, shape in zip(found, shapes, strict=True):
-            tensor.set_shape(shape)
-        return tuple(found[:-1]), found[-1]
+    return tf.data.Dataset.range(count), make
 
-    return element
+
+def _made_by_tensorflow(
+    source: Source, plan: ElementPlan, dtype: tf.DType, at: Callable[[int], tuple[int, int]], count: int
+) -> tuple[tf.data.Dataset, _Make]:
+    """As `_read_by_numpy`, but the number and the places of the rows of each; their arithmetic runs in NumPy."""
+
+    def places(begin: np.int64) -> list[np.ndarray]:
+        numbers = [at(i) for i in range(int(begin), min(int(begin) + _PLACES_AT_ONCE, count))]
+        found = zip(*((number, *plan.first_rows(number, replica)) for number, replica in numbers), strict=True)
+        return [np.array(column, np.int64) for column in found]
+
+    def several(begin: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        shapes = [[None], [None, plan.slots], [None, plan.slots]]
+        return tuple(_called(places, [begin], [tf.int64] * 3, shapes))
+
+    def make(number: tf.Tensor, first: tf.Tensor, counts: tf.Tensor) -> tuple[tuple[tf.Tensor, ...], tf.Tensor]:
+        return _element(source, plan, dtype, number, first, counts)
+
+    return tf.data.Dataset.range(0, count, _PLACES_AT_ONCE).map(several).prefetch(1).unbatch(), make
+
+
+def _called(function: Callable[..., Any], arguments: list[tf.Tensor], types: Any, shapes: list[Any]) -> list[tf.Tensor]:
+    """What a function of NumPy arrays returns, a list."""
+    found = tf.numpy_function(function, arguments, types, stateful=False)
+    for tensor, shape in zip(found, shapes, strict=True):
+        tensor.set_shape(shape)
+    return found
 
 
 def _element(
-    source: Source, plan: ElementPlan, elements: range, turn: tf.Tensor, replica: tf.Tensor, dtype: tf.DType
+    source: Source, plan: ElementPlan, dtype: tf.DType, number: tf.Tensor, first: tf.Tensor, counts: tf.Tensor
 ) -> tuple[tuple[tf.Tensor, ...], tf.Tensor]:
-    """One element as TensorFlow operations; the integer arithmetic runs in NumPy."""
+    """One element as TensorFlow operations, by the place and count of each slot's rows."""
     rows, last = plan.slot_rows, max(0, source.num_rows(plan.split) - 1)
-
-    def place(turn: np.int64, replica: np.int64) -> tuple[np.ndarray, np.ndarray]:
-        first, counts = plan.first_rows(elements[int(turn)], int(replica))
-        return first.astype(np.int64), counts.astype(np.int64)
-
-    def numbers(turn: np.int64, positions: np.ndarray) -> np.ndarray:
-        return plan.row_numbers(elements[int(turn)], positions).astype(np.int64)
-
-    first, counts = tf.numpy_function(place, [turn, replica], [tf.int64, tf.int64])
-    first.set_shape([plan.slots])
-    counts.set_shape([plan.slots])
     # Most elements are full: they need neither a bound on their positions nor a mask.
     full = tf.reduce_all(counts == rows)
-    if hasattr(source, "take_tiles") and not plan.shuffled and not plan.row_major:
+    if hasattr(source, "take_tiles") and not plan.shuffled and not plan.row_major and source.num_features > 1:
         taken = source.take_tiles(plan.split, first, length=rows, tile_rows=plan.tile_rows)
     elif hasattr(source, "take_runs") and not plan.shuffled:
         taken = source.take_runs(plan.split, first, length=rows)
@@ -140,7 +143,8 @@ def _element(
         positions = first[:, tf.newaxis] + tf.range(rows, dtype=tf.int64)
         positions = tf.cond(full, lambda: positions, lambda: tf.minimum(positions, last))
         if plan.shuffled:
-            positions = tf.ensure_shape(tf.numpy_function(numbers, [turn, positions], tf.int64), positions.shape)
+            shape = positions.shape
+            positions = _called(lambda *at: [plan.row_numbers(*at)], [number, positions], [tf.int64], [shape])[0]
         taken = source.take(plan.split, tf.reshape(positions, [-1]))
     if exponent := getattr(source, "weight_exponent", 0):
         # In two steps: the whole factor may be a number that TensorFlow takes for 0.
@@ -152,8 +156,7 @@ def _element(
     if source.weighted:
         columns = _where(columns[2] > 0, columns)
     x, *rest = columns
-    tiled = [tf.reshape(column, [plan.slots * plan.tiles, plan.tile_rows]) for column in rest]
-    return (_tiles(x, plan), *tiled), tf.cast(counts, tf.int32)
+    return (_tiles(x, plan), *(tf.reshape(column, plan.tiled_shape) for column in rest)), tf.cast(counts, tf.int32)
 
 
 def _rounded(column: tf.Tensor, dtype: tf.DType, *, tiny: bool) -> tf.Tensor:
@@ -182,14 +185,14 @@ def _tiles(x: tf.Tensor, plan: ElementPlan) -> tf.Tensor:
     """Rows `[slots * tiles * T, d]`, unless they are tiles already, as the plan's tiles."""
     if x.shape.rank == 3:
         return x
-    tiles, d = plan.slots * plan.tiles, x.shape[1]
-    if plan.row_major or d == 1:
-        return tf.reshape(x, [tiles, plan.tile_rows, d] if plan.row_major else [tiles, d, plan.tile_rows])
+    shape = plan.x_shape(x.shape[1])
+    if plan.row_major or x.shape[1] == 1:
+        return tf.reshape(x, shape)
 
-    def transposed(rows: np.ndarray) -> np.ndarray:
-        found = empty((tiles, d, plan.tile_rows), rows.dtype)
+    def turned(rows: np.ndarray) -> list[np.ndarray]:
+        found = empty(shape, rows.dtype)
         write_tiles(found, 0, rows.T)
-        return found
+        return [found]
 
     # Ten times as fast as TensorFlow's own transposition.
-    return tf.ensure_shape(tf.numpy_function(transposed, [x], x.dtype, stateful=False), [tiles, d, plan.tile_rows])
+    return _called(turned, [x], [x.dtype], [shape])[0]

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from tapedist.data.array_source import ArraySource
 from tapedist.data.blocks import Source
 from tapedist.data.exact_moments import MOST, ExactMoments, exact_moments
 from tapedist.data.ranges import Ranges, ranges
@@ -117,7 +118,9 @@ class StandardUnits:
 
     def rows(self, source: Source) -> Source:
         """The source's rows as training sees them."""
-        return StandardizedTable(source, self) if isinstance(source, TableSource) else StandardizedSource(source, self)
+        if isinstance(source, (TableSource, ArraySource)):
+            return StandardizedReader(source, self)
+        return StandardizedSource(source, self)
 
     def to_raw(self, parameters: np.ndarray) -> np.ndarray:
         """`[P]` in raw units; the bias is the exact value for these weights, rounded once."""
@@ -244,15 +247,15 @@ class StandardizedSource:
         return x, tf.cast(y, tf.float64) - units.target_center, *rest
 
 
-class StandardizedTable(StandardizedSource):
-    """A `StandardizedSource` of a table, which is converted where it is read.
+class StandardizedReader(StandardizedSource):
+    """A `StandardizedSource` of rows that NumPy reads, which are converted there.
 
     Args:
-        source: the table.
-        units: how its rows are shifted and scaled.
+        source: the rows.
+        units: how they are shifted and scaled.
     """
 
-    def __init__(self, source: TableSource, units: StandardUnits):
+    def __init__(self, source: TableSource | ArraySource, units: StandardUnits):
         super().__init__(source, units)
         factored = Units(units.center, units.factor, units.target_center)
         self.read_into = functools.partial(source.read_into, units=factored)

@@ -16,8 +16,8 @@ import numpy as np
 import tapedist.numerics  # noqa: F401  (before TensorFlow)
 import tensorflow as tf
 
+from tapedist.data.blocks import BlockOrder
 from tapedist.data.element_stream import ElementStream
-from tapedist.data.pipeline import BlockOrder
 from tapedist.training.replicas import Replicas
 
 _TURNS_PER_CALL = 16

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from tapedist.data import pipeline
 from tapedist.data.blocks import BatchPlan
+from tapedist.data.elements import ShuffledRows, batch_elements, epoch_order, in_order
 from tapedist.training import known_answer
 from tapedist.training.engines.engine import Engine, Measured, WholeSteps, all_epochs, rough_steps
 from tapedist.training.engines.setup import Setup
@@ -27,7 +27,7 @@ class _Batches(WholeSteps):
     def __init__(self, setup: Setup, plan: BatchPlan, *, shuffle: str, seed: int, slots: int):
         self.steps_per_epoch = plan.steps_per_epoch
         self._plan = plan
-        self._order = pipeline.epoch_order(plan, shuffle=shuffle, seed=seed)
+        self._order = epoch_order(plan, shuffle=shuffle, seed=seed)
         room = setup.tiles(plan.batch_rows)
         full = room["tiles"] * room["tile_rows"] * setup.num_replicas == plan.batch_rows
         even = full and plan.num_rows % plan.batch_rows == 0
@@ -37,7 +37,7 @@ class _Batches(WholeSteps):
     def _run(
         self, state: np.ndarray, element: Any, slots: np.ndarray, *, step: int, limit: float, measured: Measured
     ) -> CallResult:
-        (rows, counts), steps = element, step + np.arange(len(slots))
+        (rows, counts), steps = element, range(step, step + len(slots))
         rough = rough_steps(steps, self.steps_per_epoch, measured)
         result = self._steps.run(state, rows, counts, slots, step=step, limit=limit, rough=rough)
         _, batches = self._order(steps)
@@ -50,11 +50,11 @@ class ResidentBatches(_Batches):
     def __init__(self, setup: Setup, plan: BatchPlan, *, shuffle: str, seed: int):
         super().__init__(setup, plan, shuffle=shuffle, seed=seed, slots=plan.steps_per_epoch)
         self.reason = "all batches are held in device memory"
-        element = pipeline.batch_elements(
+        element = batch_elements(
             plan,
             setup.num_replicas,
             slots=plan.steps_per_epoch,
-            order=lambda places: (np.zeros_like(places), places),
+            order=in_order,
             **setup.tiles(plan.batch_rows),
             row_major=setup.problem.row_major,
         )
@@ -70,7 +70,7 @@ class ResidentBatches(_Batches):
         interrupted: Callable[[], bool],
         measured: Measured = all_epochs,
     ) -> CallResult:
-        _, batches = self._order(step + np.arange(min(num_steps, MAX_STEPS_PER_CALL)))
+        _, batches = self._order(range(step, step + min(num_steps, MAX_STEPS_PER_CALL)))
         return self._run(state, self._element, batches, step=step, limit=limit, measured=measured)
 
 
@@ -82,12 +82,12 @@ class StreamedBatches(_Batches):
         super().__init__(setup, plan, shuffle=shuffle, seed=seed, slots=self._slots)
         self._setup = setup
         self.reason = f"batches are streamed, {self._slots} at a time"
-        self._element = pipeline.batch_elements(
+        self._element = batch_elements(
             plan,
             setup.num_replicas,
             slots=self._slots,
             order=self._order,
-            row_numbers=pipeline.shuffled_rows(plan, seed=seed) if shuffle == "rows" else None,
+            row_numbers=ShuffledRows(plan, seed) if shuffle == "rows" else None,
             **setup.tiles(plan.batch_rows),
             row_major=setup.problem.row_major,
         )

@@ -60,13 +60,12 @@ class Engine(Protocol):
         """Takes up what `progress` gave, on any topology."""
 
 
-def rough_steps(steps: np.ndarray, per_epoch: int, measured: Measured) -> np.ndarray:
-    """Which of the consecutive `steps` are of epochs whose loss is not told, boolean `[k]`."""
-    epochs = steps // per_epoch
-    first, end = int(epochs[0]), int(epochs[-1]) + 1
-    rough = np.ones(end - first, bool)
-    rough[np.fromiter(measured(range(first, end)), np.int64) - first] = False
-    return rough[epochs - first]
+def rough_steps(steps: range, per_epoch: int, measured: Measured) -> np.ndarray:
+    """Which of consecutive `steps` are of epochs whose loss is not told, boolean `[k]`."""
+    epochs = range(steps.start // per_epoch, (steps.stop - 1) // per_epoch + 1)
+    rough = np.ones(len(epochs), bool)
+    rough[np.fromiter(measured(epochs), np.int64) - epochs.start] = False
+    return rough[np.arange(steps.start, steps.stop) // per_epoch - epochs.start]
 
 
 class WholeSteps:

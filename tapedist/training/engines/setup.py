@@ -13,8 +13,9 @@ import tapedist.numerics  # noqa: F401  (before TensorFlow)
 import tensorflow as tf
 
 from tapedist.data import blocks, pipeline
-from tapedist.data.blocks import BlockPlan, Source
+from tapedist.data.blocks import BlockOrder, BlockPlan, Source
 from tapedist.data.element_stream import ElementStream
+from tapedist.data.elements import ElementPlan, block_elements, split_elements
 from tapedist.errors import WrongAnswerError
 from tapedist.training import exact
 from tapedist.training.block_pass import BlockPass
@@ -107,8 +108,7 @@ class Setup:
             tile_rows: of a tile, where it is not that of the problem's sums.
         """
         tile_rows = tile_rows or self.tile_rows(rows)
-        tiles = -(-rows // tile_rows)
-        tiles = max(1, -(-tiles // self.num_replicas))
+        tiles = blocks.share_tiles(rows, self.num_replicas, tile_rows)
         parts = -(-tiles * tile_rows // exact.MOST_ROWS)  # Which are to be equal.
         return {"tiles": -(-tiles // parts) * parts, "tile_rows": tile_rows}
 
@@ -125,7 +125,7 @@ class Setup:
                 raise
         return make(dataclasses.replace(self, problem=dataclasses.replace(self.problem, arithmetic="plain")))
 
-    def elements(self, plan: pipeline.ElementPlan, elements: range) -> ElementStream:
+    def elements(self, plan: ElementPlan, elements: range) -> ElementStream:
         cores = len(os.sched_getaffinity(0))
         return pipeline.distribute(
             self.strategy, self.source, plan, elements=elements, dtype=self.dtype, parallel=cores
@@ -140,19 +140,19 @@ class Setup:
             row_major: the same of its layout.
         """
         rows = self.source.num_rows(split)
-        plan = pipeline.split_elements(
+        plan = split_elements(
             rows, self.num_replicas, split=split, **self.tiles(rows, tile_rows),
             row_major=self.problem.row_major if row_major is None else row_major,
         )  # fmt: skip
         return next(self.elements(plan, range(1)))
 
-    def blocks(self, plan: BlockPlan, *, split: str, row_major: bool) -> tuple[pipeline.BlockOrder, Any]:
+    def blocks(self, plan: BlockPlan, *, split: str, row_major: bool) -> tuple[BlockOrder, Any]:
         """A pass over the blocks of a split, and `(order, passes) -> elements` from what is left by an order on."""
-        whole = pipeline.BlockOrder.whole(plan.num_rows, plan.block_rows, self.num_replicas)
+        whole = BlockOrder.whole(plan.num_rows, plan.block_rows, self.num_replicas)
 
-        def elements(order: pipeline.BlockOrder, passes: int) -> ElementStream:
+        def elements(order: BlockOrder, passes: int) -> ElementStream:
             turns = order.turns + (passes - 1) * whole.turns
-            element = pipeline.block_elements(
+            element = block_elements(
                 order, whole, split=split, tiles=plan.tiles, tile_rows=plan.tile_rows, row_major=row_major
             )
             return self.elements(element, range(turns))

@@ -41,11 +41,9 @@ class ResidentEngine(WholeSteps):
         interrupted: Callable[[], bool],
         measured: Measured = all_epochs,
     ) -> CallResult:
-        steps = step + np.arange(min(num_steps, MAX_STEPS_PER_CALL))
-        rough = rough_steps(steps, 1, measured)
-        result = self._steps.run(
-            state, self._rows, self._counts, np.zeros_like(steps), step=step, limit=limit, rough=rough
-        )
+        rough = rough_steps(range(step, step + min(num_steps, MAX_STEPS_PER_CALL)), 1, measured)
+        slots = np.zeros(len(rough), np.int32)
+        result = self._steps.run(state, self._rows, self._counts, slots, step=step, limit=limit, rough=rough)
         return result.complete(self._num_rows, self._split)
 
 

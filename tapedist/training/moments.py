@@ -34,12 +34,12 @@ import tensorflow as tf
 from tapedist.training import exact
 from tapedist.training.block_pass import block_loop
 from tapedist.training.bounds import Bounds, pow2
+from tapedist.training.host_moments import SLICES, block_sums, pairs
 from tapedist.training.replicas import Replicas, all_added
 from tapedist.training.row_sums import Rows, tile_rows
 from tapedist.training.steps import check_rows
 
 _BITS = 21
-_SLICES = 3
 _NARROW = 3  # Up to so many features, sums of products beat a product of matrices.
 _MOST_TERMS = 2**13  # Products of two slices that a float64 sum holds.
 
@@ -82,11 +82,11 @@ class MomentUnits:
         """What the integers `[2, M]` of `MomentSteps` stand for."""
         count = len(self.tops)
         numbers = np.array(exact.value_of(sums), object)
-        pairs = _pairs(weighted)
-        products, columns, rows = np.split(numbers, [len(pairs) * count * count, len(numbers) - 1])
-        columns = columns.reshape(_SLICES, -1)
+        multiplied = pairs(weighted)
+        products, columns, rows = np.split(numbers, [len(multiplied) * count * count, len(numbers) - 1])
+        columns = columns.reshape(SLICES, -1)
         total: Any = 0
-        for (a, b), product in zip(pairs, products.reshape(-1, count, count), strict=True):
+        for (a, b), product in zip(multiplied, products.reshape(-1, count, count), strict=True):
             both = product if weighted or a == b else product + product.T
             total = total + both * (1 << _BITS * (2 - a - b))
         of_column: Any = sum(part * (1 << _BITS * (2 - a)) for a, part in enumerate(columns))
@@ -95,11 +95,6 @@ class MomentUnits:
             return _moments(total, of_column, rows[0], 0, exponents, exponents, self.shifts)
         left = np.frexp(self.weighted_tops)[1].astype(object) - 1
         return _moments(total, of_column[:-1], of_column[-1], left[-1] - 62, left[:-1], exponents, self.shifts)
-
-
-def _pairs(weighted: bool) -> list[tuple[int, int]]:
-    """Which slices are multiplied; without weights each pair serves its mirror image too."""
-    return [(a, b) for a in range(_SLICES) for b in range(_SLICES - a) if weighted or a <= b]
 
 
 def _moments(
@@ -160,6 +155,8 @@ class MomentSteps(Replicas):
         weighted: whether they have weights.
         split: "train" or "test".
         parallel: blocks under way side by side on a replica.
+        fast: whether products may be rounded; on CPUs, where that saves most of the work, they then are.
+        row_major: whether tiles are `[T, d]`, which CPUs alone take.
     """
 
     def __init__(
@@ -171,18 +168,20 @@ class MomentSteps(Replicas):
         weighted: bool,
         split: str,
         parallel: int,
+        fast: bool = False,
+        row_major: bool = False,
     ):
         super().__init__(strategy=strategy)
         self._columns = len(units.tops)
         self._units, self._num_rows, self._weighted, self._split = units, num_rows, weighted, split
-        self._parallel = parallel
+        self._parallel, self._fast, self.row_major = parallel, fast, row_major
         self._numbers = np.concatenate([[0.0], units.shifts, units.tops, units.weighted_tops])
-        self.share_traces((self._columns, weighted, parallel))
+        self.share_traces((self._columns, weighted, parallel, fast, row_major))
 
     @property
     def zero(self) -> np.ndarray:
         """Sums before a row is in them, int64 `[2, M]`."""
-        sums = len(_pairs(self._weighted)) * self._columns**2 + _SLICES * (self._columns + self._weighted) + 1
+        sums = len(pairs(self._weighted)) * self._columns**2 + SLICES * (self._columns + self._weighted) + 1
         return np.zeros([2, sums], np.int64)
 
     def _block(self, numbers: tf.Tensor, rows: Rows, count: tf.Tensor) -> tf.Tensor:
@@ -217,12 +216,24 @@ class MomentSteps(Replicas):
         else:
             z = tf.where(tf.range(y.shape[0]) < count, z, tf.zeros([], tf.float64))
             left = right = _slices(z, tops)
-        products = [_product(left[a][: self._columns], right[b]) for a, b in _pairs(self._weighted)]
+        products = [_product(left[a][: self._columns], right[b]) for a, b in pairs(self._weighted)]
         columns = [_integer_sum(part) for part in left]
         return tf.concat([tf.reshape(part, [-1]) for part in (*products, *columns)], 0)
 
+    def _host_block(self, numbers: tf.Tensor, rows: Rows, count: tf.Tensor) -> tf.Tensor:
+        """`_block` by NumPy."""
+
+        def sums(numbers: np.ndarray, count: np.int32, *rows: np.ndarray) -> np.ndarray:
+            return block_sums(numbers[1:], int(count), rows, fast=self._fast, row_major=self.row_major)
+
+        return tf.ensure_shape(
+            tf.numpy_function(sums, [numbers, count, *rows], tf.int64, stateful=False), self.zero.shape
+        )
+
     @functools.cached_property
     def _block_sums(self) -> Any:
+        if self.on_cpu:
+            return self._host_block
         return tf.function(self._block, jit_compile=True, autograph=False)
 
     @functools.cached_property
@@ -278,7 +289,7 @@ class MomentSteps(Replicas):
 def _slices(columns: tf.Tensor, tops: tf.Tensor) -> list[tf.Tensor]:
     """`columns` `[D, T]` cut into whole numbers, in units that are `2**20, 2**41, 2**62` times finer than `tops`."""
     slices = []
-    for number in range(_SLICES):
+    for number in range(SLICES):
         step = (tops * 2.0 ** (1 - _BITS - _BITS * number))[:, tf.newaxis]
         magic = (1.5 * 2.0**52) * step
         cut = (columns + magic) - magic

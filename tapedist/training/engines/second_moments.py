@@ -12,6 +12,7 @@ from tapedist.training import known_answer
 from tapedist.training.engines.setup import Setup
 from tapedist.training.model import LinearModel
 from tapedist.training.moments import Moments, MomentSteps, MomentUnits
+from tapedist.training.replicas import local_devices
 from tapedist.training.quadratic import QuadraticForm, QuadraticSteps
 from tapedist.training.steps import CallResult
 
@@ -28,6 +29,11 @@ class MomentsEngine:
         plan = setup.block_plan(split, self._tile_rows)
         self.reason = f"one pass over {plan.num_rows} rows, then epochs on their second moments"
         self._setup, self._split = setup, split
+        # NumPy turns rows around on their way to its products; those of tables and made rows come as columns anyway.
+        source = setup.source
+        row_major = all("CPU" in device for device in local_devices(setup.strategy)) and not (
+            hasattr(source, "read_into") or hasattr(source, "take_tiles")
+        )
         self._pass_steps = MomentSteps(
             strategy=setup.strategy,
             units=MomentUnits.of(setup.bounds(split)),
@@ -35,10 +41,12 @@ class MomentsEngine:
             weighted=setup.source.weighted,
             split=split,
             parallel=setup.parallel,
+            fast=setup.problem.arithmetic == "fast",
+            row_major=row_major,
         )
         self._resident = plan.resident
         self._pass = setup.block_pass(
-            self._pass_steps, plan, zero=self._pass_steps.zero, split=split, passes=1, row_major=False
+            self._pass_steps, plan, zero=self._pass_steps.zero, split=split, passes=1, row_major=row_major
         )
         self._steps = QuadraticSteps(strategy=setup.strategy, problem=setup.problem)
         self._sums: np.ndarray | None = None  # Known once a pass is done.
@@ -51,7 +59,7 @@ class MomentsEngine:
         """The split's moments, by a pass over the rows if they are not known yet; None if interrupted."""
         if self._sums is None and self._resident:
             self._sums = self._pass_steps.of_split(
-                *self._setup.split_at_hand(self._split, tile_rows=self._tile_rows, row_major=False)
+                *self._setup.split_at_hand(self._split, tile_rows=self._tile_rows, row_major=self._pass_steps.row_major)
             )
         elif self._sums is None:
             sums = self._pass.run(self._pass_steps.add_blocks, interrupted=interrupted)

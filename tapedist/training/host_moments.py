@@ -132,10 +132,11 @@ def _add_rounded(products: np.ndarray, columns: np.ndarray, chunks: Iterator[tup
         total += left[: len(right)] @ right.T
         of_columns += left @ np.ones(right.shape[1])
         weighted = left is not right
-    for sums, places in ((total, products), (of_columns, columns)):
-        whole = np.rint(sums)
-        places[0] += whole.astype(np.int64)
-        places[1] += np.rint((sums - whole) * 2.0**SLICE_BITS).astype(np.int64)
+    for sums, places in ((total, products[:2]), (of_columns, columns)):
+        for place in places:
+            whole = np.rint(sums)
+            place += whole.astype(np.int64)
+            sums = (sums - whole) * 2.0**SLICE_BITS
     if not weighted:
         products[1] = _half(products[1])
 

@@ -12,8 +12,8 @@ from tapedist.training import known_answer
 from tapedist.training.engines.setup import Setup
 from tapedist.training.model import LinearModel
 from tapedist.training.moments import Moments, MomentSteps, MomentUnits
-from tapedist.training.replicas import local_devices
 from tapedist.training.quadratic import QuadraticForm, QuadraticSteps
+from tapedist.training.replicas import local_devices
 from tapedist.training.steps import CallResult
 
 
@@ -29,11 +29,6 @@ class MomentsEngine:
         plan = setup.block_plan(split, self._tile_rows)
         self.reason = f"one pass over {plan.num_rows} rows, then epochs on their second moments"
         self._setup, self._split = setup, split
-        # NumPy turns rows around on their way to its products; those of tables and made rows come as columns anyway.
-        source = setup.source
-        row_major = all("CPU" in device for device in local_devices(setup.strategy)) and not (
-            hasattr(source, "read_into") or hasattr(source, "take_tiles")
-        )
         self._pass_steps = MomentSteps(
             strategy=setup.strategy,
             units=MomentUnits.of(setup.bounds(split)),
@@ -42,11 +37,16 @@ class MomentsEngine:
             split=split,
             parallel=setup.parallel,
             fast=setup.problem.arithmetic == "fast",
-            row_major=row_major,
+            row_major=_row_major(setup),
         )
         self._resident = plan.resident
         self._pass = setup.block_pass(
-            self._pass_steps, plan, zero=self._pass_steps.zero, split=split, passes=1, row_major=row_major
+            self._pass_steps,
+            plan,
+            zero=self._pass_steps.zero,
+            split=split,
+            passes=1,
+            row_major=self._pass_steps.row_major,
         )
         self._steps = QuadraticSteps(strategy=setup.strategy, problem=setup.problem)
         self._sums: np.ndarray | None = None  # Known once a pass is done.
@@ -93,6 +93,15 @@ class MomentsEngine:
             self._sums = progress["moments"]
         else:
             self._pass.restore(progress)
+
+
+def _row_major(setup: Setup) -> bool:
+    """Whether the pass takes rows as they lie in memory: NumPy turns them around on their way to its products.
+
+    Rows of tables and made ones are columns to begin with.
+    """
+    on_cpu = all("CPU" in device for device in local_devices(setup.strategy))
+    return on_cpu and not any(hasattr(setup.source, name) for name in ("read_into", "take_tiles"))
 
 
 def moments(setup: Setup, *, split: str = "train") -> MomentsEngine:

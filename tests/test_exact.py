@@ -196,6 +196,30 @@ SIZES: dict[str, dict[str, int]] = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("d", "weighted", "dtype"), [(1, False, "float32"), (70, False, "float64"), (5, True, "float64")]
+)
+def test_moments_as_devices_sum_them(d: int, weighted: bool, dtype: str, monkeypatch: pytest.MonkeyPatch):
+    """By the program of GPUs."""
+    monkeypatch.setattr("tapedist.training.replicas.Replicas.on_cpu", False)
+    monkeypatch.setattr("tapedist.training.engines.second_moments._row_major", lambda setup: False)
+    # What was traced before is of CPUs.
+    monkeypatch.setattr("tapedist.training.replicas.Replicas.share_traces", lambda steps, key: None)
+    for cache in ("auto", "none"):
+        _check(Case(mode="moments", d=d, weighted=weighted, dtype=dtype, cache=cache))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("d", [1, 70])
+def test_fast_moments_are_near_the_exact_ones(d: int, weighted: bool):
+    case = Case(mode="moments", n=3001, d=d, weighted=weighted, dtype="float64")
+    exact, fast = (_engine(dataclasses.replace(case, arithmetic=word))[0].moments() for word in ("exact", "fast"))
+    sizes = np.sqrt(np.diag(exact.centred))
+    np.testing.assert_allclose(fast.sum_weights, exact.sum_weights, rtol=1e-14)
+    np.testing.assert_allclose(fast.means, exact.means, rtol=1e-13)
+    assert (np.abs(fast.centred - exact.centred) <= 1e-13 * np.outer(sizes, sizes)).all()
+
+
 @pytest.mark.parametrize(("sizes", "d"), [*zip(SIZES, (5, 1, 5), strict=True)])
 @pytest.mark.parametrize(
     ("mode", "cache", "resident"),

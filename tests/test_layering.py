@@ -41,6 +41,7 @@ FLOORS = {
     "training.loss_steps": 4.1,
     "training.block_pass": 4.1,
     "training.block_steps": 4.2,
+    "training.host_moments": 2,
     "training.moments": 4.2,
     "training.schedule": 4.2,
     "training.quadratic": 4.4,

@@ -103,7 +103,7 @@ def check_moment_steps(
     each = [_fixed_rows(largest, problem.dtype.name, weighted, count, replica) for replica in range(replicas)]
     for columns in each:  # As a block's they are within these bounds; whether within the ranges nothing depends on.
         columns[0], columns[1] = _into(columns[0], bounds, slice(0, -1)), _into(columns[1], bounds, -1)
-    rows = _rows_on_replicas(sums.strategy, each, problem.dtype, tiles, tile_rows, 1)
+    rows = _rows_on_replicas(sums.strategy, each, problem.dtype, tiles, tile_rows, 1, row_major=sums.row_major)
     counts = _on_replicas(sums.strategy, [np.array([count], np.int32)] * replicas, tf.int32)
     found = sums.moments(sums.of_rows(rows, counts))
     chunks = [(x, y, rest[0] if rest else None) for x, y, *rest in each]
@@ -196,13 +196,17 @@ def _rows_on_replicas(
     tiles: int,
     tile_rows: int,
     slots: int,
+    *,
+    row_major: bool = False,
 ) -> tuple[Any, ...]:
-    """Each replica's own rows as tiles of features, `[slots * n, d, T]` and `[slots * n, T]`, in the first slot."""
+    """Each replica's own rows as tiles, `[slots * n, d, T]` (or `[slots * n, T, d]`) and `[slots * n, T]`, in the first
+    slot."""
 
     def tiled(column: np.ndarray) -> np.ndarray:
         room = np.zeros([slots * tiles * tile_rows, *column.shape[1:]])
         room[: len(column)] = column
-        return np.moveaxis(room.reshape(slots * tiles, tile_rows, *column.shape[1:]), 1, -1)
+        tiled = room.reshape(slots * tiles, tile_rows, *column.shape[1:])
+        return tiled if row_major else np.moveaxis(tiled, 1, -1)
 
     return tuple(
         _on_replicas(strategy, [tiled(column) for column in columns], dtype) for columns in zip(*each, strict=True)

@@ -31,17 +31,14 @@ import numpy as np
 import tapedist.numerics  # noqa: F401  (before TensorFlow)
 import tensorflow as tf
 
+from tapedist.exact_arithmetic import SLICE_BITS, SLICE_ROWS
 from tapedist.training import exact
 from tapedist.training.block_pass import block_loop
 from tapedist.training.bounds import Bounds, pow2
+from tapedist.training.host_moments import SLICES, block_sums, pairs
 from tapedist.training.replicas import Replicas, all_added
-from tapedist.training.row_sums import Rows, tile_rows
+from tapedist.training.row_sums import Rows
 from tapedist.training.steps import check_rows
-
-_BITS = 21
-_SLICES = 3
-_NARROW = 3  # Up to so many features, sums of products beat a product of matrices.
-_MOST_TERMS = 2**13  # Products of two slices that a float64 sum holds.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,24 +79,19 @@ class MomentUnits:
         """What the integers `[2, M]` of `MomentSteps` stand for."""
         count = len(self.tops)
         numbers = np.array(exact.value_of(sums), object)
-        pairs = _pairs(weighted)
-        products, columns, rows = np.split(numbers, [len(pairs) * count * count, len(numbers) - 1])
-        columns = columns.reshape(_SLICES, -1)
+        multiplied = pairs(weighted)
+        products, columns, rows = np.split(numbers, [len(multiplied) * count * count, len(numbers) - 1])
+        columns = columns.reshape(SLICES, -1)
         total: Any = 0
-        for (a, b), product in zip(pairs, products.reshape(-1, count, count), strict=True):
+        for (a, b), product in zip(multiplied, products.reshape(-1, count, count), strict=True):
             both = product if weighted or a == b else product + product.T
-            total = total + both * (1 << _BITS * (2 - a - b))
-        of_column: Any = sum(part * (1 << _BITS * (2 - a)) for a, part in enumerate(columns))
+            total = total + both * (1 << SLICE_BITS * (2 - a - b))
+        of_column: Any = sum(part * (1 << SLICE_BITS * (2 - a)) for a, part in enumerate(columns))
         exponents = np.frexp(self.tops)[1].astype(object) - 1
         if not weighted:
             return _moments(total, of_column, rows[0], 0, exponents, exponents, self.shifts)
         left = np.frexp(self.weighted_tops)[1].astype(object) - 1
         return _moments(total, of_column[:-1], of_column[-1], left[-1] - 62, left[:-1], exponents, self.shifts)
-
-
-def _pairs(weighted: bool) -> list[tuple[int, int]]:
-    """Which slices are multiplied; without weights each pair serves its mirror image too."""
-    return [(a, b) for a in range(_SLICES) for b in range(_SLICES - a) if weighted or a <= b]
 
 
 def _moments(
@@ -160,6 +152,8 @@ class MomentSteps(Replicas):
         weighted: whether they have weights.
         split: "train" or "test".
         parallel: blocks under way side by side on a replica.
+        fast: whether products may be rounded; on CPUs, where that saves most of the work, they then are.
+        row_major: whether tiles are `[T, d]`, which CPUs alone take.
     """
 
     def __init__(
@@ -171,58 +165,55 @@ class MomentSteps(Replicas):
         weighted: bool,
         split: str,
         parallel: int,
+        fast: bool = False,
+        row_major: bool = False,
     ):
         super().__init__(strategy=strategy)
         self._columns = len(units.tops)
         self._units, self._num_rows, self._weighted, self._split = units, num_rows, weighted, split
-        self._parallel = parallel
+        self._parallel, self._fast, self.row_major = parallel, fast, row_major
         self._numbers = np.concatenate([[0.0], units.shifts, units.tops, units.weighted_tops])
-        self.share_traces((self._columns, weighted, parallel))
+        self.share_traces((self._columns, weighted, parallel, fast, row_major))
 
     @property
     def zero(self) -> np.ndarray:
         """Sums before a row is in them, int64 `[2, M]`."""
-        sums = len(_pairs(self._weighted)) * self._columns**2 + _SLICES * (self._columns + self._weighted) + 1
+        sums = len(pairs(self._weighted)) * self._columns**2 + SLICES * (self._columns + self._weighted) + 1
         return np.zeros([2, sums], np.int64)
 
     def _block(self, numbers: tf.Tensor, rows: Rows, count: tf.Tensor) -> tf.Tensor:
         """Integers `[2, M]` of a block's first `count` rows."""
-        zero, shifts, tops, weighted_tops = tf.split(
-            numbers, [1, self._columns, self._columns, self._columns + 1], num=4
-        )
-        tiles, length = rows[1].shape
-
-        def tile_sums(tile: tf.Tensor) -> tf.Tensor:
-            return self._tile(
-                tile_rows(rows, tile), tf.clip_by_value(count - tile * length, 0, length), shifts, tops, weighted_tops
-            )
-
-        with exact.pinning(tf.bitcast(zero[0], tf.int64)):
-            sums = tf.while_loop(
-                lambda tile, _: tile < tiles,
-                lambda tile, sums: (tile + 1, sums + tile_sums(tile)),
-                (tf.constant(0), tf.zeros([self.zero.shape[1] - 1], tf.int64)),
-            )[1]
-        return exact.halves(tf.concat([sums, [tf.cast(count, tf.int64)]], 0))
-
-    def _tile(
-        self, rows: Rows, count: tf.Tensor, shifts: tf.Tensor, tops: tf.Tensor, weighted_tops: tf.Tensor
-    ) -> tf.Tensor:
-        """Sums of the first `count` of a tile's rows `(x [d, T], y [T][, w [T]])`, int64 `[M - 1]`."""
+        zero, *units = tf.split(numbers, [1, self._columns, self._columns, self._columns + 1], num=4)
+        shifts, tops, weighted_tops = (unit[:, tf.newaxis] for unit in units)
         x, y, *weights = (tf.cast(column, tf.float64) for column in rows)
-        z = tf.concat([x, y[tf.newaxis]], 0) - shifts[:, tf.newaxis]
+        z = tf.concat([x, y[:, tf.newaxis]], 1) - shifts
         if weights:  # Which are 0 where no row is real.
             right = _slices(z, tops)
-            left = _slices(exact.pin(weights[0] * tf.concat([z, tf.ones_like(z[:1])], 0)), weighted_tops)
+            with exact.pinning(tf.bitcast(zero[0], tf.int64)):
+                weighted = exact.pin(weights[0][:, tf.newaxis] * tf.concat([z, tf.ones_like(z[:, :1])], 1))
+            left = _slices(weighted, weighted_tops)
         else:
-            z = tf.where(tf.range(y.shape[0]) < count, z, tf.zeros([], tf.float64))
-            left = right = _slices(z, tops)
-        products = [_product(left[a][: self._columns], right[b]) for a, b in _pairs(self._weighted)]
-        columns = [_integer_sum(part) for part in left]
-        return tf.concat([tf.reshape(part, [-1]) for part in (*products, *columns)], 0)
+            real = tf.reshape(tf.range(y.shape.num_elements()) < count, [y.shape[0], 1, y.shape[1]])
+            left = right = _slices(tf.where(real, z, tf.zeros([], tf.float64)), tops)
+        products = [_product(left[a][:, : self._columns], right[b]) for a, b in pairs(self._weighted)]
+        columns = [tf.reduce_sum(tf.cast(tf.reduce_sum(part, 2), tf.int64), 0) for part in left]
+        sums = [tf.reshape(part, [-1]) for part in (*products, *columns, tf.cast(count, tf.int64))]
+        return exact.halves(tf.concat(sums, 0))
+
+    def _host_block(self, numbers: tf.Tensor, rows: Rows, count: tf.Tensor) -> tf.Tensor:
+        """`_block` by NumPy."""
+
+        def sums(numbers: np.ndarray, count: np.int32, *rows: np.ndarray) -> np.ndarray:
+            return block_sums(numbers[1:], int(count), rows, fast=self._fast, row_major=self.row_major)
+
+        return tf.ensure_shape(
+            tf.numpy_function(sums, [numbers, count, *rows], tf.int64, stateful=False), self.zero.shape
+        )
 
     @functools.cached_property
     def _block_sums(self) -> Any:
+        if self.on_cpu:
+            return self._host_block
         return tf.function(self._block, jit_compile=True, autograph=False)
 
     @functools.cached_property
@@ -276,10 +267,10 @@ class MomentSteps(Replicas):
 
 
 def _slices(columns: tf.Tensor, tops: tf.Tensor) -> list[tf.Tensor]:
-    """`columns` `[D, T]` cut into whole numbers, in units that are `2**20, 2**41, 2**62` times finer than `tops`."""
+    """`columns` `[n, D, T]` cut into whole numbers, in units `2**20, 2**41, 2**62` times finer than `tops` `[D, 1]`."""
     slices = []
-    for number in range(_SLICES):
-        step = (tops * 2.0 ** (1 - _BITS - _BITS * number))[:, tf.newaxis]
+    for number in range(SLICES):
+        step = tops * 2.0 ** (1 - SLICE_BITS - SLICE_BITS * number)
         magic = (1.5 * 2.0**52) * step
         cut = (columns + magic) - magic
         slices.append(cut / step)
@@ -288,19 +279,6 @@ def _slices(columns: tf.Tensor, tops: tf.Tensor) -> list[tf.Tensor]:
 
 
 def _product(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
-    """`a b'` of whole numbers `[D, T]` of at most `2**20`, int64 `[D, D]`."""
-    count, length = a.shape
-    total = tf.zeros([count, count], tf.int64)
-    for first in range(0, length, _MOST_TERMS):
-        left, right = a[:, first : first + _MOST_TERMS], b[:, first : first + _MOST_TERMS]
-        if count <= _NARROW + 1:
-            sums = tf.stack([tf.reduce_sum(left[i] * right, 1) for i in range(count)])
-        else:
-            sums = tf.matmul(left, right, transpose_b=True)
-        total += tf.cast(sums, tf.int64)
-    return total
-
-
-def _integer_sum(numbers: tf.Tensor) -> tf.Tensor:
-    """Sums of whole numbers `[D, T]` of at most `2**20`, int64 `[D]`."""
-    return tf.cast(tf.reduce_sum(numbers, 1), tf.int64)
+    """The sum of `a b'` over tiles of whole numbers `[n, D, T]` of at most `2**20`, int64 `[D, D]`."""
+    assert a.shape[-1] <= SLICE_ROWS
+    return tf.reduce_sum(tf.cast(tf.matmul(a, b, transpose_b=True), tf.int64), 0)

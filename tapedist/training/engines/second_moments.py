@@ -14,6 +14,7 @@ from tapedist.training.engines.setup import Setup
 from tapedist.training.model import LinearModel
 from tapedist.training.moments import Moments, MomentSteps, MomentUnits
 from tapedist.training.quadratic import QuadraticForm, QuadraticSteps
+from tapedist.training.replicas import local_devices
 from tapedist.training.steps import CallResult
 
 
@@ -36,10 +37,17 @@ class MomentsEngine:
             weighted=setup.source.weighted,
             split=split,
             parallel=setup.parallel,
+            fast=setup.problem.arithmetic == "fast",
+            row_major=_row_major(setup),
         )
         self._resident = plan.resident
         self._pass = setup.block_pass(
-            self._pass_steps, plan, zero=self._pass_steps.zero, split=split, passes=1, row_major=False
+            self._pass_steps,
+            plan,
+            zero=self._pass_steps.zero,
+            split=split,
+            passes=1,
+            row_major=self._pass_steps.row_major,
         )
         self._steps = QuadraticSteps(strategy=setup.strategy, problem=setup.problem)
         self._sums: np.ndarray | None = None  # Known once a pass is done.
@@ -52,7 +60,7 @@ class MomentsEngine:
         """The split's moments, by a pass over the rows if they are not known yet; None if interrupted."""
         if self._sums is None and self._resident:
             self._sums = self._pass_steps.of_split(
-                *self._setup.split_at_hand(self._split, tile_rows=self._tile_rows, row_major=False)
+                *self._setup.split_at_hand(self._split, tile_rows=self._tile_rows, row_major=self._pass_steps.row_major)
             )
         elif self._sums is None:
             sums = self._pass.run(self._pass_steps.add_blocks, interrupted=interrupted)
@@ -93,6 +101,15 @@ class MomentsEngine:
             self._sums = progress["moments"]
         else:
             self._pass.restore(progress)
+
+
+def _row_major(setup: Setup) -> bool:
+    """Whether the pass takes rows as they lie in memory: NumPy turns them around on their way to its products.
+
+    Rows of tables and made ones are columns to begin with.
+    """
+    on_cpu = all("CPU" in device for device in local_devices(setup.strategy))
+    return on_cpu and not any(hasattr(setup.source, name) for name in ("read_into", "take_tiles"))
 
 
 def moments(setup: Setup, *, split: str = "train") -> MomentsEngine:

@@ -14,7 +14,6 @@ from tapedist.training.engines.setup import Setup
 from tapedist.training.model import LinearModel
 from tapedist.training.moments import Moments, MomentSteps, MomentUnits
 from tapedist.training.quadratic import QuadraticForm, QuadraticSteps
-from tapedist.training.replicas import local_devices
 from tapedist.training.steps import CallResult
 
 
@@ -108,8 +107,8 @@ def _row_major(setup: Setup) -> bool:
 
     Rows of tables and made ones are columns to begin with.
     """
-    on_cpu = all("CPU" in device for device in local_devices(setup.strategy))
-    return on_cpu and not any(hasattr(setup.source, name) for name in ("read_into", "take_tiles"))
+    lies_in_rows = hasattr(setup.source, "take_runs") or not hasattr(setup.source, "read_into")
+    return setup.on_cpu and lies_in_rows and not hasattr(setup.source, "take_tiles")
 
 
 def moments(setup: Setup, *, split: str = "train") -> MomentsEngine:

@@ -11,17 +11,36 @@ earlier is usually still in time.
   instead.
 * For the same reason no fusion is split over threads (`cpu-parallel-task-assigner`): handing a few microseconds of work
   to another thread takes longer than doing it.
+* XLA prefers vectors of 256 bits. Where a processor was measured to be faster with others, those are asked for; no
+  result depends on them.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 
 from tapedist import own_matplotlib, without_keras
 
+# Bits of vectors, by vendor and family of processors that have them: Zen 4 and 5 (`scripts/bench/limits.md`).
+_VECTOR_BITS = {("AuthenticAMD", "25"): 512, ("AuthenticAMD", "26"): 512}
+
+
+def _vector_bits() -> int:
+    """Of the vectors that this processor is the fastest with, if it is in the table; 0 if XLA is to choose."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            lines = itertools.takewhile(str.strip, file)  # Of the first core.
+            facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    except OSError:
+        return 0
+    bits = _VECTOR_BITS.get((facts.get("vendor_id", ""), facts.get("cpu family", "")), 0)
+    return bits if "avx512f" in facts.get("flags", "").split() else 0
+
+
 XLA_FLAGS = (
     "--xla_disable_hlo_passes=tree_reduction_rewriter,cpu-parallel-task-assigner --xla_cpu_multi_thread_eigen=false"
-)
+) + (f" --xla_cpu_prefer_vector_width={bits}" if (bits := _vector_bits()) else "")
 
 _in_use = ""
 

@@ -14,13 +14,14 @@ from peer import RATE, Work, make_rows
 DEFAULTS = {"test_fraction": 0.0, "learning_rate": RATE}
 
 
-def engine_work(task: Mapping[str, Any], make: Callable[[], Any]) -> Work:
+def engine_work(task: Mapping[str, Any], make: Callable[[], Any], **more: Any) -> Work:
     """Steps of an engine.
 
     Args:
         task: `kind` "engine", or "pass" where all that the engine has learned from the rows is forgotten before;
             `steps`, and `config` with fields of `TrainConfig`.
         make: the engine that `train` would run.
+        **more: arguments of its `run`.
     """
     engine = make()
     untouched = dict(vars(engine))
@@ -35,7 +36,9 @@ def engine_work(task: Mapping[str, Any], make: Callable[[], Any]) -> Work:
         end, state, records = next(ends), np.zeros(features + 1), np.zeros([1, 2])
         step = end - task["steps"]
         while step < end:
-            result = engine.run(state, step=step, num_steps=end - step, limit=math.inf, interrupted=lambda: False)
+            result = engine.run(
+                state, step=step, num_steps=end - step, limit=math.inf, interrupted=lambda: False, **more
+            )
             state, step, records = result.state, step + result.applied, result.records
         loss = float(records[-1, 0] / records[-1, 1])
         return {"weight": float(state[0]), "bias": float(state[-1]), "loss": loss}

@@ -39,7 +39,10 @@ def make(task: dict[str, Any]) -> Work:
 
 
 def _engine(task: dict[str, Any]) -> Work:
-    return engine_work(task, lambda: _open(task))
+    every = TrainConfig().log_every_epochs
+    # As `train` has it: losses of the epochs that have a row.
+    measured = lambda epochs: range(-(-epochs.start // every) * every, epochs.stop, every)  # noqa: E731
+    return engine_work(task, lambda: _open(task), measured=measured)
 
 
 def _open(task: dict[str, Any]) -> engines.Engine:

@@ -26,6 +26,7 @@ SLACK = 1 + 2.0**-20  # What bounds are widened by; more than all roundings on t
 _GRID_BITS = 54 - CAP  # From one grid to the next: what a rounding leaves is half a step at most.
 LOW_BITS = 27
 _MANTISSA = 52
+_SCALARS = 24  # Sums whose last operations a compiler merges into others.
 MOST_ROWS = 2**20  # Whose terms `grid_sums` adds: numbers of up to 2**39 steps, in int64.
 
 
@@ -300,8 +301,13 @@ def grid_sums(
             zeros.append(tf.bitcast(magic, tf.int64))
             if level + 1 < len(steps):
                 term = term - (shifted - magic)
-    rows = bits[0].shape.num_elements() // parts
-    sums = iter([total - rows * zero for total, zero in zip(_added(bits, int(parts > 1)), zeros, strict=True)])
+    rows, found = bits[0].shape.num_elements() // parts, _added(bits, int(parts > 1))
+    if len(bits) <= _SCALARS:
+        found = [total - rows * zero for total, zero in zip(found, zeros, strict=True)]
+    else:  # As one vector; each by itself would have a kernel of its own.
+        of_rows = tf.reshape(rows * tf.stack(zeros), [-1] + [1] * int(parts > 1))
+        found = tf.unstack(tf.stack(found) - of_rows)
+    sums = iter(found)
     of_counts = [[next(sums)] for _ in counts]
     return [[next(sums) for _ in steps] for _, steps in terms] + of_counts
 

@@ -329,6 +329,29 @@ def test_workers_with_other_devices_are_named_by_all(
             worker.kill()
 
 
+def test_workers_on_other_kinds_of_processors_give_one_digest(
+    child_env: dict[str, str], addresses: tuple[str, ...], tmp_path: Path
+):
+    def start(rank: int, isa: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "tapedist", "train", f"--workers={','.join(addresses)}", f"--worker_index={rank}",
+             "--n_samples=3001", "--num_epochs=7", "--full_batch_engine=stream", "--plots=false"],
+            env=child_env | {"XLA_FLAGS": f"--xla_cpu_max_isa={isa}"}, cwd=tmp_path, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    both = [start(rank, isa) for rank, isa in enumerate(("SSE4_2", "AVX2"))]
+    ended = [process.communicate(timeout=TIMEOUT) for process in both]
+    assert [process.returncode for process in both] == [0, 0], ended
+    alone = subprocess.run(
+        [sys.executable, "-m", "tapedist", "train", "--n_samples=3001", "--num_epochs=7",
+         "--full_batch_engine=stream", "--plots=false"],
+        env=child_env, cwd=tmp_path, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert len(_digest(ended[0][0])) == 1
+    assert _digest(ended[0][0]) == _digest(alone.stdout)
+
+
 def test_a_proxy_for_the_web_is_no_obstacle(launch: Callable[..., Launch], child_env: dict[str, str]):
     for name in ("http_proxy", "https_proxy", "grpc_proxy", "all_proxy"):
         child_env |= {name: "http://127.0.0.1:9", name.upper(): "http://127.0.0.1:9"}

@@ -67,7 +67,7 @@ def _rates(found: Found) -> dict[str, str]:
     }
     rates = {key: _largest(found, contestant) for key, contestant in named.items()}
     texts = {key: rate_text(rate, "rows") for key, rate in rates.items() if rate}
-    for key, row in {"rate_wide": "stream_wide", "rate_wide_moments": "moments_wide"}.items():
+    for key, row in {"rate_wide": "stream_wide", "rate_wide_moments": "moments_64_float64"}.items():
         if "tapedist" in found.get(row, {}):
             texts[key] = rate_text(found[row]["tapedist"].rate, "rows")
     return texts

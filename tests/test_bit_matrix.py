@@ -14,6 +14,7 @@ from topology import run_jobs
 BLOCKS = {
     "tapedist.data.blocks:RESIDENT_BYTES": 0,
     "tapedist.data.blocks:TILE_ROWS": 128,
+    "tapedist.data.blocks:MOST_PRODUCT_ROWS": 128,
     "tapedist.data.blocks:PRODUCT_BYTES": 16384,
     "tapedist.data.blocks:BLOCK_BYTES": 8192,
 }

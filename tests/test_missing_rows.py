@@ -103,6 +103,7 @@ BATCHES = {**SMALL, "mode": "mini_batch", "batch_size": 390}
 BLOCKS = {
     "tapedist.data.blocks:RESIDENT_BYTES": 0,
     "tapedist.data.blocks:TILE_ROWS": 64,
+    "tapedist.data.blocks:MOST_PRODUCT_ROWS": 64,
     "tapedist.data.blocks:BLOCK_BYTES": 512,
 }
 NONE_HELD = {"tapedist.training.engines.batches:_RESIDENT_BYTES": 0}

@@ -35,6 +35,7 @@ STREAM, BATCHES = "--full_batch_engine=stream", "--mode=mini_batch"
 BLOCKS = {
     "tapedist.data.blocks:RESIDENT_BYTES": 0,
     "tapedist.data.blocks:TILE_ROWS": 128,
+    "tapedist.data.blocks:MOST_PRODUCT_ROWS": 128,
     "tapedist.data.blocks:BLOCK_BYTES": 1024,
 }
 TRANSFERS = {

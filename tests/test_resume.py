@@ -21,6 +21,7 @@ from tapedist.training.checkpoint_format import decode_manifest, encode_manifest
 # Constants that make small data take the paths of large data: many blocks, many rounds, many transfers.
 SMALL = {
     "tapedist.data.blocks.TILE_ROWS": 64,
+    "tapedist.data.blocks.MOST_PRODUCT_ROWS": 64,
     "tapedist.data.blocks.BLOCK_BYTES": 256,
     "tapedist.data.blocks.RESIDENT_BYTES": 0,
     "tapedist.training.engines.batches._SUPERBATCH_BYTES": 8192,

@@ -192,6 +192,7 @@ def test_every_phase(phase: str, undisturbed: dict[str, Any], tmp_path: Path, mo
 # Rows that are streamed in several rounds a pass, in both splits: small blocks, so that few rows fill many.
 BLOCKS = {
     "tapedist.data.blocks.TILE_ROWS": 64,
+    "tapedist.data.blocks.MOST_PRODUCT_ROWS": 64,
     "tapedist.data.blocks.BLOCK_BYTES": 1024,
     "tapedist.data.blocks.RESIDENT_BYTES": 0,
 }

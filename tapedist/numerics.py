@@ -26,10 +26,10 @@ from tapedist import own_matplotlib, without_keras
 _VECTOR_BITS = {("AuthenticAMD", "25"): 512, ("AuthenticAMD", "26"): 512}
 
 
-def _vector_bits() -> int:
+def _vector_bits(cpuinfo: str = "/proc/cpuinfo") -> int:
     """Of the vectors that this processor is the fastest with, if it is in the table; 0 if XLA is to choose."""
     try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+        with open(cpuinfo, encoding="utf-8", errors="replace") as file:
             lines = itertools.takewhile(str.strip, file)  # Of the first core.
             facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
     except OSError:

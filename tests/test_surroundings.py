@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -87,12 +88,28 @@ def test_what_has_no_effect(name: str, plain: str):
         ("", numerics.XLA_FLAGS),
         ("--xla_dump_to=d", f"--xla_dump_to=d {numerics.XLA_FLAGS}"),
         (numerics.XLA_FLAGS, numerics.XLA_FLAGS),
-        ("--xla_disable_hlo_passes=none", "--xla_disable_hlo_passes=none --xla_cpu_multi_thread_eigen=false"),
+        ("--xla_disable_hlo_passes=none", " ".join(["--xla_disable_hlo_passes=none", *numerics.XLA_FLAGS.split()[1:]])),
         ("flags.txt", "flags.txt"),
     ],
 )
 def test_xla_gets_the_flags_that_the_user_has_not_set(own: str, wanted: str):
     assert numerics._completed(own) == wanted
+
+
+@pytest.mark.parametrize(
+    ("vendor", "family", "flags", "bits"),
+    [
+        ("AuthenticAMD", 25, "sse2 avx2 avx512f", 512), ("AuthenticAMD", 25, "sse2 avx2", 0),
+        ("GenuineIntel", 6, "sse2 avx2 avx512f", 0),
+    ],
+)  # fmt: skip
+def test_vectors_are_as_wide_as_the_processor_was_measured_with(
+    vendor: str, family: int, flags: str, bits: int, tmp_path: Path
+):
+    facts = f"vendor_id\t: {vendor}\ncpu family\t: {family}\nflags\t\t: {flags}\n\n"
+    (tmp_path / "cpuinfo").write_text(facts + facts.replace(vendor, "another"))
+    assert numerics._vector_bits(str(tmp_path / "cpuinfo")) == bits
+    assert numerics._vector_bits(str(tmp_path / "missing")) == 0
 
 
 _FLAGS = """

@@ -373,7 +373,11 @@ def test_no_tensorflow(trained: Path, table: Path, tmp_path: Path, run_python: C
 def test_it_can_be_broken_off(tmp_path: Path, child_env: dict[str, str]):
     train(config(tmp_path / "run", full_batch_engine="stream", n_samples=20_000, num_epochs=20_000, learning_rate=0.01))
     command = [sys.executable, "-m", "tapedist", "verify", f"--run_dir={tmp_path / 'run'}"]
-    with subprocess.Popen(command, env=child_env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, env=child_env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # Who runs tests in the background ignores the signal, and would hand that down.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:  # fmt: skip
         assert process.stdout
         assert process.stdout.readline().startswith("rows: equal")
         process.send_signal(signal.SIGINT)

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -380,6 +381,7 @@ def test_it_can_be_broken_off(tmp_path: Path, child_env: dict[str, str]):
     ) as process:  # fmt: skip
         assert process.stdout
         assert process.stdout.readline().startswith("rows: equal")
+        time.sleep(1)  # Importing is behind it, in which a module of NumPy's may take the signal for its own failure.
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130

@@ -99,3 +99,18 @@ def test_rows_and_looks_become_rarer_in_a_run_without_a_known_end():
     assert looks == [*logged, 10**6]
     # Wherever a call begins, the same epochs have rows.
     assert list(schedule.logged(range(995, 1250))) == [1000, 1100, 1200]
+
+
+@pytest.mark.parametrize("slowing", [False, True])
+@pytest.mark.parametrize(("log", "check"), [(1, 0), (7, 0), (10, 4), (1000, 3)])
+def test_losses_that_are_told_are_measured(log: int, check: int, slowing: bool):
+    """Of epochs with a row, of the last one, and of those behind which a run may stop."""
+    schedule = Schedule(
+        num_epochs=523, steps_per_epoch=3, log_every_epochs=log, eval_every_epochs=0, checkpoint_every_steps=0,
+        check_every_epochs=check, slowing=slowing,
+    )  # fmt: skip
+    wanted = {e for e in range(523) if schedule.logs(e) or e == 522 or schedule.checks((e + 1) * 3)}
+    for size in (1, 5, 64, 523):
+        parts = [range(first, min(523, first + size)) for first in range(0, 523, size)]
+        assert set().union(*(schedule.measured(part) for part in parts)) == wanted
+        assert all(epoch in part for part in parts for epoch in schedule.measured(part))

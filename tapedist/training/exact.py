@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -26,7 +27,6 @@ SLACK = 1 + 2.0**-20  # What bounds are widened by; more than all roundings on t
 _GRID_BITS = 54 - CAP  # From one grid to the next: what a rounding leaves is half a step at most.
 LOW_BITS = 27
 _MANTISSA = 52
-_SCALARS = 24  # Sums whose last operations a compiler merges into others.
 MOST_ROWS = 2**20  # Whose terms `grid_sums` adds: numbers of up to 2**39 steps, in int64.
 
 
@@ -240,6 +240,7 @@ def exact_dot(
     Returns:
         float64 `[...]`.
     """
+    columns = [tf.cast(column, tf.float64) for column in columns]
 
     @tf.custom_gradient
     def dot(*copies: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], Any]]:
@@ -247,9 +248,7 @@ def exact_dot(
             slopes = upstream if short else trimmed(upstream, kind.long)
             # Selected here, because a slope that is not finite would not be zero times zero.
             slopes = slopes if real is None else tf.where(real, slopes, tf.zeros_like(slopes))
-            return [*(_row_product(slopes * tf.cast(column, tf.float64), kind) for column in columns), slopes][
-                : len(copies)
-            ]
+            return [*(_row_product(slopes * column, kind) for column in columns), slopes][: len(copies)]
 
         known = y_hat
         if known is None:
@@ -263,9 +262,9 @@ def exact_dot(
 
 
 def chain(total: tf.Tensor | None, columns: Sequence[tf.Tensor], weights: Sequence[tf.Tensor], kind: Kind) -> tf.Tensor:
-    """`total + x_0 * w_0 + x_1 * w_1 + ...` from left to right."""
+    """`total + x_0 * w_0 + x_1 * w_1 + ...` from left to right; of float64."""
     for column, weight in zip(columns, weights, strict=False):
-        product = _row_product(tf.cast(column, tf.float64) * weight, kind)
+        product = _row_product(column * weight, kind)
         total = product if total is None else total + product
     return total
 
@@ -276,8 +275,8 @@ def _row_product(product: tf.Tensor, kind: Kind) -> tf.Tensor:
 
 
 def grid_sums(
-    terms: Sequence[tuple[tf.Tensor, Sequence[tf.Tensor]]], counts: Sequence[tf.Tensor] = (), *, parts: int = 1
-) -> list[list[tf.Tensor]]:
+    terms: Sequence[tuple[Sequence[tf.Tensor], tf.Tensor]], counts: Sequence[tf.Tensor] = (), *, parts: int = 1
+) -> list[tf.Tensor]:
     """Sums over all rows on grids, as int64 numbers of steps, by one loop over the rows.
 
     The bits of `t + M`, where a step of the grid is the last place of `M`, are those of `M` plus the number of steps in
@@ -285,43 +284,46 @@ def grid_sums(
     at once, as it may not for numbers in floating point.
 
     Args:
-        terms: each float64 `[...]`, all of one shape, with the steps `[]` of its grids.
+        terms: groups of K terms, each float64 `[...]`, all of one shape, with the steps of their grids, `[l, K]`.
         counts: int64 `[...]`, to be summed as they are.
         parts: that are summed apart, along the first axis, if there are several: each of up to `MOST_ROWS` rows.
 
     Returns:
-        int64 `[]`, or `[parts]`, for each grid of each term; then for each of `counts`.
+        int64 `[l, K]`, or `[l, K, parts]`, for each of the groups; then `[1, 1]`, or `[1, 1, parts]`, of each count.
     """
-    bits, zeros = [*counts], [tf.zeros([], tf.int64)] * len(counts)
-    for term, steps in terms:
-        for level, step in enumerate(steps):
-            magic = (1.5 * 2.0**_MANTISSA) * step
-            shifted = term + magic
-            bits.append(tf.bitcast(shifted, tf.int64))
-            zeros.append(tf.bitcast(magic, tf.int64))
-            if level + 1 < len(steps):
-                term = term - (shifted - magic)
-    rows, found = bits[0].shape.num_elements() // parts, _added(bits, int(parts > 1))
-    if len(bits) <= _SCALARS:
-        found = [total - rows * zero for total, zero in zip(found, zeros, strict=True)]
-    else:  # As one vector; each by itself would have a kernel of its own.
-        of_rows = tf.reshape(rows * tf.stack(zeros), [-1] + [1] * int(parts > 1))
-        found = tf.unstack(tf.stack(found) - of_rows)
-    sums = iter(found)
-    of_counts = [[next(sums)] for _ in counts]
-    return [[next(sums) for _ in steps] for _, steps in terms] + of_counts
+    bits, zeros, shapes = [], [], []
+    for group, steps in terms:
+        magics = (1.5 * 2.0**_MANTISSA) * steps
+        levels = [tf.unstack(magic) for magic in tf.unstack(magics)]
+        shifted = []
+        for level, magic in enumerate(levels):
+            shifted = [term + zero for term, zero in zip(group, magic, strict=True)]
+            bits += [tf.bitcast(term, tf.int64) for term in shifted]
+            if level + 1 < len(levels):
+                group = [term - (near - zero) for term, near, zero in zip(group, shifted, magic, strict=True)]
+        zeros.append(tf.reshape(tf.bitcast(magics, tf.int64), [-1]))
+        shapes.append(steps.shape)
+    shapes += [(1, 1)] * len(counts)
+    zeros += [tf.zeros([len(counts)], tf.int64)] * bool(counts)
+    bits += counts
+    rows, behind = bits[0].shape.num_elements() // parts, [1] * int(parts > 1)
+    found = tf.stack(_added(bits, int(parts > 1))) - tf.reshape(rows * tf.concat(zeros, 0), [-1, *behind])
+    sizes = [math.prod(shape) for shape in shapes]
+    return [
+        tf.reshape(total, [*shape, *total.shape[1:]])
+        for total, shape in zip(tf.split(found, sizes), shapes, strict=True)
+    ]
 
 
 def _added(columns: Sequence[tf.Tensor], first_axis: int) -> Sequence[tf.Tensor]:
     """The sum of each of the int64 `columns` `[...]` along all axes from `first_axis` on, by one loop."""
     scalars = [tf.TensorSpec([], tf.int64)] * (2 * len(columns))
-    found = gen_xla_ops.xla_variadic_reduce_v2(
+    return gen_xla_ops.xla_variadic_reduce_v2(
         inputs=columns,
         init_values=[tf.zeros([], tf.int64)] * len(columns),
         dimensions_to_reduce=list(range(first_axis, columns[0].shape.rank)),
         reducer=_pairwise_sum.get_concrete_function(*scalars),
     )
-    return found
 
 
 @tf.function(autograph=False)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import tapedist.numerics  # noqa: F401  (before TensorFlow)
@@ -228,20 +228,22 @@ class LinearSums:
             gradient = [*tf.unstack(found), last]
         loss, *others = sums
         by_level = tf.concat(gradient, 1)
-        return tf.concat([loss, tf.reshape(by_level, [-1, *by_level.shape[2:]]), *others], 0)
+        return tf.concat([_flat(sum_) for sum_ in (loss, by_level, *others)], 0)
 
     def _predictions(self, grids: _Grids, tiles: _Tiles) -> tf.Tensor:
         """Of more features than one loop over the rows takes: one after the other, with the sums so far in memory."""
         d, kind = self.num_features, self._kind
         whole, rest = divmod(d, _TOGETHER)
 
-        def group(g: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            weights = tf.unstack(tf.slice(grids.at, [g * _TOGETHER], [_TOGETHER]))
-            return g + 1, exact.chain(total, tiles.features(g * _TOGETHER, _TOGETHER), weights, kind)
+        def add(total: tf.Tensor, first: tf.Tensor | int, number: int) -> tf.Tensor:
+            columns = [tf.cast(column, tf.float64) for column in tiles.features(first, number)]
+            return exact.chain(total, columns, tf.unstack(tf.slice(grids.at, [first], [number])), kind)
 
         start = (tf.constant(0), tf.zeros(tiles.shape, tf.float64))
-        total = tf.while_loop(lambda g, _: g < whole, group, start)[1]
-        total = exact.chain(total, tiles.features(d - rest, rest), tf.unstack(grids.at[d - rest : d]), kind)
+        total = tf.while_loop(
+            lambda g, _: g < whole, lambda g, total: (g + 1, add(total, g * _TOGETHER, _TOGETHER)), start
+        )[1]
+        total = add(total, d - rest, rest)
         return total + grids.at[d] if self.fit_intercept else total
 
     def _gradient(
@@ -257,8 +259,7 @@ class LinearSums:
         at = tf.slice(grids.at, [first], [len(features)])
         steps = tf.slice(grids.gradient, [0, first], [grids.gradient.shape[0], len(features)])
         _, _, terms = self._terms(features, at, tiles, count, y_hat)
-        sums = exact.grid_sums(list(zip(terms, _by_term(steps), strict=True)), parts=tiles.parts)
-        return _by_level(sums, steps.shape[0], tiles.by_part)
+        return exact.grid_sums([(terms, steps)], parts=tiles.parts)[0]
 
     def _sums(
         self,
@@ -270,27 +271,24 @@ class LinearSums:
         y_hat: tf.Tensor | None = None,
         rough: bool = False,
     ) -> tuple[list[tf.Tensor], tf.Tensor]:
-        """`(loss [l], weights [2], numbers out of bounds [1])`, as far as there are such, and the gradient from the
-        parameter `first` on, int64 `[l, P - first]`."""
+        """`(loss [l, 1], weights [2, 1], numbers out of bounds [1, 1])`, as far as there are such, and the gradient
+        from the parameter `first` on, int64 `[l, P - first]`."""
         losses, slopes, terms = self._terms(features, grids.at[first:], tiles, count, y_hat)
-        sums = [
-            (losses, tf.unstack(grids.loss)[: 1 if rough else None]),
-            *zip(terms, _by_term(grids.gradient[:, first:]), strict=True),
-        ]
+        of_loss, of_weights = (steps[:, tf.newaxis] for steps in (grids.loss, grids.weight))
+        sums = [([losses], of_loss[: 1 if rough else None]), (terms, grids.gradient[:, first:])]
         if self.weighted:
-            sums.append((tf.cast(tiles.column(2), tf.float64), tf.unstack(grids.weight)))
+            sums.append(([tf.cast(tiles.column(2), tf.float64)], of_weights))
         bad = [self._out_of_bounds(losses, slopes, self._real(tiles, count))] if self._own else []
-        loss, *found = exact.grid_sums(sums, bad, parts=tiles.parts)
-        loss += [tf.zeros_like(loss[0])] * (grids.loss.shape[0] - len(loss))
-        gradient = _by_level(found[: len(terms)], grids.gradient.shape[0], tiles.by_part)
-        return [tf.stack(part) for part in (loss, *found[len(terms) :])], gradient
+        loss, gradient, *others = exact.grid_sums(sums, bad, parts=tiles.parts)
+        loss = tf.concat([loss] + [tf.zeros_like(loss)] * (grids.loss.shape[0] - loss.shape[0]), 0)
+        return [loss, *others], gradient
 
     def _terms(
         self, features: list[tf.Tensor], at: tf.Tensor, tiles: _Tiles, count: tf.Tensor, y_hat: tf.Tensor | None
     ) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
         """Of each row the loss, its slope and what it adds to the gradient by each of the parameters `at`: the tape."""
         kind, real, y = self._kind, self._real(tiles, count), tf.cast(tiles.column(1), tf.float64)
-        copies = [tf.fill(tiles.shape, parameter) for parameter in tf.unstack(at)]
+        copies = tf.unstack(tf.tile(tf.reshape(at, [-1, *[1] * len(tiles.shape)]), [1, *tiles.shape]))
         with exact.pinning_unless(bool(kind.long) and not self._own):
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(copies)
@@ -376,15 +374,9 @@ def _of_rows(loss: Loss, y_hat: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
     return tf.reshape(checked(loss)(tf.reshape(y_hat, [-1]), tf.reshape(y, [-1])), y.shape)
 
 
-def _by_term(steps: tf.Tensor) -> list[list[tf.Tensor]]:
-    """Steps `[l, K]` as those of each of K terms."""
-    return [tf.unstack(of_term) for of_term in tf.unstack(steps, axis=1)]
-
-
-def _by_level(sums: list[list[tf.Tensor]], levels: int, shape: Sequence[int]) -> tf.Tensor:
-    """Sums `shape` of K terms on each of their grids as `[l, K, *shape]`."""
-    flat = [of_term[level] for level in range(levels) for of_term in sums]
-    return tf.reshape(tf.stack(flat), [levels, -1, *shape]) if flat else tf.zeros([levels, 0, *shape], tf.int64)
+def _flat(sums: tf.Tensor) -> tf.Tensor:
+    """Sums `[l, K, ...]` of some parts of the rows as `[l * K, ...]`."""
+    return tf.reshape(sums, [-1, *sums.shape[2:]])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -409,13 +401,13 @@ class _Tiles:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """`[n, T]`, behind an axis of the parts if there are several.
+        """Of a column: `[n, 1, T]`, behind an axis of the parts if there are several.
 
         As `[n * T]` where there is one feature: a loop in one piece needs no sums of its pieces.
         """
         parts, length = self.parts, self.rows[1].shape[1]
-        shape = (self.number // parts, length) if self.rows[0].shape[1] > 1 else (self.number // parts * length,)
-        return (*self.by_part, *shape)
+        number = self.number // parts
+        return (*self.by_part, *((number, 1, length) if self.rows[0].shape[1] > 1 else (number * length,)))
 
     @property
     def by_part(self) -> tuple[int, ...]:
@@ -423,14 +415,21 @@ class _Tiles:
         return (self.parts,) if self.parts > 1 else ()
 
     def features(self, first: tf.Tensor | int, count: int) -> list[tf.Tensor]:
-        """Some of the features, each of `shape`; one by one: the compiler would copy what several loops read."""
-        size = [self.number, 1, self.rows[1].shape[1]]
-        return [tf.reshape(tf.slice(self.rows[0], [self.first, first + j, 0], size), self.shape) for j in range(count)]
+        """Some of the features, each of `shape`."""
+        shape = self.rows[0].shape
+        if shape[:2] == [self.number, count]:
+            columns = tf.split(self.rows[0], count, axis=1)
+        else:  # One by one: the compiler would copy what several loops read.
+            size = [self.number, 1, shape[2]]
+            columns = [tf.slice(self.rows[0], [self.first, first + j, 0], size) for j in range(count)]
+        return [self._shaped(column) for column in columns]
 
     def column(self, place: int) -> tf.Tensor:
-        """Targets or weights."""
-        column = tf.slice(self.rows[place], [self.first, 0], [self.number, self.rows[1].shape[1]])
-        return tf.reshape(column, self.shape)
+        """Targets or weights, of `shape`."""
+        return self._shaped(tf.slice(self.rows[place], [self.first, 0], [self.number, self.rows[1].shape[1]]))
+
+    def _shaped(self, column: tf.Tensor) -> tf.Tensor:
+        return column if column.shape == self.shape else tf.reshape(column, self.shape)
 
 
 def tile_rows(rows: Rows, place: tf.Tensor) -> Rows:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -27,6 +26,7 @@ SLACK = 1 + 2.0**-20  # What bounds are widened by; more than all roundings on t
 _GRID_BITS = 54 - CAP  # From one grid to the next: what a rounding leaves is half a step at most.
 LOW_BITS = 27
 _MANTISSA = 52
+_SCALARS = 24  # Sums whose last operations a compiler merges into others.
 MOST_ROWS = 2**20  # Whose terms `grid_sums` adds: numbers of up to 2**39 steps, in int64.
 
 
@@ -60,6 +60,9 @@ class Kind:
 
 _FLOAT32 = Kind(tf.float32, 1, 27, 24, 2.0**-126, 2.0**-80, 2.0**126)
 _FLOAT64 = Kind(tf.float64, 2, 0, 0, 2.0**-250, 2.0**-160, 2.0**250)
+
+# Of the grids of a sum, powers of two: `l` tensors, of a step for each term.
+Steps = Sequence[tf.Tensor]
 
 _zeros: list[tf.Tensor | None] = []
 
@@ -170,19 +173,20 @@ def folded(terms: tf.Tensor) -> tf.Tensor:
     return terms[0]
 
 
-def grid_steps(bound: tf.Tensor, levels: int) -> tf.Tensor:
-    """Steps of the grids `[l, ...]` for terms of at most `bound`, each `2**40` times finer than the one before."""
+def grid_steps(bound: tf.Tensor, levels: int) -> Steps:
+    """Steps of grids for terms of at most `bound`, float64 `[K]`; each is `2**40` times finer than the one before."""
     first = pow2(bound) * 2.0 ** (CAP - 53)
-    return tf.stack([first * 2.0 ** (-_GRID_BITS * level) for level in range(levels)])
+    return [first * 2.0 ** (-_GRID_BITS * level) for level in range(levels)]
 
 
-def absolute_steps(kind: Kind) -> tf.Tensor:
-    """Steps of grids `[l]` for terms of any size: below `_absolute_most`, to the smallest that count.
+def absolute_steps(kind: Kind) -> Steps:
+    """Steps `[]` of grids for terms of any size: below `_absolute_most`, to the smallest that count.
 
     Through a pin, because a compiler removes `(t + M) - M` where it knows `M`.
     """
     top, levels = _absolute_window(kind)
-    return pin(tf.constant([2.0 ** (top + CAP - 53 - _GRID_BITS * level) for level in range(levels)], tf.float64))
+    steps = [2.0 ** (top + CAP - 53 - _GRID_BITS * level) for level in range(levels)]
+    return tf.unstack(pin(tf.constant(steps, tf.float64)))
 
 
 def absolute_most(kind: Kind) -> float:
@@ -199,15 +203,15 @@ def _absolute_window(kind: Kind) -> tuple[int, int]:
     return (128, 7) if kind.dtype == tf.float32 else (200, 10)
 
 
-def on_grids(terms: tf.Tensor, steps: tf.Tensor) -> list[tf.Tensor]:
+def on_grids(terms: tf.Tensor, steps: Steps) -> list[tf.Tensor]:
     """`terms`, rounded to each grid in turn; what a grid leaves goes to the next.
 
     Args:
         terms: float64.
-        steps: `[l, ...]`, powers of two; each as `terms`, or broadcast.
+        steps: of the grids; each as `terms`, or broadcast.
     """
     found = []
-    for step in tf.unstack(steps):
+    for step in steps:
         magic = (1.5 * 2.0**_MANTISSA) * step
         rounded = (terms + magic) - magic
         found.append(rounded)
@@ -275,8 +279,8 @@ def _row_product(product: tf.Tensor, kind: Kind) -> tf.Tensor:
 
 
 def grid_sums(
-    terms: Sequence[tuple[Sequence[tf.Tensor], tf.Tensor]], counts: Sequence[tf.Tensor] = (), *, parts: int = 1
-) -> list[tf.Tensor]:
+    terms: Sequence[tuple[Sequence[tf.Tensor], Steps]], counts: Sequence[tf.Tensor] = (), *, parts: int = 1
+) -> tf.Tensor:
     """Sums over all rows on grids, as int64 numbers of steps, by one loop over the rows.
 
     The bits of `t + M`, where a step of the grid is the last place of `M`, are those of `M` plus the number of steps in
@@ -284,35 +288,29 @@ def grid_sums(
     at once, as it may not for numbers in floating point.
 
     Args:
-        terms: groups of K terms, each float64 `[...]`, all of one shape, with the steps of their grids, `[l, K]`.
+        terms: groups of K terms, each float64 `[...]`, all of one shape, with the steps `[K]` of their grids.
         counts: int64 `[...]`, to be summed as they are.
         parts: that are summed apart, along the first axis, if there are several: each of up to `MOST_ROWS` rows.
 
     Returns:
-        int64 `[l, K]`, or `[l, K, parts]`, for each of the groups; then `[1, 1]`, or `[1, 1, parts]`, of each count.
+        int64 `[sums]`, or `[sums, parts]`: of the counts, then of each group, grid by grid.
     """
-    bits, zeros, shapes = [], [], []
+    bits, zeros = [*counts], [tf.zeros([], tf.float64)] * len(counts)
     for group, steps in terms:
-        magics = (1.5 * 2.0**_MANTISSA) * steps
-        levels = [tf.unstack(magic) for magic in tf.unstack(magics)]
-        shifted = []
-        for level, magic in enumerate(levels):
-            shifted = [term + zero for term, zero in zip(group, magic, strict=True)]
+        for level, step in enumerate(steps):
+            by_term = tf.unstack((1.5 * 2.0**_MANTISSA) * step)
+            shifted = [term + zero for term, zero in zip(group, by_term, strict=True)]
             bits += [tf.bitcast(term, tf.int64) for term in shifted]
-            if level + 1 < len(levels):
-                group = [term - (near - zero) for term, near, zero in zip(group, shifted, magic, strict=True)]
-        zeros.append(tf.reshape(tf.bitcast(magics, tf.int64), [-1]))
-        shapes.append(steps.shape)
-    shapes += [(1, 1)] * len(counts)
-    zeros += [tf.zeros([len(counts)], tf.int64)] * bool(counts)
-    bits += counts
-    rows, behind = bits[0].shape.num_elements() // parts, [1] * int(parts > 1)
-    found = tf.stack(_added(bits, int(parts > 1))) - tf.reshape(rows * tf.concat(zeros, 0), [-1, *behind])
-    sizes = [math.prod(shape) for shape in shapes]
-    return [
-        tf.reshape(total, [*shape, *total.shape[1:]])
-        for total, shape in zip(tf.split(found, sizes), shapes, strict=True)
-    ]
+            zeros += by_term
+            if level + 1 < len(steps):
+                group = [term - (near - zero) for term, near, zero in zip(group, shifted, by_term, strict=True)]
+    rows, found = bits[0].shape.num_elements() // parts, _added(bits, int(parts > 1))
+    if len(bits) <= _SCALARS:
+        found = [total - rows * tf.bitcast(zero, tf.int64) for total, zero in zip(found, zeros, strict=True)]
+        return tf.stack(found)
+    # As one vector; each by itself would have a kernel of its own.
+    of_zeros = rows * tf.bitcast(tf.stack(zeros), tf.int64)
+    return tf.stack(found) - (of_zeros if parts == 1 else of_zeros[:, tf.newaxis])
 
 
 def _added(columns: Sequence[tf.Tensor], first_axis: int) -> Sequence[tf.Tensor]:
@@ -332,9 +330,9 @@ def _pairwise_sum(*numbers: tf.Tensor) -> list[tf.Tensor]:
     return [a + b for a, b in zip(numbers[:half], numbers[half:], strict=True)]
 
 
-def integers(sums: tf.Tensor, steps: tf.Tensor) -> tf.Tensor:
-    """Sums of terms on grids as int64, numbers of steps."""
-    return tf.cast(sums / steps, tf.int64)
+def integers(sums: Sequence[tf.Tensor], steps: Steps) -> tf.Tensor:
+    """Sums of terms on each of their grids as int64, numbers of steps."""
+    return tf.stack([tf.cast(total / step, tf.int64) for total, step in zip(sums, steps, strict=True)])
 
 
 def halves(numbers: tf.Tensor) -> tf.Tensor:
@@ -348,20 +346,20 @@ def whole(totals: tf.Tensor) -> tf.Tensor:
     return totals if totals.shape.rank == 1 else totals[0] * (1 << LOW_BITS) + totals[1]
 
 
-def value(totals: tf.Tensor, steps: tf.Tensor) -> tf.Tensor:
+def value(totals: tf.Tensor, steps: Steps) -> tf.Tensor:
     """Sums as float64 `[...]`: each grid's rounded once, then added from the last on.
 
     Args:
         totals: int64, numbers of steps `[l, ...]`, or their halves `[2, l, ...]`.
-        steps: of the grids, `[l, ...]`.
+        steps: of the grids, each `[...]`.
     """
-    if totals.shape.rank == steps.shape.rank:
+    if totals.shape.rank == 1 + steps[0].shape.rank:
         numbers = [tf.cast(level, tf.float64) for level in tf.unstack(totals)]
     else:
         high = totals[0] + tf.bitwise.right_shift(totals[1], tf.constant(LOW_BITS, tf.int64))
         low = tf.bitwise.bitwise_and(totals[1], tf.constant((1 << LOW_BITS) - 1, tf.int64))
         numbers = tf.unstack(tf.cast(high, tf.float64) * 2.0**LOW_BITS + tf.cast(low, tf.float64))
-    *first, total = (number * step for number, step in zip(numbers, tf.unstack(steps), strict=True))
+    *first, total = (number * step for number, step in zip(numbers, steps, strict=True))
     for part in reversed(first):
         total = part + total
     return total

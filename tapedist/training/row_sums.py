@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import tapedist.numerics  # noqa: F401  (before TensorFlow)
@@ -112,16 +112,16 @@ class _Grids(NamedTuple):
 
     Attributes:
         at: the parameters as products need them, float64 `[P]`.
-        loss: steps of the grids of the loss, `[l]`.
-        gradient: those of the gradient, `[l, P]`.
-        weight: those of the weights, `[2]`.
+        loss: steps of the grids of the loss, each `[]`.
+        gradient: those of the gradient, each `[P]`.
+        weight: those of the weights, each `[]`.
         ok: whether residuals are within the range of the arithmetic.
     """
 
     at: tf.Tensor
-    loss: tf.Tensor
-    gradient: tf.Tensor
-    weight: tf.Tensor
+    loss: exact.Steps
+    gradient: exact.Steps
+    weight: exact.Steps
     ok: tf.Tensor
 
 
@@ -173,9 +173,9 @@ class LinearSums:
 
     @property
     def _sizes(self) -> list[int]:
-        """Sums of the loss, of the gradient, of weights, of numbers out of bounds, and of the rows."""
+        """Sums of numbers out of bounds, of the gradient, of weights, of the loss, and of the rows."""
         of_loss, of_gradient = self._levels
-        return [of_loss, of_gradient * self.num_parameters, 2 * self.weighted, int(self._own), 1]
+        return [int(self._own), of_gradient * self.num_parameters, 2 * self.weighted, of_loss, 1]
 
     @property
     def num_parameters(self) -> int:
@@ -207,28 +207,25 @@ class LinearSums:
 
     def _numbers(self, grids: _Grids, tiles: _Tiles, count: tf.Tensor, rough: bool) -> tf.Tensor:
         """The sums of the first `count` rows of some tiles, int64 `[K - 1]`, or `[K - 1, parts]`."""
-        d = self.num_features
+        d, levels = self.num_features, self._levels[1]
         if d <= _TOGETHER:
-            sums, gradient = self._sums(grids, tiles, count, tiles.features(0, d), 0, rough=rough)
-            gradient = [gradient]
-        else:
-            y_hat = self._predictions(grids, tiles)
-            whole, rest = divmod(d, _TOGETHER)
+            return self._sums(grids, tiles, count, tiles.features(0, d), 0, rough=rough)
+        y_hat = self._predictions(grids, tiles)
+        whole, rest = divmod(d, _TOGETHER)
 
-            def group(g: tf.Tensor, found: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-                features = tiles.features(g * _TOGETHER, _TOGETHER)
-                part = self._gradient(grids, tiles, count, features, g * _TOGETHER, y_hat)
-                place = tf.stack([g, *[0] * part.shape.rank])
-                return g + 1, gen_xla_ops.xla_dynamic_update_slice(found, part[tf.newaxis], place)
+        def group(g: tf.Tensor, found: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            features = tiles.features(g * _TOGETHER, _TOGETHER)
+            part = self._gradient(grids, tiles, count, features, g * _TOGETHER, y_hat)
+            return g + 1, gen_xla_ops.xla_dynamic_update_slice(
+                found, part[tf.newaxis], tf.stack([g, *[0] * part.shape.rank])
+            )
 
-            shape = [whole, grids.gradient.shape[0], _TOGETHER, *tiles.by_part]
-            start = (tf.constant(0), tf.zeros(shape, tf.int64))
-            found = tf.while_loop(lambda g, _: g < whole, group, start)[1]
-            sums, last = self._sums(grids, tiles, count, tiles.features(d - rest, rest), d - rest, y_hat)
-            gradient = [*tf.unstack(found), last]
-        loss, *others = sums
-        by_level = tf.concat(gradient, 1)
-        return tf.concat([_flat(sum_) for sum_ in (loss, by_level, *others)], 0)
+        start = (tf.constant(0), tf.zeros([whole, levels * _TOGETHER, *tiles.by_part], tf.int64))
+        found = tf.while_loop(lambda g, _: g < whole, group, start)[1]
+        last = self._sums(grids, tiles, count, tiles.features(d - rest, rest), d - rest, y_hat, rough)
+        bad, gradient, *others = tf.split(last, [self._sizes[0], levels * (self.num_parameters - d + rest), -1])
+        by_level = [tf.reshape(part, [levels, -1, *tiles.by_part]) for part in (*tf.unstack(found), gradient)]
+        return tf.concat([bad, tf.reshape(tf.concat(by_level, 1), [-1, *tiles.by_part]), *others], 0)
 
     def _predictions(self, grids: _Grids, tiles: _Tiles) -> tf.Tensor:
         """Of more features than one loop over the rows takes: one after the other, with the sums so far in memory."""
@@ -255,11 +252,11 @@ class LinearSums:
         first: tf.Tensor,
         y_hat: tf.Tensor,
     ) -> tf.Tensor:
-        """The gradient by the parameters of some features, int64 `[l, features]`."""
+        """The gradient by the parameters of some features, int64 `[l * features]`."""
         at = tf.slice(grids.at, [first], [len(features)])
-        steps = tf.slice(grids.gradient, [0, first], [grids.gradient.shape[0], len(features)])
+        steps = [tf.slice(step, [first], [len(features)]) for step in grids.gradient]
         _, _, terms = self._terms(features, at, tiles, count, y_hat)
-        return exact.grid_sums([(terms, steps)], parts=tiles.parts)[0]
+        return exact.grid_sums([(terms, steps)], parts=tiles.parts)
 
     def _sums(
         self,
@@ -270,18 +267,19 @@ class LinearSums:
         first: int,
         y_hat: tf.Tensor | None = None,
         rough: bool = False,
-    ) -> tuple[list[tf.Tensor], tf.Tensor]:
-        """`(loss [l, 1], weights [2, 1], numbers out of bounds [1, 1])`, as far as there are such, and the gradient
-        from the parameter `first` on, int64 `[l, P - first]`."""
+    ) -> tf.Tensor:
+        """Numbers out of bounds, the gradient from the parameter `first` on, weights and the loss, as far as there are
+        such: int64 `[sums]`."""
         losses, slopes, terms = self._terms(features, grids.at[first:], tiles, count, y_hat)
-        of_loss, of_weights = (steps[:, tf.newaxis] for steps in (grids.loss, grids.weight))
-        sums = [([losses], of_loss[: 1 if rough else None]), (terms, grids.gradient[:, first:])]
+        sums: list[tuple[Sequence[tf.Tensor], exact.Steps]]
+        sums = [(terms, [step[first:] for step in grids.gradient])]
         if self.weighted:
-            sums.append(([tf.cast(tiles.column(2), tf.float64)], of_weights))
+            sums.append(([tf.cast(tiles.column(2), tf.float64)], _of_one(grids.weight)))
+        sums.append(([losses], _of_one(grids.loss[: 1 if rough else None])))
         bad = [self._out_of_bounds(losses, slopes, self._real(tiles, count))] if self._own else []
-        loss, gradient, *others = exact.grid_sums(sums, bad, parts=tiles.parts)
-        loss = tf.concat([loss] + [tf.zeros_like(loss)] * (grids.loss.shape[0] - loss.shape[0]), 0)
-        return [loss, *others], gradient
+        found = exact.grid_sums(sums, bad, parts=tiles.parts)
+        unknown = [len(grids.loss) - 1 if rough else 0, *tiles.by_part]
+        return tf.concat([found, tf.zeros(unknown, tf.int64)], 0)
 
     def _terms(
         self, features: list[tf.Tensor], at: tf.Tensor, tiles: _Tiles, count: tf.Tensor, y_hat: tf.Tensor | None
@@ -336,7 +334,7 @@ class LinearSums:
         weights = exact.grid_steps(weight, 2)
         if self._own:
             steps = exact.absolute_steps(exact.Kind.of(tf.float64))
-            return _Grids(at, steps, tf.tile(steps[:, tf.newaxis], [1, self.num_parameters]), weights, ok)
+            return _Grids(at, steps, [tf.fill([self.num_parameters], step) for step in steps], weights, ok)
         assert isinstance(self._row_loss, ResidualLoss)
         floor = tf.constant(kind.floor, tf.float64)
         slope = exact.pin(weight * self._row_loss.largest_slope(residual))
@@ -344,7 +342,7 @@ class LinearSums:
         by_column = exact.pin(slope * tf.concat([bounds[:d], tf.ones([self.fit_intercept * 1], tf.float64)], 0))
         # Squared error has twice the slope that its terms are bounded by: on a grid twice as coarse it has their bits.
         twice = 2.0 if self.loss.name == "squared" else 1.0  # type: ignore[attr-defined]
-        gradient = twice * exact.grid_steps(by_column, kind.levels)
+        gradient = [twice * step for step in exact.grid_steps(by_column, kind.levels)]
         return _Grids(at, exact.grid_steps(exact.pin(slope * residual), 2), gradient, weights, ok)
 
     def _residual_bound(self, at: tf.Tensor, bounds: tf.Tensor) -> tf.Tensor:
@@ -360,13 +358,16 @@ class LinearSums:
 
     def total(self, theta: tf.Tensor, bounds: tf.Tensor, sums: tf.Tensor) -> Totals:
         grids = self._grids(theta, bounds)
-        loss, gradient, weight, bad, rows = tf.split(sums, self._sizes, axis=-1)
-        of_gradient = exact.value(tf.reshape(gradient, [*sums.shape[:-1], *grids.gradient.shape]), grids.gradient)
+        bad, gradient, weight, loss, rows = tf.split(sums, self._sizes, axis=-1)
+
+        def value(totals: tf.Tensor, steps: exact.Steps) -> tf.Tensor:
+            return exact.value(tf.reshape(totals, [*sums.shape[:-1], len(steps), *steps[0].shape]), steps)
+
         number = tf.cast(exact.whole(rows)[0], tf.float64)
-        of_weights = exact.value(weight, grids.weight) if self.weighted else number
+        of_weights = value(weight, grids.weight) if self.weighted else number
         ok = grids.ok & tf.reduce_all(tf.equal(exact.whole(bad), 0))
-        of_loss = tf.where(ok, exact.value(loss, grids.loss), tf.constant(math.inf, tf.float64))
-        return Totals(of_loss, of_weights, of_gradient, number, ok)
+        of_loss = tf.where(ok, value(loss, grids.loss), tf.constant(math.inf, tf.float64))
+        return Totals(of_loss, of_weights, value(gradient, grids.gradient), number, ok)
 
 
 def _of_rows(loss: Loss, y_hat: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
@@ -374,9 +375,9 @@ def _of_rows(loss: Loss, y_hat: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
     return tf.reshape(checked(loss)(tf.reshape(y_hat, [-1]), tf.reshape(y, [-1])), y.shape)
 
 
-def _flat(sums: tf.Tensor) -> tf.Tensor:
-    """Sums `[l, K, ...]` of some parts of the rows as `[l * K, ...]`."""
-    return tf.reshape(sums, [-1, *sums.shape[2:]])
+def _of_one(steps: exact.Steps) -> exact.Steps:
+    """Steps `[]` as those of a group of one term, `[1]`."""
+    return [step[tf.newaxis] for step in steps]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -572,15 +573,14 @@ class ModuleSums(_TapeSums):
         kind = exact.Kind.of(self.dtype)
         sums = self._rows_sum(theta, tuple(column[0] for column in rows), count)
         steps = exact.absolute_steps(kind)
-        parts = tf.stack(exact.on_grids(sums, steps))
-        numbers = tf.reshape(exact.integers(parts, steps[:, tf.newaxis]), [-1])
+        numbers = tf.reshape(exact.integers(exact.on_grids(sums, steps), steps), [-1])
         bad = tf.reduce_sum(tf.cast(~(tf.abs(sums) < exact.absolute_most(kind)), tf.int64))
         return exact.halves(tf.concat([numbers, tf.stack([bad, tf.cast(count, tf.int64)])], 0))
 
     def total(self, theta: tf.Tensor, bounds: tf.Tensor, sums: tf.Tensor) -> Totals:
         steps = exact.absolute_steps(exact.Kind.of(self.dtype))
         numbers = tf.reshape(sums[:, :-2], [2, self._levels, self.model.num_parameters + 2])
-        values = exact.value(numbers, steps[:, tf.newaxis])
+        values = exact.value(numbers, steps)
         bad, rows = tf.unstack(exact.whole(sums[:, -2:]))
         ok = tf.equal(bad, 0)
         loss = tf.where(ok, values[0], tf.constant(math.inf, tf.float64))

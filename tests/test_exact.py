@@ -312,25 +312,20 @@ class _Host:
         return np.sum(sums, axis=0)
 
 
-@dataclasses.dataclass
-class _Elements:
-    graph_iterator: Iterator[list[range]]
-
-
 def _host_pass(n: int, block_rows: int, replicas: int, passes: int = 3) -> BlockPass:
     """A pass whose sums are how often each row was met."""
     whole = BlockOrder.whole(n, block_rows, replicas)
 
     def elements(order: BlockOrder, passes: int) -> Any:
         orders = [order, *[whole] * (passes - 1)]
-        return _Elements(iter([[o.block(turn, r) for r in range(replicas)] for o in orders for turn in range(o.turns)]))
+        return iter([[o.block(turn, r) for r in range(replicas)] for o in orders for turn in range(o.turns)])
 
     host: Any = _Host(replicas)
     return BlockPass(host, zero=np.zeros(n, np.int64), order=whole, passes=passes, elements=elements)
 
 
-def _met(sums: list[np.ndarray], blocks: Iterator[list[range]], turns: tf.Tensor) -> list[np.ndarray]:
-    for _ in range(int(turns)):
+def _met(sums: list[np.ndarray], blocks: Iterator[list[range]], turns: int) -> list[np.ndarray]:
+    for _ in range(turns):
         for mine, rows in zip(sums, next(blocks), strict=True):
             mine[rows.start : rows.stop] += 1
     return sums

@@ -31,24 +31,24 @@ from tapedist.config import TrainConfig
 from tapedist.data import pipeline
 from tapedist.errors import TapedistError
 from tapedist.run import train
-from tapedist.training import known_answer, moments, replicas, steps
+from tapedist.training import known_answer, moment_steps, replicas, steps
 from tapedist.training.trainer import Trainer
 from topology import constants
 
-add, distribute, take = replicas.all_added, pipeline.distribute, Trainer._take
+add, distribute, on_host, take = replicas.all_added, pipeline.distribute, pipeline.host_elements, Trainer._take
 taken = []
 
-def times_on_the_second(sums, factor):
+def times_on_the_first(sums, factor):
     context = tf.distribute.get_replica_context()
-    return tf.where(tf.equal(context.replica_id_in_sync_group, 1), factor * sums, sums)
+    return tf.where(tf.equal(context.replica_id_in_sync_group, 0), factor * sums, sums)
 
 def lossy(sums):
-    return add(times_on_the_second(sums, tf.zeros([], sums.dtype)))
+    return add(times_on_the_first(sums, tf.zeros([], sums.dtype)))
 
 def doubled(sums):
-    return add(times_on_the_second(sums, tf.constant(2, sums.dtype)))
+    return add(times_on_the_first(sums, tf.constant(2, sums.dtype)))
 
-def short(strategy, source, plan, *, elements, dtype, parallel):
+def shorten(plan):
     '''Each element has a row less of each slot.'''
     first_rows = plan.first_rows
 
@@ -57,13 +57,20 @@ def short(strategy, source, plan, *, elements, dtype, parallel):
         return first, counts - (counts > 0)
 
     object.__setattr__(plan, "first_rows", fewer)
-    return distribute(strategy, source, plan, elements=elements, dtype=dtype, parallel=parallel)
+
+def short(strategy, source, plan, **rest):
+    shorten(plan)
+    return distribute(strategy, source, plan, **rest)
+
+def short_on_host(source, plan, **rest):
+    shorten(plan)
+    return on_host(source, plan, **rest)
 
 def short_test(strategy, source, plan, **rest):
     return (short if plan.split == "test" else distribute)(strategy, source, plan, **rest)
 
 def exchanged(fault, *, known):
-    found = [(module, "all_added", fault) for module in (replicas, steps, moments)]
+    found = [(module, "all_added", fault) for module in (replicas, steps, moment_steps)]
     return found if known else [*found, (known_answer, "_first_time", lambda *_: False)]
 
 FAULTS = {
@@ -71,7 +78,7 @@ FAULTS = {
     "lossy": exchanged(lossy, known=False),
     "doubled": exchanged(doubled, known=False),
     "known lossy": exchanged(lossy, known=True),
-    "short": [(pipeline, "distribute", short)],
+    "short": [(pipeline, "distribute", short), (pipeline, "host_elements", short_on_host)],
     "test": [(pipeline, "distribute", short_test)],
 }
 

@@ -212,8 +212,7 @@ def _train(*, arrays: str = "", small: bool = False, own_loss: bool = False, **s
         source = tapedist.ArraySource(x, y, w if arrays == "weights" else None, test_rows=held)
     with contextlib.ExitStack() as stack:
         # Second moments by the program of GPUs, which CPUs leave to NumPy.
-        stack.enter_context(mock.patch("tapedist.training.moments.MomentSteps.on_cpu", False))
-        stack.enter_context(mock.patch("tapedist.training.engines.second_moments._row_major", return_value=False))
+        stack.enter_context(mock.patch("tapedist.training.engines.second_moments._suits_host", return_value=False))
         for place, size in _MANY_BLOCKS.items() if small else ():
             stack.enter_context(mock.patch(place, size))
         loss = (lambda y_hat, y: tapedist.times(y_hat - y, y_hat - y)) if own_loss else None

@@ -7,7 +7,7 @@ import re
 CONTROL = "control"
 UNPINNED = "unpinned"
 KINDS = ("exact", "products", "rows", CONTROL, UNPINNED)
-_MOMENTS = "training.moments.MomentSteps._block"
+_MOMENTS = "training.moment_steps.CompiledMomentSteps._block"
 ROUNDED = ("add", "sub", "mul", "div", "sqrt", "rcp")
 _NOT_ROUNDED = (
     "abs", "copysign", "cvt", "ld", "max", "min", "mov", "neg", "selp", "set", "setp", "shfl", "st", "testp",

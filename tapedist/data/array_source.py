@@ -127,7 +127,9 @@ class ArraySource:
     ) -> None:  # fmt: skip
         """Writes rows of a split as training takes them, in the arguments of `TableSource.read_into`."""
         x, *rest = out
-        step = max(64, _PIECE_BYTES // (8 * self.num_features))  # What is computed on the way stays in the cache.
+        step = len(rows) or 1
+        if units or x.ndim == 3:  # What is computed on the way stays in the cache.
+            step = max(64, _PIECE_BYTES // (8 * self.num_features))
         with np.errstate(over="ignore"):  # A loss that is not finite is told by name.
             for first in range(0, len(rows), step):
                 part = slice(first, min(first + step, len(rows)))

@@ -13,7 +13,9 @@ on the element's number, so a pipeline can start anywhere; there is no position 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import itertools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -77,6 +79,36 @@ def distribute(
 
     stop = None if going is None else lambda: going.assign(False)
     return ElementStream(strategy.distribute_datasets_from_function(dataset_fn), stop=stop)
+
+
+def host_elements(
+    source: Source, plan: ElementPlan, *, dtype: tf.DType, replicas: range
+) -> Iterator[list[Callable[[], tuple[np.ndarray, ...]]]]:
+    """Element after element, what makes it for each of `replicas` in the memory of the host: `(x, y[, w], counts)`.
+
+    All of these may be called side by side.
+    """
+    source = getattr(source, "reader", lambda: None)() or source
+    make = _on_host(source, plan, dtype)
+    return ([functools.partial(make, element, replica) for replica in replicas] for element in itertools.count())
+
+
+def _on_host(source: Any, plan: ElementPlan, dtype: tf.DType) -> Callable[[int, int], tuple[np.ndarray, ...]]:
+    """`(element, replica) -> (x, y[, w], counts)`."""
+    if hasattr(source, "read_into"):
+        return ElementRows(source, plan, dtype.as_numpy_dtype)
+
+    @functools.partial(tf.function, autograph=False)
+    def made(number: tf.Tensor, first: tf.Tensor, counts: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        rows, counts = _element(source, plan, dtype, number, first, counts)
+        return *rows, counts
+
+    def make(element: int, replica: int) -> tuple[np.ndarray, ...]:
+        with tf.device("CPU:0"):
+            numbers = (tf.constant(number, tf.int64) for number in (element, *plan.first_rows(element, replica)))
+            return tuple(column.numpy() for column in made(*numbers))
+
+    return make
 
 
 def _suits_numpy(source: Any, plan: ElementPlan) -> bool:

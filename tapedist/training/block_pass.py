@@ -8,7 +8,7 @@ Legend: `R` replicas, `K` sums.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,10 +17,9 @@ import tapedist.numerics  # noqa: F401  (before TensorFlow)
 import tensorflow as tf
 
 from tapedist.data.blocks import BlockOrder
-from tapedist.data.element_stream import ElementStream
 from tapedist.training.replicas import Replicas
 
-_TURNS_PER_CALL = 16
+_TURNS_PER_CALL = 64
 
 
 def block_loop(replicas: Replicas, block_sums: Callable[..., tf.Tensor], *, parallel: int) -> Any:
@@ -61,8 +60,8 @@ class BlockPass:
         order: of the blocks of a pass, from its beginning.
         passes: passes that one iterator serves: what TensorFlow compiles for an iterator is never given back, so that
             one for each of many passes would eat up the memory.
-        elements: `(order, passes) -> per-replica (rows, counts)` of one block each, to the end of so many passes, the
-            first of which is what is left by `order`.
+        elements: `(order, passes) -> elements` of one block of each replica, to the end of so many passes, the first of
+            which is what is left by `order`.
     """
 
     def __init__(
@@ -72,7 +71,7 @@ class BlockPass:
         zero: np.ndarray,
         order: BlockOrder,
         passes: int,
-        elements: Callable[[BlockOrder, int], ElementStream],
+        elements: Callable[[BlockOrder, int], Any],
     ):
         self._replicas = replicas
         self._zero = zero
@@ -81,13 +80,13 @@ class BlockPass:
         self._elements = elements
         self._turn = 0
         self._sums: Any = None
-        self._iterator: ElementStream | None = None
+        self._iterator: Any = None
 
-    def run(self, add: Callable[[Any, Iterator[Any], tf.Tensor], Any], *, interrupted: Callable[[], bool]) -> Any:
+    def run(self, add: Callable[[Any, Any, int], Any], *, interrupted: Callable[[], bool]) -> Any:
         """Goes to the end of the pass and starts over with the next call.
 
         Args:
-            add: `(sums, blocks, turns) -> sums` with so many blocks of each replica in them, as `block_loop` gives it.
+            add: `(sums, elements, turns) -> sums` with the next so many blocks of each replica in them.
             interrupted: asked now and then, between a few turns; each call does at least these, so that asking too
                 often stalls nothing.
 
@@ -104,7 +103,7 @@ class BlockPass:
             if self._turn > first and interrupted():
                 return None
             turns = min(_TURNS_PER_CALL, self._order.turns - self._turn)
-            self._sums = add(self._sums, self._iterator.graph_iterator, tf.constant(turns))
+            self._sums = add(self._sums, self._iterator, turns)
             self._turn += turns
         sums = self._sums
         self._order, self._turn, self._sums, self._passes_left = self._whole, 0, None, self._passes_left - 1

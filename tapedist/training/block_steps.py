@@ -18,6 +18,7 @@ import numpy as np
 import tapedist.numerics  # noqa: F401  (before TensorFlow)
 import tensorflow as tf
 
+from tapedist.data.element_stream import ElementStream
 from tapedist.training.block_list import BlockList
 from tapedist.training.block_pass import block_loop
 from tapedist.training.steps import CallResult, RowPrograms
@@ -119,10 +120,11 @@ class BlockSteps(RowPrograms):
     def _block_loop(self) -> Any:
         return block_loop(self, self.compiled_sums, parallel=self.parallel)
 
-    def adding_at(self, state: np.ndarray) -> Callable[[Any, Any, tf.Tensor], Any]:
+    def adding_at(self, state: np.ndarray) -> Callable[[Any, ElementStream, int], Any]:
         """What adds blocks to sums at the parameters in `state`, for `BlockPass`."""
         arguments = (tf.constant(state[: self.num_parameters]), tf.constant(self.settings(0.0)))
-        return lambda sums, blocks, turns: self._traced._block_loop(sums, blocks, turns, *arguments)
+        loop = self._traced._block_loop
+        return lambda sums, blocks, turns: loop(sums, blocks.graph_iterator, tf.constant(turns), *arguments)
 
     @functools.cached_property
     def _finish(self) -> Any:

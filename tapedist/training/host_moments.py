@@ -17,7 +17,7 @@ import ctypes
 import functools
 import threading
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,6 +27,7 @@ SLICES = 3
 _HALF_BITS = 27
 _CHUNK_NUMBERS = 2**17  # Of a slice: a MiB.
 _LEAST_ROWS = 512
+_WIDE = 32  # Features of a row that make a loop of their own worthwhile.
 _MOST_SUMMED = SLICE_ROWS // 4  # Products of sums of two slices that a float64 sum holds.
 _SPARSE = 1 / 8  # With fewer rows that hold a number, picking them out costs less than multiplying all.
 
@@ -52,19 +53,58 @@ def block_sums(
     products = np.zeros([len(pairs(weighted)), columns, columns], np.int64)
     of_columns = np.zeros([SLICES, columns + weighted], np.int64)
     x = rows[0].swapaxes(1, 2) if row_major else rows[0]
+    length = x.shape[2]
+    tiles = max(1, min(SLICE_ROWS, max(_LEAST_ROWS, _CHUNK_NUMBERS // columns)) // length)
+    room = _Room((columns + weighted) * tiles * length)
     with one_thread_each():
-        chunks = _chunks((x, *rows[1:]), count, numbers)
-        if fast:
-            _add_rounded(products, of_columns, chunks)
-        else:
-            for left, right in chunks:
-                _add_exact(products, of_columns, left, right)
+        chunks = _chunks((x, *rows[1:]), count, numbers, tiles, room)
+        add = _add_rounded if fast else _add_exact
+        add(products, of_columns, chunks, _scales(numbers, weighted), room)
     sums = np.concatenate([products.ravel(), of_columns.ravel(), [count]])
     return np.stack([sums >> _HALF_BITS, sums & ((1 << _HALF_BITS) - 1)])
 
 
-def _chunks(rows: Sequence[np.ndarray], count: int, numbers: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Columns of the first `count` rows, shifted and in steps of their first slices.
+class _Room:
+    """Memory for a chunk's columns, slices and products, of the thread's own.
+
+    To be given other memory by the system for each of them takes longer than to fill it.
+
+    Args:
+        size: numbers of an array, at most.
+    """
+
+    _kept = threading.local()
+
+    def __init__(self, size: int):
+        if getattr(self._kept, "size", 0) < size:
+            self._kept.size, self._kept.arrays = size, {}
+
+    def array(self, name: str, shape: tuple[int, int], *, by_row: bool) -> np.ndarray:
+        """A float64 array `[columns, k]` to be written into, in the memory of the last one of this name.
+
+        Args:
+            name: what the array is for.
+            shape: its shape.
+            by_row: whether a row's numbers lie together.
+        """
+        flat = self._kept.arrays.get(name)
+        if flat is None:
+            flat = self._kept.arrays[name] = np.empty(self._kept.size)
+        flat = flat[: shape[0] * shape[1]]
+        return flat.reshape(shape[::-1]).T if by_row else flat.reshape(shape)
+
+
+def _scales(numbers: np.ndarray, weighted: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Powers of two that make steps of the first slice of columns: of those on the left, then of `[D, 1]`."""
+    _, tops, weighted_tops = np.split(numbers[:, np.newaxis], [len(numbers) // 3, 2 * (len(numbers) // 3)])
+    size = 2.0 ** (SLICE_BITS - 1)
+    return size / (weighted_tops if weighted else tops), size / tops
+
+
+def _chunks(
+    rows: Sequence[np.ndarray], count: int, numbers: np.ndarray, step: int, room: _Room
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Columns of the first `count` rows, shifted, of `step` tiles at a time.
 
     Yields:
         `(left, right)`: columns `[D, k]` on the right; on the left the same object, or, with weights, the columns times
@@ -72,66 +112,96 @@ def _chunks(rows: Sequence[np.ndarray], count: int, numbers: np.ndarray) -> Iter
     """
     x, y, *w = rows
     _, d, length = x.shape
-    shifts, tops, weighted_tops = np.split(numbers[:, np.newaxis], [d + 1, 2 * d + 2])
-    size = 2.0 ** (SLICE_BITS - 1)
-    step = max(1, min(SLICE_ROWS, max(_LEAST_ROWS, _CHUNK_NUMBERS // (d + 1))) // length)
+    shifts = numbers[: d + 1]
     for first in range(0, -(-count // length), step):
         part, real = slice(first, first + step), count - first * length
-        z = np.empty([d + 1, y[part].size])
-        z[:d].reshape(d, -1, length)[...] = x[part].swapaxes(0, 1)
-        z[d] = y[part].ravel()
+        by_row = d >= _WIDE and x.strides[1] == x.itemsize  # To turn rows around would cost more.
+        z = room.array("right", (d + 1, y[part].size), by_row=by_row)
+        if by_row:
+            np.subtract(x[part].swapaxes(1, 2).reshape(-1, d), shifts[:d], out=z[:d].T)
+        else:
+            np.subtract(x[part].swapaxes(0, 1), shifts[:d, np.newaxis, np.newaxis], out=z[:d].reshape(d, -1, length))
+        np.subtract(y[part].ravel(), shifts[d], out=z[d])
         z = z[:, :real]
-        z -= shifts
         left = z
         if w:
-            left = w[0][part].ravel()[:real] * np.concatenate([z, np.ones_like(z[:1])])
-            left *= size / weighted_tops
-        z *= size / tops
+            left = room.array("left", (d + 2, z.shape[1]), by_row=by_row)
+            weights = w[0][part].ravel()[:real]
+            np.multiply(weights, z, out=left[: d + 1])
+            left[d + 1] = weights
         yield left, z
 
 
-def _slices(z: np.ndarray) -> list[np.ndarray]:
+class _Slice(NamedTuple):
+    """Whole numbers `[D, k]` of some columns, in rows `held`, or in all: in the others they are 0."""
+
+    numbers: np.ndarray
+    held: np.ndarray | None = None
+
+
+def _slices(z: np.ndarray, scale: np.ndarray, room: _Room, side: str) -> list[_Slice]:
     """Columns, which are overwritten, as whole numbers: each slice in steps that are `2**21` times finer."""
+    z *= scale
     found = []
-    for _ in range(SLICES - 1):
-        found.append(np.rint(z))
-        z -= found[-1]
+    for number in range(SLICES - 1):
+        part = room.array(f"{side} {number}", z.shape, by_row=z.strides[0] < z.strides[1])
+        np.rint(z, out=part)
+        z -= part
         z *= 2.0**SLICE_BITS
-    return [*found, np.rint(z, out=z)]
+        found.append(_Slice(part))
+    # Of float32 rows nothing is left in nearly all.
+    held = np.flatnonzero(z.any(axis=0))
+    if len(held) < _SPARSE * z.shape[1]:
+        return [*found, _Slice(np.rint(z[:, held]), held)]
+    return [*found, _Slice(np.rint(z, out=z))]
 
 
-def _add_exact(products: np.ndarray, columns: np.ndarray, left: np.ndarray, right: np.ndarray) -> None:
-    """Adds a chunk's products of slices `[pairs, D, D]` and sums of slices `[3, D]`, with weights `[3, D + 1]`."""
-    rights = _slices(right)
-    lefts = rights if left is right else _slices(left)
-    ones = np.ones(right.shape[1])
-    for level, part in enumerate(lefts):
-        columns[level] += (part @ ones).astype(np.int64)
-    if left is not right or len(ones) > _MOST_SUMMED:
-        products += [_product(lefts[a][: len(right)], rights[b]) for a, b in pairs(left is not right)]
-        return
-    first, second, third = rights
-    both, squares, last = _product(first, first), _product(second, second), _product(first, third)
-    second += first
-    products += [both, _half(_product(second, second) - both - squares), last, squares]
+def _add_exact(
+    products: np.ndarray,
+    columns: np.ndarray,
+    chunks: Iterator[tuple[np.ndarray, np.ndarray]],
+    scales: tuple[np.ndarray, np.ndarray],
+    room: _Room,
+) -> None:
+    """Adds the products of slices `[pairs, D, D]` and sums of slices `[3, D]`, with weights `[3, D + 1]`."""
+    for left, right in chunks:
+        rights = _slices(right, scales[1], room, "right")
+        lefts = rights if left is right else _slices(left, scales[0], room, "left")
+        for level, part in enumerate(lefts):
+            columns[level] += (part.numbers @ np.ones(part.numbers.shape[1])).astype(np.int64)
+        if left is not right or right.shape[1] > _MOST_SUMMED:
+            count = len(right)
+            products += [_product(lefts[a], rights[b])[:count] for a, b in pairs(left is not right)]
+            continue
+        first, second, third = rights
+        both, squares, last = _product(first, first), _product(second, second), _product(first, third)
+        second.numbers[...] += first.numbers
+        products += [both, _half(_product(second, second) - both - squares), last, squares]
 
 
-def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """`a b'` of whole numbers `[D, k]`, int64 `[D, D]`; of float32 rows the last slice is 0 in nearly all of them."""
-    if a is not b:
-        held = np.flatnonzero(b.any(axis=0))
-        if len(held) < _SPARSE * b.shape[1]:
-            a, b = a[:, held], b[:, held]
-    return (a @ b.T).astype(np.int64)
+def _product(a: _Slice, b: _Slice) -> np.ndarray:
+    """`a b'`, int64 `[D, D]`; one of both is in all rows."""
+    left = a.numbers if b.held is None else a.numbers[:, b.held]
+    right = b.numbers if a.held is None else b.numbers[:, a.held]
+    return (left @ right.T).astype(np.int64)
 
 
-def _add_rounded(products: np.ndarray, columns: np.ndarray, chunks: Iterator[tuple[np.ndarray, np.ndarray]]) -> None:
-    """What `_add_exact` adds for all chunks, of sums that are rounded as they come."""
+def _add_rounded(
+    products: np.ndarray,
+    columns: np.ndarray,
+    chunks: Iterator[tuple[np.ndarray, np.ndarray]],
+    scales: tuple[np.ndarray, np.ndarray],
+    room: _Room,
+) -> None:
+    """What `_add_exact` adds, of sums that are rounded as they come."""
     total, of_columns, weighted = np.zeros(products.shape[1:]), np.zeros(columns.shape[1]), False
     for left, right in chunks:
         total += left[: len(right)] @ right.T
         of_columns += left @ np.ones(right.shape[1])
         weighted = left is not right
+    left_scale, right_scale = scales
+    total *= left_scale[: len(total)] * right_scale.T
+    of_columns *= left_scale[:, 0]
     for sums, places in ((total, products[:2]), (of_columns, columns)):
         for place in places:
             whole = np.rint(sums)

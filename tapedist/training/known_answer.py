@@ -23,7 +23,7 @@ from tapedist.errors import WrongAnswerError
 from tapedist.training.bounds import Bounds
 from tapedist.training.losses import ResidualLoss
 from tapedist.training.model import LinearModel
-from tapedist.training.moments import MomentSteps
+from tapedist.training.moment_steps import MomentSteps
 from tapedist.training.optimizers import CONSTANTS
 from tapedist.training.quadratic import QuadraticForm, QuadraticSteps
 from tapedist.training.replicas import Replicas

@@ -73,6 +73,18 @@ class Replicas:
         """Whether the replicas here are CPUs."""
         return all("CPU" in device for device in local_devices(self.strategy))
 
+    @functools.cached_property
+    def local_replicas(self) -> range:
+        """The numbers of this process's replicas."""
+        found: list[int] = []
+
+        def note(context: tf.distribute.ValueContext) -> tf.Tensor:
+            found.append(context.replica_id_in_sync_group)
+            return tf.zeros([])
+
+        self.strategy.experimental_distribute_values_from_function(note)
+        return range(found[0], found[-1] + 1)
+
     def given_to_first(self, sums: np.ndarray) -> Any:
         """`sums` on the first replica of all, and zeros on the others."""
 

@@ -12,9 +12,12 @@ from tapedist.training import known_answer
 from tapedist.training.engines.engine import Measured, all_epochs
 from tapedist.training.engines.setup import Setup
 from tapedist.training.model import LinearModel
-from tapedist.training.moments import Moments, MomentSteps, MomentUnits
+from tapedist.training.moment_steps import CompiledMomentSteps, HostMomentSteps, MomentSteps
+from tapedist.training.moments import Moments, MomentUnits
 from tapedist.training.quadratic import QuadraticForm, QuadraticSteps
 from tapedist.training.steps import CallResult
+
+_CHECKED_ROWS = 2048
 
 
 class MomentsEngine:
@@ -29,28 +32,24 @@ class MomentsEngine:
         plan = setup.block_plan(split, self._tile_rows)
         self.reason = f"one pass over {plan.num_rows} rows, then epochs on their second moments"
         self._setup, self._split = setup, split
-        self._pass_steps = MomentSteps(
-            strategy=setup.strategy,
-            units=MomentUnits.of(setup.bounds(split)),
-            num_rows=plan.num_rows,
-            weighted=setup.source.weighted,
-            split=split,
-            parallel=setup.parallel,
-            fast=setup.problem.arithmetic == "fast",
-            row_major=_row_major(setup),
-        )
-        self._resident = plan.resident
+        self._pass_steps = _pass_steps(setup, split, rows)
+        # On an accelerator such a split is one program.
+        on_host = isinstance(self._pass_steps, HostMomentSteps)
+        self._resident = plan.resident and not on_host
         self._pass = setup.block_pass(
             self._pass_steps,
             plan,
             zero=self._pass_steps.zero,
-            split=split,
             passes=1,
+            split=split,
             row_major=self._pass_steps.row_major,
+            on_host=self._pass_steps.local_replicas if on_host else range(0),
         )
         self._steps = QuadraticSteps(strategy=setup.strategy, problem=setup.problem)
         self._sums: np.ndarray | None = None  # Known once a pass is done.
-        tiles = setup.tiles(rows, self._tile_rows)["tiles"] if plan.resident else plan.tiles
+        tiles = setup.tiles(rows, self._tile_rows)["tiles"] if self._resident else plan.tiles
+        if on_host:  # Whose code is the same for blocks of any size.
+            tiles = min(tiles, -(-_CHECKED_ROWS // self._tile_rows))
         known_answer.check_moment_steps(
             self._pass_steps, self._steps, setup.bounds(split), tiles, self._tile_rows, setup.source.weighted
         )
@@ -102,13 +101,21 @@ class MomentsEngine:
             self._pass.restore(progress)
 
 
-def _row_major(setup: Setup) -> bool:
-    """Whether the pass takes rows as they lie in memory: NumPy turns them around on their way to its products.
-
-    Rows of tables and made ones are columns to begin with.
-    """
+def _pass_steps(setup: Setup, split: str, rows: int) -> MomentSteps:
+    """The way over the rows of a split that is the fastest where the replicas are."""
+    units, weighted = MomentUnits.of(setup.bounds(split)), setup.source.weighted
+    of_split = {"strategy": setup.strategy, "units": units, "num_rows": rows, "weighted": weighted, "split": split}
+    if not _suits_host(setup):
+        return CompiledMomentSteps(parallel=setup.parallel, **of_split)
+    # As rows lie in memory: NumPy turns them around on its way. Those of tables and made ones are columns.
     lies_in_rows = hasattr(setup.source, "take_runs") or not hasattr(setup.source, "read_into")
-    return setup.on_cpu and lies_in_rows and not hasattr(setup.source, "take_tiles")
+    row_major = lies_in_rows and not hasattr(setup.source, "take_tiles")
+    return HostMomentSteps(fast=setup.problem.arithmetic == "fast", row_major=row_major, **of_split)
+
+
+def _suits_host(setup: Setup) -> bool:
+    """Whether NumPy sums rows where they are as fast as a compiled program."""
+    return setup.on_cpu
 
 
 def moments(setup: Setup, *, split: str = "train") -> MomentsEngine:

@@ -146,22 +146,47 @@ class Setup:
         )  # fmt: skip
         return next(self.elements(plan, range(1)))
 
-    def blocks(self, plan: BlockPlan, *, split: str, row_major: bool) -> tuple[BlockOrder, Any]:
-        """A pass over the blocks of a split, and `(order, passes) -> elements` from what is left by an order on."""
+    def blocks(
+        self, plan: BlockPlan, *, split: str, row_major: bool, on_host: range = range(0)
+    ) -> tuple[BlockOrder, Callable[[BlockOrder, int], Any]]:
+        """A pass over the blocks of a split, and `(order, passes) -> elements` from what is left by an order on.
+
+        Args:
+            plan: the sizes of the blocks.
+            split: "train" or "test".
+            row_major: whether tiles are `[T, d]`.
+            on_host: the replicas whose elements are wanted from `pipeline.host_elements`, if any are.
+        """
         whole = BlockOrder.whole(plan.num_rows, plan.block_rows, self.num_replicas)
 
-        def elements(order: BlockOrder, passes: int) -> ElementStream:
+        def elements(order: BlockOrder, passes: int) -> Any:
             turns = order.turns + (passes - 1) * whole.turns
             element = block_elements(
                 order, whole, split=split, tiles=plan.tiles, tile_rows=plan.tile_rows, row_major=row_major
             )
+            if on_host:
+                return pipeline.host_elements(self.source, element, dtype=self.dtype, replicas=on_host)
             return self.elements(element, range(turns))
 
         return whole, elements
 
     def block_pass(
-        self, replicas: Replicas, plan: BlockPlan, *, zero: np.ndarray, split: str, passes: int, row_major: bool
+        self,
+        replicas: Replicas,
+        plan: BlockPlan,
+        *,
+        zero: np.ndarray,
+        passes: int,
+        **blocks: Any,
     ) -> BlockPass:
-        """Passes over the blocks of a split; `passes` is about how many there will be."""
-        whole, elements = self.blocks(plan, split=split, row_major=row_major)
+        """Passes over the blocks of a split.
+
+        Args:
+            replicas: what adds their sums.
+            plan: the sizes of the blocks.
+            zero: sums of no rows.
+            passes: about how many there will be.
+            **blocks: see `blocks`.
+        """
+        whole, elements = self.blocks(plan, **blocks)
         return BlockPass(replicas, zero=zero, order=whole, passes=min(passes, _MOST_PASSES), elements=elements)

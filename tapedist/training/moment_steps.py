@@ -1,0 +1,218 @@
+"""The pass over the rows whose integers `moments.py` makes second moments of.
+
+Legend: `d` features, `D = d + 1` columns (the features, then the target), `T` rows of a tile, `M` integers.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+import tapedist.numerics  # noqa: F401  (before TensorFlow)
+import tensorflow as tf
+
+from tapedist.data.element_stream import ElementStream
+from tapedist.exact_arithmetic import SLICE_BITS, SLICE_ROWS
+from tapedist.training import exact
+from tapedist.training.block_pass import block_loop
+from tapedist.training.host_moments import SLICES, block_sums, pairs
+from tapedist.training.moments import Moments, MomentUnits
+from tapedist.training.replicas import Replicas, all_added
+from tapedist.training.row_sums import Rows
+from tapedist.training.steps import check_rows
+
+
+class MomentSteps(Replicas):
+    """What all ways to go over the rows have in common.
+
+    Args:
+        strategy: where replicas live.
+        units: of the split's columns.
+        num_rows: rows of the split.
+        weighted: whether they have weights.
+        split: "train" or "test".
+
+    Attributes:
+        row_major: whether tiles are `[T, d]` rather than `[d, T]`.
+    """
+
+    row_major = False
+
+    def __init__(
+        self, *, strategy: tf.distribute.Strategy, units: MomentUnits, num_rows: int, weighted: bool, split: str
+    ):
+        super().__init__(strategy=strategy)
+        self._columns = len(units.tops)
+        self._units, self._num_rows, self._weighted, self._split = units, num_rows, weighted, split
+
+    @property
+    def zero(self) -> np.ndarray:
+        """Sums before a row is in them, int64 `[2, M]`."""
+        sums = len(pairs(self._weighted)) * self._columns**2 + SLICES * (self._columns + self._weighted) + 1
+        return np.zeros([2, sums], np.int64)
+
+    def of_rows(self, rows: Any, counts: Any) -> np.ndarray:
+        """The integers `[2, M]` of each replica's rows at hand.
+
+        Args:
+            rows: per-replica, one slot of tiles, as `pipeline.py` lays it out.
+            counts: per-replica int32 `[1]`.
+        """
+        raise NotImplementedError
+
+    def of_split(self, rows: Any, counts: Any) -> np.ndarray:
+        """`of_rows` of a whole split.
+
+        Raises:
+            MissingRowsError: if not every row is in them once.
+        """
+        return self._complete(self.of_rows(rows, counts))
+
+    def add_blocks(self, sums: Any, blocks: Any, turns: int) -> Any:
+        """Sums with the next blocks in them, for `BlockPass`."""
+        raise NotImplementedError
+
+    def finish(self, sums: Any) -> np.ndarray:
+        """The integers `[2, M]` of all rows, of what a pass ends with.
+
+        Raises:
+            MissingRowsError: if not every row is in them once.
+        """
+        return self._complete(self.added(sums))
+
+    def _complete(self, sums: np.ndarray) -> np.ndarray:
+        check_rows(np.array(exact.value_of(sums[:, -1:])), self._num_rows, self._split)
+        return sums
+
+    def moments(self, sums: np.ndarray) -> Moments:
+        """What the integers stand for."""
+        return self._units.moments(sums, weighted=self._weighted)
+
+
+class HostMomentSteps(MomentSteps):
+    """By NumPy, on all cores of each process: what a worker's replicas would take is summed in one place.
+
+    Args:
+        fast: whether products may be rounded.
+        row_major: see `MomentSteps`.
+        **rows: see `MomentSteps`.
+    """
+
+    def __init__(self, *, fast: bool = False, row_major: bool = False, **rows: Any):
+        super().__init__(**rows)
+        self._fast, self.row_major = fast, row_major
+        self.share_traces((self._columns, self._weighted, fast, row_major))
+
+    def _sums(self, *element: np.ndarray) -> np.ndarray:
+        """The integers of the first rows of a block `(x, y[, w], counts [1])`."""
+        units = self._units
+        numbers = np.concatenate([units.shifts, units.tops, units.weighted_tops])
+        *rows, counts = element
+        return block_sums(numbers, int(counts[0]), rows, fast=self._fast, row_major=self.row_major)
+
+    def of_rows(self, rows: Any, counts: Any) -> np.ndarray:
+        local = self.strategy.experimental_local_results
+        elements = zip(*(local(column) for column in (*rows, counts)), strict=True)
+        return self.added(sum((self._sums(*(column.numpy() for column in each)) for each in elements), self.zero))
+
+    def add_blocks(self, sums: np.ndarray, blocks: Iterator[list[Callable[[], Any]]], turns: int) -> np.ndarray:
+        elements = itertools.chain.from_iterable(itertools.islice(blocks, turns))
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as cores:
+            for found in cores.map(lambda element: self._sums(*element()), elements):
+                sums += found
+        return sums
+
+    def given_to_first(self, sums: np.ndarray) -> np.ndarray:
+        """`sums` in the process of the first replica, and zeros in the others."""
+        return sums.copy() if 0 in self.local_replicas else np.zeros_like(sums)
+
+    def added(self, sums: np.ndarray) -> np.ndarray:
+        """The sum of all processes' `sums`."""
+        if self.strategy.num_replicas_in_sync == 1:
+            return sums.copy()
+
+        def share(context: tf.distribute.ValueContext) -> tf.Tensor:
+            mine = context.replica_id_in_sync_group == self.local_replicas[0]
+            return tf.constant(sums if mine else np.zeros_like(sums))
+
+        return super().added(self.strategy.experimental_distribute_values_from_function(share))
+
+
+class CompiledMomentSteps(MomentSteps):
+    """By a compiled program, on accelerators.
+
+    Args:
+        parallel: blocks under way side by side on a replica.
+        **rows: see `MomentSteps`.
+    """
+
+    def __init__(self, *, parallel: int, **rows: Any):
+        super().__init__(**rows)
+        units, self._parallel = self._units, parallel
+        self._numbers = np.concatenate([[0.0], units.shifts, units.tops, units.weighted_tops])
+        self.share_traces((self._columns, self._weighted, parallel))
+
+    def _block(self, numbers: tf.Tensor, rows: Rows, count: tf.Tensor) -> tf.Tensor:
+        """Integers `[2, M]` of a block's first `count` rows."""
+        zero, *units = tf.split(numbers, [1, self._columns, self._columns, self._columns + 1], num=4)
+        shifts, tops, weighted_tops = (unit[:, tf.newaxis] for unit in units)
+        x, y, *weights = (tf.cast(column, tf.float64) for column in rows)
+        z = tf.concat([x, y[:, tf.newaxis]], 1) - shifts
+        if weights:  # Which are 0 where no row is real.
+            right = _slices(z, tops)
+            with exact.pinning(tf.bitcast(zero[0], tf.int64)):
+                weighted = exact.pin(weights[0][:, tf.newaxis] * tf.concat([z, tf.ones_like(z[:, :1])], 1))
+            left = _slices(weighted, weighted_tops)
+        else:
+            real = tf.reshape(tf.range(y.shape.num_elements()) < count, [y.shape[0], 1, y.shape[1]])
+            left = right = _slices(tf.where(real, z, tf.zeros([], tf.float64)), tops)
+        products = [_product(left[a][:, : self._columns], right[b]) for a, b in pairs(self._weighted)]
+        columns = [tf.reduce_sum(tf.cast(tf.reduce_sum(part, 2), tf.int64), 0) for part in left]
+        sums = [tf.reshape(part, [-1]) for part in (*products, *columns, tf.cast(count, tf.int64))]
+        return exact.halves(tf.concat(sums, 0))
+
+    @functools.cached_property
+    def _block_sums(self) -> Any:
+        return tf.function(self._block, jit_compile=True, autograph=False)
+
+    @functools.cached_property
+    def _loop(self) -> Any:
+        return block_loop(self, self._block_sums, parallel=self._parallel)
+
+    def add_blocks(self, sums: Any, blocks: ElementStream, turns: int) -> Any:
+        return self._traced._loop(sums, blocks.graph_iterator, tf.constant(turns), tf.constant(self._numbers))
+
+    @functools.cached_property
+    def _whole_split(self) -> Any:
+        def sums(numbers, rows, counts):  # type: ignore[no-untyped-def]
+            return all_added(self._block_sums(numbers, rows, counts[0]))
+
+        return tf.function(lambda *arguments: self.on_replicas(sums, *arguments), autograph=False)
+
+    def of_rows(self, rows: Any, counts: Any) -> np.ndarray:
+        found = self._traced._whole_split(tf.constant(self._numbers), rows, counts)
+        return self.strategy.experimental_local_results(found)[0].numpy()
+
+
+def _slices(columns: tf.Tensor, tops: tf.Tensor) -> list[tf.Tensor]:
+    """`columns` `[n, D, T]` cut into whole numbers, in units `2**20, 2**41, 2**62` times finer than `tops` `[D, 1]`."""
+    slices = []
+    for number in range(SLICES):
+        step = tops * 2.0 ** (1 - SLICE_BITS - SLICE_BITS * number)
+        magic = (1.5 * 2.0**52) * step
+        cut = (columns + magic) - magic
+        slices.append(cut / step)
+        columns = columns - cut
+    return slices
+
+
+def _product(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
+    """The sum of `a b'` over tiles of whole numbers `[n, D, T]` of at most `2**20`, int64 `[D, D]`."""
+    assert a.shape[-1] <= SLICE_ROWS
+    return tf.reduce_sum(tf.cast(tf.matmul(a, b, transpose_b=True), tf.int64), 0)

@@ -121,6 +121,11 @@ class ArraySource:
             indices = slice(indices.start, indices.stop)
         return tuple(column[first:][indices] for column in self._columns)
 
+    def as_they_lie(self, dtype: np.dtype[Any]) -> bool:
+        """Whether training in a type takes `rows` as they are."""
+        x, y, *w = self._columns
+        return not w and x.dtype == y.dtype == dtype and x.flags.c_contiguous and not self.holds_tiny
+
     def read_into(
         self, out: Sequence[np.ndarray], split: str, rows: RowNumbers, *, units: Units | None = None,
         ascending: bool = True,

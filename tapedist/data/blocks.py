@@ -103,17 +103,19 @@ class BlockPlan:
         num_features: `d`.
         itemsize: bytes of one number.
         tile_rows: `T`.
+        stretched: how many times larger than others its blocks are.
     """
 
     num_rows: int
     num_features: int
     itemsize: int
     tile_rows: int = TILE_ROWS
+    stretched: int = 1
 
     @property
     def tiles(self) -> int:
         """Tiles in a block."""
-        rows = min(MOST_BLOCK_ROWS, BLOCK_BYTES // (self.num_features * self.itemsize))
+        rows = min(MOST_BLOCK_ROWS, self.stretched * BLOCK_BYTES // (self.num_features * self.itemsize))
         return max(1, min(rows // self.tile_rows, -(-self.num_rows // self.tile_rows)))
 
     @property

@@ -52,11 +52,17 @@ class ElementRows:
         self._read_dtype = np.dtype(np.float64) if self._tiny else self._dtype
         self._tiled = not plan.row_major and source.num_features > 1  # One column is the same both ways.
         self._windows = self._window_reader()
+        held: Any = source
+        lie = hasattr(source, "as_they_lie") and plan.row_major and not plan.shuffled and plan.slots == 1
+        self._lying = held.rows if lie and held.as_they_lie(self._dtype) else None
 
     def __call__(self, element: int, replica: int) -> tuple[np.ndarray, ...]:
         """`(x, y [slots * tiles, T][, w], counts int32 [slots])`, zeros where no row is real; `x` as the plan says."""
         plan, d = self._plan, self._source.num_features
         first, counts = plan.first_rows(element, replica)
+        if self._lying and counts[0] == plan.slot_rows:  # Nothing is copied.
+            x, y = self._lying(plan.split, range(int(first[0]), int(first[0] + counts[0])))
+            return x.reshape(plan.x_shape(d)), y.reshape(plan.tiled_shape), counts.astype(np.int32)
         shapes = [plan.x_shape(d), *[plan.tiled_shape] * (1 + self._source.weighted)]
         x, *rest = (empty(shape, self._read_dtype) for shape in shapes)
         out = [x if self._tiled else x.reshape(-1, d), *(column.reshape(-1) for column in rest)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 
@@ -18,6 +19,7 @@ from tapedist.training.quadratic import QuadraticForm, QuadraticSteps
 from tapedist.training.steps import CallResult
 
 _CHECKED_ROWS = 2048
+_MOST_STRETCHED = 4  # On hosts a block costs some Python; there should still be many for each core.
 
 
 class MomentsEngine:
@@ -30,11 +32,13 @@ class MomentsEngine:
         rows = setup.source.num_rows(split)
         self._tile_rows = blocks.product_tile_rows(rows, setup.source.num_features)
         plan = setup.block_plan(split, self._tile_rows)
+        if on_host := _suits_host(setup):
+            size = rows * plan.num_features * plan.itemsize
+            plan = dataclasses.replace(plan, stretched=max(1, min(_MOST_STRETCHED, size // (32 * blocks.BLOCK_BYTES))))
         self.reason = f"one pass over {plan.num_rows} rows, then epochs on their second moments"
         self._setup, self._split = setup, split
         self._pass_steps = _pass_steps(setup, split, rows)
         # On an accelerator such a split is one program.
-        on_host = isinstance(self._pass_steps, HostMomentSteps)
         self._resident = plan.resident and not on_host
         self._pass = setup.block_pass(
             self._pass_steps,

@@ -85,10 +85,17 @@ def engine(
     runs_in: str = TAPEDIST,
     in_memory: bool = False,
     weighted: bool = False,
+    table: tuple[int, int] | None = None,
     **config: Any,
 ) -> Contestant:
-    """tapedist, as `config` says; rows `in_memory` are arrays, and only these may be `weighted`."""
+    """tapedist, as `config` says; rows `in_memory` are arrays, and only these may be `weighted`.
+
+    A `table` is a Parquet file of so many rows and features, which whoever is first writes.
+    """
+    if table:
+        config |= {"data": "{folder}/" + "_".join(map(str, table)) + ".parquet", "target": "y", "standardize": "false"}
     task = {"kind": kind, "steps": steps, "config": config, "in_memory": in_memory, "weighted": weighted}
+    task |= {"table": table, "features": table[1] if table else config.get("num_features", 1)}
     return Contestant(name, runs_in, task)
 
 

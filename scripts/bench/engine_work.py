@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,10 +20,13 @@ def engine_work(task: Mapping[str, Any], make: Callable[[], Any], **more: Any) -
 
     Args:
         task: `kind` "engine", or "pass" where all that the engine has learned from the rows is forgotten before;
-            `steps`, and `config` with fields of `TrainConfig`.
+            `steps`, `features`, and `config` with fields of `TrainConfig`; `table`, rows and features of what
+            `config.data` names, if it does.
         make: the engine that `train` would run.
         **more: arguments of its `run`.
     """
+    if task["table"]:
+        _write_table(*task["table"], pathlib.Path(task["config"]["data"]))
     engine = make()
     untouched = dict(vars(engine))
     # A run goes on where the last one ended, as training does: to begin anew would make a new input pipeline.
@@ -32,8 +36,7 @@ def engine_work(task: Mapping[str, Any], make: Callable[[], Any], **more: Any) -
         if task["kind"] == "pass":
             vars(engine).clear()
             vars(engine).update(untouched)
-        features = task["config"].get("num_features", 1)
-        end, state, records = next(ends), np.zeros(features + 1), np.zeros([1, 2])
+        end, state, records = next(ends), np.zeros(task["features"] + 1), np.zeros([1, 2])
         step = end - task["steps"]
         while step < end:
             result = engine.run(
@@ -44,6 +47,18 @@ def engine_work(task: Mapping[str, Any], make: Callable[[], Any], **more: Any) -
         return {"weight": float(state[0]), "bias": float(state[-1]), "loss": loss}
 
     return Work(run, note=f"{engine.name}: {engine.reason}")
+
+
+def _write_table(n: int, d: int, path: pathlib.Path) -> None:
+    """Writes `n` float32 rows, unless that has been done."""
+    if path.exists():
+        return
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    x, y = make_rows(n, d)
+    columns = {f"x{j}": column for j, column in enumerate(x.reshape(n, -1).T)}
+    pq.write_table(pa.table({**columns, "y": y}), path)
 
 
 def columns_of(task: Mapping[str, Any]) -> tuple[np.ndarray, ...]:

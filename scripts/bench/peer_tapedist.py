@@ -51,7 +51,7 @@ def _open(task: dict[str, Any]) -> engines.Engine:
     config = TrainConfig(**settings).resolved().with_arithmetic("default")
     source: Any = ArraySource(*columns_of(task)) if task["in_memory"] else open_source(config)
     problem = Problem(
-        model=LinearModel(config.num_features),
+        model=LinearModel(source.num_features),
         loss=losses.by_name(config.loss, huber_delta=config.huber_delta),
         optimizer=optimizers.from_config(config),
         dtype=tf.as_dtype(config.dtype),

@@ -28,11 +28,12 @@ def make(task: dict[str, Any]) -> Work:
 
 def _open(task: dict[str, Any]) -> engines.Engine:
     config = TrainConfig(**DEFAULTS | task["config"])
+    source = ArraySource(*columns_of(task)) if task["in_memory"] else open_source(config)
     setup = engines.Setup(
-        source=ArraySource(*columns_of(task)) if task["in_memory"] else open_source(config),
+        source=source,
         programs={
             "strategy": _strategy(),
-            "model": LinearModel(config.num_features),
+            "model": LinearModel(source.num_features),
             "loss": losses.by_name(config.loss, huber_delta=config.huber_delta),
             "optimizer": optimizers.from_config(config),
             "num_shards": config.virtual_shards,

@@ -61,7 +61,8 @@ class Stage:
         if contestant.runs_in == "limit":
             threads, words = contestant.task
             return LimitDriver(self._compiled(), words, threads=threads or machine.cores())
-        return PeerDriver(self._peer(contestant.runs_in), contestant.name, contestant.task)
+        task = json.loads(json.dumps(contestant.task).replace("{folder}", str(self._folder)))
+        return PeerDriver(self._peer(contestant.runs_in), contestant.name, task)
 
     def _peer(self, name: str) -> PeerProcess:
         if name not in self._peers:

@@ -46,7 +46,9 @@ class SlotSteps(RowPrograms):
             # which costs more than the kernels. So where a run stands travels with the state, as float64.
             def steps(carried, records, *, rough):  # type: ignore[no-untyped-def]
                 def body(carried, records):  # type: ignore[no-untyped-def]
-                    i, slot, state = tf.cast(carried[0], tf.int32), tf.cast(carried[1], tf.int32), carried[3:]
+                    i, state = tf.cast(carried[0], tf.int32), carried[3:]
+                    # What does not depend on the step is computed before the loop.
+                    slot = tf.cast(carried[1], tf.int32) if counts.shape[0] > 1 else tf.constant(0)
                     sums = self.row_sums.of_tiles(
                         state[: self.num_parameters], self.bounds_in(settings), rows, tf.gather(counts, slot),
                         Slot(slot * tiles, tiles, rough),

@@ -19,7 +19,7 @@ import tensorflow as tf
 from tapedist.data.blocks import BlockOrder
 from tapedist.training.replicas import Replicas
 
-_TURNS_PER_CALL = 64
+_TURNS_PER_CALL = 16
 
 
 def block_loop(replicas: Replicas, block_sums: Callable[..., tf.Tensor], *, parallel: int) -> Any:

@@ -201,10 +201,7 @@ SIZES: dict[str, dict[str, int]] = {
 )
 def test_moments_as_devices_sum_them(d: int, weighted: bool, dtype: str, monkeypatch: pytest.MonkeyPatch):
     """By the program of GPUs."""
-    monkeypatch.setattr("tapedist.training.replicas.Replicas.on_cpu", False)
-    monkeypatch.setattr("tapedist.training.engines.second_moments._row_major", lambda setup: False)
-    # What was traced before is of CPUs.
-    monkeypatch.setattr("tapedist.training.replicas.Replicas.share_traces", lambda steps, key: None)
+    monkeypatch.setattr("tapedist.training.engines.second_moments._suits_host", lambda setup: False)
     for cache in ("auto", "none"):
         _check(Case(mode="moments", d=d, weighted=weighted, dtype=dtype, cache=cache))
 

@@ -115,7 +115,7 @@ def _check_progress(where: str, progress: dict[str, np.ndarray], moment: Moment,
         return said
     found = reference.totals(moment.at.theta, chunks, run.train.bounds, run.problem)
     weights = [] if run.train.bounds.w is None else found.weight.ravel().tolist()
-    numbers = [*found.loss.ravel().tolist(), *found.gradient.ravel().tolist(), *weights, found.rows]
+    numbers = [*found.gradient.ravel().tolist(), *weights, *found.loss.ravel().tolist(), found.rows]
     names = [f"sum {number} of the pass under way" for number in range(len(numbers))]
     check_same(where, names, _whole(progress["sums"]), numbers)
     return said

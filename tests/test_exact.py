@@ -197,11 +197,12 @@ SIZES: dict[str, dict[str, int]] = {
 
 
 @pytest.mark.parametrize(
-    ("d", "weighted", "dtype"), [(1, False, "float32"), (70, False, "float64"), (5, True, "float64")]
+    ("d", "weighted", "dtype"),
+    [(1, False, "float32"), (3, False, "float64"), (2, True, "float32"), (70, False, "float64"), (5, True, "float64")],
 )
 def test_moments_as_devices_sum_them(d: int, weighted: bool, dtype: str, monkeypatch: pytest.MonkeyPatch):
     """By the program of GPUs."""
-    monkeypatch.setattr("tapedist.training.engines.second_moments._suits_host", lambda setup: False)
+    monkeypatch.setattr("tapedist.training.engines.second_moments._suits_host", lambda *_: False)
     for cache in ("auto", "none"):
         _check(Case(mode="moments", d=d, weighted=weighted, dtype=dtype, cache=cache))
 

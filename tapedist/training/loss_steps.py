@@ -34,7 +34,7 @@ class LossSteps(RowPrograms):
         def record(state, rows, counts, settings):  # type: ignore[no-untyped-def]
             with self.pinned(settings):
                 theta, zero = state[: self.num_parameters], tf.zeros([], tf.int64)
-                slot = Slot(tf.constant(0), rows[1].shape[0])
+                slot = Slot(0, rows[1].shape[0])
                 sums = self.row_sums.of_tiles(theta, self.bounds_in(settings), rows, counts[0], slot)
                 # XLA leaves out what makes a new state, and so the gradient.
                 return self.apply_sums(self.row_sums, state, sums, zero, settings)[1]

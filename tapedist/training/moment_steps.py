@@ -27,6 +27,8 @@ from tapedist.training.replicas import Replicas, all_added
 from tapedist.training.row_sums import Rows
 from tapedist.training.steps import check_rows
 
+NARROW = 4  # Columns whose products are sums of one loop over the rows, sooner than products of matrices.
+
 
 class MomentSteps(Replicas):
     """What all ways to go over the rows have in common.
@@ -160,22 +162,73 @@ class CompiledMomentSteps(MomentSteps):
 
     def _block(self, numbers: tf.Tensor, rows: Rows, count: tf.Tensor) -> tf.Tensor:
         """Integers `[2, M]` of a block's first `count` rows."""
-        zero, *units = tf.split(numbers, [1, self._columns, self._columns, self._columns + 1], num=4)
-        shifts, tops, weighted_tops = (unit[:, tf.newaxis] for unit in units)
-        x, y, *weights = (tf.cast(column, tf.float64) for column in rows)
-        z = tf.concat([x, y[:, tf.newaxis]], 1) - shifts
-        if weights:  # Which are 0 where no row is real.
-            right = _slices(z, tops)
-            with exact.pinning(tf.bitcast(zero[0], tf.int64)):
-                weighted = exact.pin(weights[0][:, tf.newaxis] * tf.concat([z, tf.ones_like(z[:, :1])], 1))
-            left = _slices(weighted, weighted_tops)
+        if self._columns <= NARROW:
+            sums = self._narrow_sums(numbers, rows, count)
         else:
-            real = tf.reshape(tf.range(y.shape.num_elements()) < count, [y.shape[0], 1, y.shape[1]])
-            left = right = _slices(tf.where(real, z, tf.zeros([], tf.float64)), tops)
-        products = [_product(left[a][:, : self._columns], right[b]) for a, b in pairs(self._weighted)]
-        columns = [tf.reduce_sum(tf.cast(tf.reduce_sum(part, 2), tf.int64), 0) for part in left]
-        sums = [tf.reshape(part, [-1]) for part in (*products, *columns, tf.cast(count, tf.int64))]
-        return exact.halves(tf.concat(sums, 0))
+            x, y, *weights = (tf.cast(column, tf.float64) for column in rows)
+            left, right = self._sides(numbers[:, tf.newaxis], tf.concat([x, y[:, tf.newaxis]], 1), weights, count)
+            products = [_product(left[a][:, : self._columns], right[b]) for a, b in pairs(self._weighted)]
+            columns = [tf.reduce_sum(tf.cast(tf.reduce_sum(part, 2), tf.int64), 0) for part in left]
+            sums = tf.concat([tf.reshape(part, [-1]) for part in (*products, *columns)], 0)
+        return exact.halves(tf.concat([sums, [tf.cast(count, tf.int64)]], 0))
+
+    def _sides(
+        self, numbers: tf.Tensor, columns: tf.Tensor, weights: list[tf.Tensor], count: tf.Tensor
+    ) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
+        """Slices of columns `[n, D, T]` times their weights, and with these, on the left; on the right of the columns.
+
+        `numbers` are `[1 + 3 D + 1, 1]`.
+        """
+        zero, shifts, tops, weighted_tops = tf.split(numbers, [1, self._columns, self._columns, self._columns + 1])
+        z = columns - shifts
+        if not weights:
+            n, _, length = columns.shape
+            real = tf.reshape(tf.range(n * length) < count, [n, 1, length])
+            both = _slices(tf.where(real, z, tf.zeros([], tf.float64)), tops)
+            return both, both
+        with exact.pinning(tf.bitcast(zero[0], tf.int64)[0]):  # Weights are 0 where no row is real.
+            weighted = exact.pin(weights[0][:, tf.newaxis] * tf.concat([z, tf.ones_like(z[:, :1])], 1))
+        return _slices(weighted, weighted_tops), _slices(z, tops)
+
+    def _narrow_sums(self, numbers: tf.Tensor, rows: Rows, count: tf.Tensor) -> tf.Tensor:
+        """All but the count, by one loop over the rows: products of one rank are added before their sum is taken."""
+        left, right = self._narrow_sides(numbers, rows, count)
+        size, ranks = self._columns, [(0, 0), (0, 1), (0, 2) if self._weighted else (1, 1)]
+        above = [(i, j) for i in range(size) for j in range(i, size)]
+        terms = [_ranked(left[i], right[j], rank, i == j and not self._weighted) for rank in range(3) for i, j in above]
+        terms += [column[level] for level in range(SLICES) for column in left]
+        found = tf.unstack(exact.grid_sums([(terms, [tf.ones([len(terms)], tf.float64)])]))
+        # In the place of one of a rank's products; the others' are zero.
+        places = {(ranks[rank], at): found.pop(0) for rank in range(3) for at in above}
+        nothing = tf.zeros([], tf.int64)
+        products = [
+            places.get((pair, (i, j)), nothing)
+            for pair in pairs(self._weighted)
+            for i in range(size)
+            for j in range(size)
+        ]
+        return tf.stack([*products, *found])
+
+    def _narrow_sides(
+        self, numbers: tf.Tensor, rows: Rows, count: tf.Tensor
+    ) -> tuple[list[list[tf.Tensor]], list[list[tf.Tensor]]]:
+        """Slices `[n, T]` of each column on the left and on the right, one by one: a loop makes what it needs."""
+        size = self._columns
+        zero, *units = tf.unstack(numbers)
+        shifts, tops, weighted_tops = units[:size], units[size : 2 * size], units[2 * size :]
+        x, y, *weights = rows
+        columns = [*tf.unstack(x, axis=1), y]
+        z = [tf.cast(column, tf.float64) - shift for column, shift in zip(columns, shifts, strict=True)]
+        if not weights:
+            real = tf.reshape(tf.range(y.shape.num_elements()) < count, y.shape)
+            z = [tf.where(real, column, tf.zeros([], tf.float64)) for column in z]
+        right = [_slices(column, top) for column, top in zip(z, tops, strict=True)]
+        if not weights:
+            return right, right
+        w = tf.cast(weights[0], tf.float64)
+        with exact.pinning(tf.bitcast(zero[tf.newaxis], tf.int64)[0]):
+            weighted = [exact.pin(w * column) for column in z] + [w]
+        return [_slices(column, top) for column, top in zip(weighted, weighted_tops, strict=True)], right
 
     @functools.cached_property
     def _block_sums(self) -> Any:
@@ -198,6 +251,23 @@ class CompiledMomentSteps(MomentSteps):
     def of_rows(self, rows: Any, counts: Any) -> np.ndarray:
         found = self._traced._whole_split(tf.constant(self._numbers), rows, counts)
         return self.strategy.experimental_local_results(found)[0].numpy()
+
+
+def _ranked(left: list[tf.Tensor], right: list[tf.Tensor], rank: int, once: bool) -> tf.Tensor:
+    """The sum of the products of slices of a rank: whole numbers below `2**42`, exact however they are made.
+
+    Args:
+        left: slices of a column.
+        right: slices of a column.
+        rank: the sum of the slices' places.
+        once: whether the second rank's two products are the same one, whose sum is doubled later.
+    """
+    if rank == 1 and once:
+        return left[0] * right[1]
+    first, *others = (left[a] * right[rank - a] for a in range(rank + 1))
+    for product in others:
+        first = first + product
+    return first
 
 
 def _slices(columns: tf.Tensor, tops: tf.Tensor) -> list[tf.Tensor]:

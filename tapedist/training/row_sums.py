@@ -64,7 +64,7 @@ class Slot:
         rough: whether the loss may be rounded more.
     """
 
-    first: tf.Tensor
+    first: tf.Tensor | int
     tiles: int
     rough: bool = False
 
@@ -386,7 +386,8 @@ class _Tiles:
 
     Attributes:
         rows: features by tiles `[n, d, T]`, and columns `[n, T]`.
-        first: the number of the first tile.
+        first: the number of the first tile. What a loop of steps computes; else the compiler would cut the columns out
+            before it, and hold them twice.
         number: how many tiles.
     """
 
@@ -418,7 +419,7 @@ class _Tiles:
     def features(self, first: tf.Tensor | int, count: int) -> list[tf.Tensor]:
         """Some of the features, each of `shape`."""
         shape = self.rows[0].shape
-        if shape[:2] == [self.number, count]:
+        if isinstance(self.first, int) and shape[:2] == [self.number, count]:
             columns = tf.split(self.rows[0], count, axis=1)
         else:  # One by one: the compiler would copy what several loops read.
             size = [self.number, 1, shape[2]]

@@ -46,11 +46,11 @@ class SlotSteps(RowPrograms):
             # which costs more than the kernels. So where a run stands travels with the state, as float64.
             def steps(carried, records, *, rough):  # type: ignore[no-untyped-def]
                 def body(carried, records):  # type: ignore[no-untyped-def]
-                    i, state = tf.cast(carried[0], tf.int32), carried[3:]
-                    # What does not depend on the step is computed before the loop.
-                    slot = tf.cast(carried[1], tf.int32) if counts.shape[0] > 1 else tf.constant(0)
+                    i, slot, state = tf.cast(carried[0], tf.int32), tf.cast(carried[1], tf.int32), carried[3:]
+                    # The only one's is known before the loop, and so is what it is divided by.
+                    count = tf.gather(counts, slot) if counts.shape[0] > 1 else counts[0]
                     sums = self.row_sums.of_tiles(
-                        state[: self.num_parameters], self.bounds_in(settings), rows, tf.gather(counts, slot),
+                        state[: self.num_parameters], self.bounds_in(settings), rows, count,
                         Slot(slot * tiles, tiles, rough),
                     )  # fmt: skip
                     at = step + tf.cast(i, tf.int64)

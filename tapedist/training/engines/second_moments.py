@@ -9,11 +9,12 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from tapedist.data import blocks
+from tapedist.data.blocks import BlockPlan
 from tapedist.training import known_answer
 from tapedist.training.engines.engine import Measured, all_epochs
 from tapedist.training.engines.setup import Setup
 from tapedist.training.model import LinearModel
-from tapedist.training.moment_steps import CompiledMomentSteps, HostMomentSteps, MomentSteps
+from tapedist.training.moment_steps import NARROW, CompiledMomentSteps, HostMomentSteps, MomentSteps
 from tapedist.training.moments import Moments, MomentUnits
 from tapedist.training.quadratic import QuadraticForm, QuadraticSteps
 from tapedist.training.steps import CallResult
@@ -32,12 +33,12 @@ class MomentsEngine:
         rows = setup.source.num_rows(split)
         self._tile_rows = blocks.product_tile_rows(rows, setup.source.num_features)
         plan = setup.block_plan(split, self._tile_rows)
-        if on_host := _suits_host(setup):
+        if on_host := _suits_host(setup, plan):
             size = rows * plan.num_features * plan.itemsize
             plan = dataclasses.replace(plan, stretched=max(1, min(_MOST_STRETCHED, size // (32 * blocks.BLOCK_BYTES))))
         self.reason = f"one pass over {plan.num_rows} rows, then epochs on their second moments"
         self._setup, self._split = setup, split
-        self._pass_steps = _pass_steps(setup, split, rows)
+        self._pass_steps = _pass_steps(setup, split, rows, on_host=on_host)
         # On an accelerator such a split is one program.
         self._resident = plan.resident and not on_host
         self._pass = setup.block_pass(
@@ -105,11 +106,11 @@ class MomentsEngine:
             self._pass.restore(progress)
 
 
-def _pass_steps(setup: Setup, split: str, rows: int) -> MomentSteps:
+def _pass_steps(setup: Setup, split: str, rows: int, *, on_host: bool) -> MomentSteps:
     """The way over the rows of a split that is the fastest where the replicas are."""
     units, weighted = MomentUnits.of(setup.bounds(split)), setup.source.weighted
     of_split = {"strategy": setup.strategy, "units": units, "num_rows": rows, "weighted": weighted, "split": split}
-    if not _suits_host(setup):
+    if not on_host:
         return CompiledMomentSteps(parallel=setup.parallel, **of_split)
     # As rows lie in memory: NumPy turns them around on its way. Those of tables and made ones are columns.
     lies_in_rows = hasattr(setup.source, "take_runs") or not hasattr(setup.source, "read_into")
@@ -117,9 +118,10 @@ def _pass_steps(setup: Setup, split: str, rows: int) -> MomentSteps:
     return HostMomentSteps(fast=setup.problem.arithmetic == "fast", row_major=row_major, **of_split)
 
 
-def _suits_host(setup: Setup) -> bool:
-    """Whether NumPy sums rows where they are as fast as a compiled program."""
-    return setup.on_cpu
+def _suits_host(setup: Setup, plan: BlockPlan) -> bool:
+    """Whether NumPy sums rows where they are as fast as a program: not many narrow ones that TensorFlow makes."""
+    narrow = plan.num_features < NARROW and not plan.resident
+    return setup.on_cpu and not (narrow and not hasattr(setup.source, "read_into"))
 
 
 def moments(setup: Setup, *, split: str = "train") -> MomentsEngine:

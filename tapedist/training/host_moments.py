@@ -58,14 +58,17 @@ def block_sums(
     room = _Room((columns + weighted) * tiles * length)
     with one_thread_each():
         chunks = _chunks((x, *rows[1:]), count, numbers, tiles, room)
-        add = _add_rounded if fast else _add_exact
-        add(products, of_columns, chunks, _scales(numbers, weighted), room)
+        scales = _scales(numbers, weighted)
+        if fast:
+            _add_rounded(products, of_columns, chunks, scales)
+        else:
+            _add_exact(products, of_columns, chunks, scales, room)
     sums = np.concatenate([products.ravel(), of_columns.ravel(), [count]])
     return np.stack([sums >> _HALF_BITS, sums & ((1 << _HALF_BITS) - 1)])
 
 
 class _Room:
-    """Memory for a chunk's columns, slices and products, of the thread's own.
+    """Memory for a chunk's columns and slices, of the thread's own.
 
     To be given other memory by the system for each of them takes longer than to fill it.
 
@@ -191,7 +194,6 @@ def _add_rounded(
     columns: np.ndarray,
     chunks: Iterator[tuple[np.ndarray, np.ndarray]],
     scales: tuple[np.ndarray, np.ndarray],
-    room: _Room,
 ) -> None:
     """What `_add_exact` adds, of sums that are rounded as they come."""
     total, of_columns, weighted = np.zeros(products.shape[1:]), np.zeros(columns.shape[1]), False

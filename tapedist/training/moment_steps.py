@@ -147,7 +147,7 @@ class HostMomentSteps(MomentSteps):
 
 
 class CompiledMomentSteps(MomentSteps):
-    """By a compiled program, on accelerators.
+    """By a compiled program: on accelerators, and on CPUs of many narrow rows that TensorFlow makes.
 
     Args:
         parallel: blocks under way side by side on a replica.

@@ -29,15 +29,15 @@ from typing import Any
 
 from matrix.configs import CORE, configs, write_tables
 
-from tapedist.numerics import XLA_FLAGS
+from tapedist.runtime_flags import XLA_FLAGS
 
 REPO = Path(__file__).resolve().parent.parent
 WORKER = REPO / "scripts" / "matrix" / "worker.py"
 _SMALL = {
-    "tapedist.data.blocks:RESIDENT_BYTES": 0,
-    "tapedist.data.blocks:TILE_ROWS": 256,
-    "tapedist.data.blocks:PRODUCT_BYTES": 16384,
-    "tapedist.data.blocks:BLOCK_BYTES": 8192,
+    "tapedist.data.orders:RESIDENT_BYTES": 0,
+    "tapedist.data.orders:TILE_ROWS": 256,
+    "tapedist.data.orders:PRODUCT_BYTES": 16384,
+    "tapedist.data.orders:BLOCK_BYTES": 8192,
     "tapedist.training.engines.batches:_SUPERBATCH_BYTES": 4096,
 }
 _TILES = dict.fromkeys(("TILE_ROWS", "LEAST_PRODUCT_ROWS", "MOST_PRODUCT_ROWS"), 80)
@@ -91,7 +91,7 @@ def surroundings(numpy: str) -> dict[str, Surrounding]:
         found[f"NumPy {version}"] = Surrounding(env={"PYTHONPATH": numpy})
     found["streamed in small blocks"] = Surrounding(words=("--cache=none",), constants=_SMALL, few_rows=True)
     found["held in small blocks"] = Surrounding(words=("--cache=device",), constants=_SMALL, few_rows=True)
-    tiles = {f"tapedist.data.blocks:{name}": value for name, value in _TILES.items()}
+    tiles = {f"tapedist.data.orders:{name}": value for name, value in _TILES.items()}
     found["tiles of 80 rows"] = Surrounding(constants=tiles, few_rows=True)
     found |= {
         "1 worker": Surrounding(launch=("--num_workers=1",), core=True),

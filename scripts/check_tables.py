@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 import tapedist
-from tapedist.data.tables import open_table
+from tapedist.data.tables.table import open_table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from real_tables import Reference

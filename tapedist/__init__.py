@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from etils import epy
 
-__version__ = "0.1.0"
+from tapedist import runtime_flags as _runtime_flags  # noqa: F401  (sets them, before TensorFlow is imported)
+from tapedist.version import __version__
 
 with epy.lazy_api_imports(globals()):
     from tapedist import errors
     from tapedist.config import TrainConfig
     from tapedist.data.array_source import ArraySource
-    from tapedist.run import TrainResult, train
+    from tapedist.run.train import TrainResult, train
     from tapedist.training.exact import times
 
 __all__ = ["ArraySource", "TrainConfig", "TrainResult", "__version__", "errors", "times", "train"]

@@ -17,17 +17,16 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
-import tapedist
-from tapedist import flags, process, quiet, signals, without_keras
+from tapedist import flags, process, quiet, runtime_flags, signals
 from tapedist.cluster import doctor, launch
 from tapedist.cluster.doctor import DoctorConfig
 from tapedist.cluster.launch import LaunchConfig
 from tapedist.command_options import EvaluateOptions, PredictOptions, RunOptions, VerifyOptions
-from tapedist.config import TrainConfig
+from tapedist.config import GROUPS, TrainConfig
 from tapedist.errors import InputError, TapedistError
 from tapedist.help_text import command_help, commands_help
-from tapedist.settings import GROUPS
-from tapedist.text_values import quoted, shown
+from tapedist.text import quoted, shown
+from tapedist.version import __version__
 
 _MAX_LINES = 20
 _SIGNALS = (
@@ -70,7 +69,7 @@ def _check_run_dir(config: TrainConfig) -> None:
         InputError: if the folder cannot be used, or holds no run where `--resume=must` wants one.
         StateError: if a later version made it.
     """
-    from tapedist import run_folder
+    from tapedist.storage import run_folder
 
     run_folder.check(config.run_dir)
     if config.resume == "must":
@@ -81,20 +80,19 @@ def _check_run_dir(config: TrainConfig) -> None:
 
 
 def _train(config: TrainConfig) -> None:
-    from tapedist import run_folder
-    from tapedist.cluster import peers, resolve
-    from tapedist.data import sources
-    from tapedist.results import model_file
+    from tapedist.cluster import network, resolve
+    from tapedist.data import catalog
+    from tapedist.storage import model_file, run_folder
 
     spec = resolve.of_run(config, os.environ)
-    peers.check_own_name(spec.address, timeout_secs=config.cluster_timeout_secs)
-    peers.check_own_port(spec.address)
+    network.check_own_name(spec.address, timeout_secs=config.cluster_timeout_secs)
+    network.check_own_port(spec.address)
     if config.strategy == "tpu":
-        peers.check_tpu(config.tpu)
+        network.check_tpu(config.tpu)
     process.check_memory_limit()
     if config.run_dir and spec.is_chief:
         _check_run_dir(config)
-    sources.check_source(config)
+    catalog.check_source(config)
     if config.init_from:
         model_file.find_start(config.init_from)
     # Of many starts in one folder, all but one leave here, before TensorFlow's seconds are paid.
@@ -102,10 +100,10 @@ def _train(config: TrainConfig) -> None:
     with folder or contextlib.nullcontext():
         with quiet.quiet_start():
             with process.importing():
-                from tapedist import run  # From here on there is TensorFlow.
+                from tapedist.run.train import find_devices, train_in  # From here on there is TensorFlow.
 
-            run.find_devices()
-        run.train_in(folder, config, spec=spec, quiet=False)
+            find_devices()
+        train_in(folder, config, spec=spec, quiet=False)
 
 
 def _commands() -> Any:
@@ -215,7 +213,7 @@ def main(argv: Sequence[str] | None = None, *, commands: Mapping[str, Command] =
                 print(commands_help({name: command.summary for name, command in commands.items()}), end="")
                 return 0
             if name == "--version":
-                print(f"tapedist {tapedist.__version__}")
+                print(f"tapedist {__version__}")
                 return 0
             if name not in commands:
                 raise InputError(_no_command(name, commands))
@@ -224,7 +222,7 @@ def main(argv: Sequence[str] | None = None, *, commands: Mapping[str, Command] =
             if line.help_wanted:
                 print(command_help(name, command), end="")
                 return 0
-            with quiet.noise_shown(line.verbosity > 0), without_keras.keras_left_out():
+            with quiet.noise_shown(line.verbosity > 0), runtime_flags.keras_left_out():
                 code = command.run(line.options()) or 0
                 if command.answers:
                     process.check_output()

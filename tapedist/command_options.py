@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
+from tapedist.config import SYNTHETIC
 from tapedist.options import COUNT, SWITCHES, Options, Rule, option
-from tapedist.settings import SYNTHETIC
-from tapedist.text_values import shown
+from tapedist.text import shown
 
 _BAD_ROWS = ("error", "drop")
 

@@ -12,21 +12,24 @@ from typing import Any
 
 import numpy as np
 
-from tapedist import quiet, run_files
+from tapedist import quiet
 from tapedist.command_options import EvaluateOptions, PredictOptions, RunOptions
 from tapedist.config import TrainConfig
-from tapedist.data import sources, table_files, tables
-from tapedist.data.blocks import Source
-from tapedist.data.row_arrays import row_arrays, row_blocks
-from tapedist.data.table_columns import listed
+from tapedist.data import catalog
+from tapedist.data.orders import Source
+from tapedist.data.source import row_arrays, row_blocks
+from tapedist.data.tables import files
+from tapedist.data.tables.columns import listed
+from tapedist.data.tables.table import TableSource, column_names, open_table
 from tapedist.errors import InputError, StateError, TapedistError
-from tapedist.filesystem import write_atomic
 from tapedist.process import check_fork
-from tapedist.results.evaluation import evaluate_rows
-from tapedist.results.model_file import FittedModel, read_content, read_model
+from tapedist.regression.evaluation import evaluate_rows
 from tapedist.results.prediction_file import check_output, write_columns
-from tapedist.run_folder import RunFolder
-from tapedist.text_values import shown
+from tapedist.run import run_files
+from tapedist.storage.files import write_atomic
+from tapedist.storage.model_file import FittedModel, read_content, read_model
+from tapedist.storage.run_folder import RunFolder
+from tapedist.text import shown
 
 _PREDICT_ROWS = 65_536
 _FAR = 0.1  # Standard errors from the optimum beyond which its intervals are not the model's.
@@ -42,7 +45,7 @@ def evaluate(options: EvaluateOptions) -> None:
     folder, model = _find(options.run_dir)
     if options.data:
         _check_columns(options.data, (*model.feature_names, model.target_name))
-        own: Source = tables.open_table(
+        own: Source = open_table(
             options.data, target=model.target_name, features=model.feature_names, weight=options.weight,
             on_bad_rows=options.on_bad_rows, test_fraction=0, dtype="float64", of_run=True,
         )  # fmt: skip
@@ -72,7 +75,7 @@ def predict(options: PredictOptions) -> None:
     check_output(options.output, data=options.data, overwrite=options.overwrite)
     _check_columns(options.data, model.feature_names)
     interval = _wants_interval(options, model)
-    table = tables.open_table(
+    table = open_table(
         options.data, features=model.feature_names, need_target=False, test_fraction=0, dtype="float64",
         on_bad_rows=options.on_bad_rows, of_run=True,
     )  # fmt: skip
@@ -89,8 +92,8 @@ def report(options: RunOptions) -> None:
         StateError: if its files cannot be trusted.
         StorageError: if the page cannot be written.
     """
-    from tapedist.results.metrics import read_rows
-    from tapedist.results.run_report import report_page
+    from tapedist.results.report_data import report_page
+    from tapedist.storage.metrics_file import read_rows
 
     folder = RunFolder.find(options.run_dir)
     content, config = read_content(folder.model, run_dir=folder.root), run_files.read_config(folder)
@@ -147,7 +150,7 @@ def _own_source(config: TrainConfig, content: Mapping[str, Any]) -> Source:
         raise _OtherRowsError("it was trained from Python on a source of its own, which no command can open")
     if not config.from_table:
         _start_tensorflow()
-    source = sources.open_source(config)
+    source = catalog.open_source(config)
     if source.fingerprint() != content.get("rows"):
         raise _OtherRowsError("its rows have changed since it was trained")
     return source
@@ -155,11 +158,11 @@ def _own_source(config: TrainConfig, content: Mapping[str, Any]) -> Source:
 
 def _check_columns(data: str, needed: Sequence[str]) -> None:
     """Whether a table has the columns that a run was trained on; their numbers are looked at later."""
-    present = tables.column_names(data)
+    present = column_names(data)
     missing = [name for name in needed if name not in present]
     if missing:
         raise InputError(
-            f"--data={table_files.shown(data)}: lacks {listed(missing)}, which the run was trained on; "
+            f"--data={files.shown(data)}: lacks {listed(missing)}, which the run was trained on; "
             f"present: {listed(present)}"
         )
 
@@ -168,7 +171,6 @@ def _start_tensorflow() -> None:
     """Imports TensorFlow and finds the devices, without what native libraries say about it."""
     check_fork()
     with quiet.quiet_start():
-        import tapedist.numerics  # noqa: F401  (before TensorFlow)
         import tensorflow as tf
 
         tf.config.list_logical_devices()
@@ -202,7 +204,7 @@ def _wants_interval(options: PredictOptions, model: FittedModel) -> bool:
 
 
 def _predictions(
-    table: tables.TableSource, model: FittedModel, options: PredictOptions, *, interval: bool
+    table: TableSource, model: FittedModel, options: PredictOptions, *, interval: bool
 ) -> Iterator[dict[str, np.ndarray]]:
     """Columns of the output, block by block."""
     shape = model.interval if interval else None

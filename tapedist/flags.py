@@ -18,7 +18,7 @@ from absl import flags
 
 from tapedist.errors import InputError
 from tapedist.options import Default
-from tapedist.text_values import READERS, quoted, shown, written, wrong_characters
+from tapedist.text import READERS, quoted, shown, written, wrong_characters
 
 HELP_FLAGS = ("help", "helpfull", "h")
 _GONE = {"virtual_shards": "is gone, because sums no longer depend on how rows are divided; drop it"}

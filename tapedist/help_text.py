@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
-from tapedist.text_values import written
+from tapedist.text import written
 
 _WIDTH = 100
 _COLUMN = 30

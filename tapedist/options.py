@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from tapedist.errors import InputError
-from tapedist.text_values import plain, shown, written, wrong_characters
+from tapedist.text import plain, shown, written, wrong_characters
 
 SWITCHES = ("auto", "true", "false")
 INT64_MAX = 2**63 - 1

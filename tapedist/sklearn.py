@@ -14,8 +14,8 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from tapedist.config import TrainConfig
 from tapedist.data.array_source import ArraySource
 from tapedist.data.frames import check_mask
-from tapedist.results.outcome import TrainResult
-from tapedist.results.prediction import predict_rows
+from tapedist.regression.prediction import predict_rows
+from tapedist.results.result import TrainResult
 
 
 class TapeRegressor(RegressorMixin, BaseEstimator):
@@ -86,7 +86,7 @@ class TapeRegressor(RegressorMixin, BaseEstimator):
             ValueError: if the arrays or the settings are not valid.
             DivergedError: if the loss left the finite numbers.
         """
-        from tapedist.run import train
+        from tapedist.run.train import train
 
         for name, array in (("X", X), ("y", y), ("sample_weight", sample_weight)):
             check_mask(array, name)  # scikit-learn's own checks take what lies under a mask.

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from fake_filesystem import FakeFileSystem
 
-from tapedist.training.checkpoints import Checkpoint, CheckpointStore
+from tapedist.storage.checkpoints import Checkpoint, CheckpointStore
 
 DIRECTORY = Path("/run/checkpoints")
 OLD, NEW = "00000001-step-10", "00000002-step-20"

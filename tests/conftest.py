@@ -21,7 +21,7 @@ _HOSTILE = ("TF_CONFIG", "CUDA_VISIBLE_DEVICES", "TPU_NAME", "SLURM_JOB_ID", "SL
 # XLA reads its flags once, when it first compiles: tests in this process must meet the ones that tapedist sets, and so
 # they are set here, once, before the first test.
 os.environ.pop("XLA_FLAGS", None)
-import tapedist.numerics  # noqa: E402, F401
+import tapedist  # noqa: E402, F401
 
 # A shell ignores SIGINT for what it starts in the background, and children would inherit that.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:

@@ -81,7 +81,7 @@ def _apply(names: dict, entries) -> None:
 
 
 class FakeFileSystem:
-    """See the module; implements `tapedist.filesystem.FileSystem` on absolute paths."""
+    """See the module; implements `tapedist.storage.files.FileSystem` on absolute paths."""
 
     def __init__(self, root: Directory | None = None):
         self.root = root or Directory()

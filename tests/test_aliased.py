@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import statsmodels.api as sm
 
-from tapedist.results.least_squares import LeastSquares, from_moments, least_squares
-from tapedist.results.prediction import IntervalShape
-from tapedist.results.regression import as_dict, distance, truth_errors
-from tapedist.results.regression_table import format_table
+from tapedist.regression.distance import as_dict, distance, truth_errors
+from tapedist.regression.least_squares import LeastSquares, from_moments, least_squares
+from tapedist.regression.prediction import IntervalShape
+from tapedist.results.coefficient_table import format_table
 
 Array = np.ndarray
 

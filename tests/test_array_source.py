@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-import tapedist.numerics
 import tensorflow as tf
 
 import tapedist
+import tapedist.runtime_flags
 from tapedist.data.array_source import ArraySource
 from tapedist.data.standardize import StandardizedSource, StandardUnits
 from tapedist.errors import InputError

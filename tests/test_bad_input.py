@@ -64,7 +64,6 @@ def test_mirrored_without_devices(command: Callable[..., Finished], tmp_path: Pa
 
 
 def test_more_logical_devices_than_this_process_has(command: Callable[..., Finished], tmp_path: Path) -> None:
-    import tapedist.numerics  # noqa: F401  (before TensorFlow)
     import tensorflow as tf
 
     tf.config.list_logical_devices()  # TensorFlow has started, with one.
@@ -106,9 +105,9 @@ def test_a_batch_above_the_rows_is_one_step(command: Callable[..., Finished]) ->
 
 @pytest.mark.parametrize("mode", ["full_batch", "mini_batch"])
 def test_no_epochs_evaluate_the_initial_parameters(mode: str, tmp_path: Path) -> None:
-    from tapedist import run
+    from tapedist.run import train
 
-    result = run.train(
+    result = train.train(
         TrainConfig(mode=mode, num_epochs=0, n_samples=1000, init="zeros", plots=False, run_dir=str(tmp_path))
     )
     assert result.steps == 0
@@ -217,12 +216,12 @@ def _first_to_leave(starts: list[subprocess.Popen[str]], count: int) -> list[sub
 def _train_on(x: Any, y: Any, *, train: int, **settings: Any) -> Any:
     from sample_sources import ArraySource
 
-    from tapedist import run
+    from tapedist.run import train
 
     defaults: dict[str, Any] = {"num_epochs": 20, "learning_rate": 0.01, "plots": False}
     x = np.asarray(x, np.float64)
     source = ArraySource(x.reshape(len(x), -1), np.asarray(y, np.float64), train=train)
-    return run.train(TrainConfig(**(defaults | settings)), source=source)
+    return train.train(TrainConfig(**(defaults | settings)), source=source)
 
 
 @pytest.mark.parametrize("engine", ["stream", "moments"])
@@ -343,7 +342,7 @@ SAVING = ["--checkpoint_every_steps=100", "--steps_per_call=50"]
 
 def _check_what_is_left(run_dir: Path) -> int:
     """The step of the newest checkpoint, which is sound; every whole line of the metrics is true up to there."""
-    from tapedist.training.checkpoints import CheckpointStore
+    from tapedist.storage.checkpoints import CheckpointStore
 
     checkpoint = CheckpointStore(directory=run_dir / "checkpoints").load()
     assert checkpoint is not None

@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tapedist.data import table_csv_blocks, table_npy
-from tapedist.data.tables import check_table, open_table
+from tapedist.data.tables import csv_blocks, npy
+from tapedist.data.tables.table import check_table, open_table
 from tapedist.errors import InputError, StateError, StorageError
 
 GOOD = b"a,b,y\n1,2,3\n4,5,6\n7,8,9\n"
@@ -204,7 +204,7 @@ def test_text_that_is_refused(tmp_path: Path, data: bytes, message: str):
 
 
 def test_bad_cells_far_into_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(table_csv_blocks, "BLOCK_BYTES", 4096)
+    monkeypatch.setattr(csv_blocks, "BLOCK_BYTES", 4096)
     lines = [f'"t\n{i}",{i},{i}' for i in range(5000)]
     lines[4321] = '"t\n4321",4321,oops'
     path = _write(tmp_path / "t.csv", "\n".join(["text,b,y", *lines]).encode())
@@ -364,7 +364,7 @@ def _npz_damaged(path: Path):
     ],
 )
 def test_npz_that_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write, message: str):
-    monkeypatch.setattr(table_npy, "_BOMB_BYTES", 2**20)
+    monkeypatch.setattr(npy, "_BOMB_BYTES", 2**20)
     write(tmp_path / "t.npz")
     assert message in _refused(str(tmp_path / "t.npz"))
 
@@ -406,7 +406,7 @@ def test_change_while_in_use(tmp_path: Path):
 
 
 def test_change_while_it_is_scanned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(table_csv_blocks, "BLOCK_BYTES", 1024)
+    monkeypatch.setattr(csv_blocks, "BLOCK_BYTES", 1024)
     path = _write(tmp_path / "t.csv", b"a,y\n" + b"1,2\n" * 10_000)
     header = check_table(path, target="y")
     batches = header.reader.batches(("a", "y"))
@@ -422,7 +422,7 @@ def test_scratch_disk_full(tmp_path: Path, run_python):
     code = (
         "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))\n"
-        "from tapedist.data.tables import open_table; from tapedist.errors import StorageError\n"
+        "from tapedist.data.tables.table import open_table; from tapedist.errors import StorageError\n"
         f"try: open_table({path!r}, target='y', memory_budget=1_000_000)\n"
         "except StorageError as error: print(error.exit_code, error)"
     )
@@ -435,7 +435,7 @@ def test_scratch_disk_full(tmp_path: Path, run_python):
 def test_checks_are_quick_and_need_no_tensorflow(tmp_path: Path, run_python):
     path = _write(tmp_path / "t.csv", GOOD)
     code = (
-        "import sys; from tapedist.data.tables import check_table, open_table\n"
+        "import sys; from tapedist.data.tables.table import check_table, open_table\n"
         f"check_table({path!r}, target='y'); open_table({path!r}, target='y', test_fraction=0.0)\n"
         "assert 'tensorflow' not in sys.modules; print('fine')"
     )

@@ -12,11 +12,11 @@ import pytest
 from topology import run_jobs
 
 BLOCKS = {
-    "tapedist.data.blocks:RESIDENT_BYTES": 0,
-    "tapedist.data.blocks:TILE_ROWS": 128,
-    "tapedist.data.blocks:MOST_PRODUCT_ROWS": 128,
-    "tapedist.data.blocks:PRODUCT_BYTES": 16384,
-    "tapedist.data.blocks:BLOCK_BYTES": 8192,
+    "tapedist.data.orders:RESIDENT_BYTES": 0,
+    "tapedist.data.orders:TILE_ROWS": 128,
+    "tapedist.data.orders:MOST_PRODUCT_ROWS": 128,
+    "tapedist.data.orders:PRODUCT_BYTES": 16384,
+    "tapedist.data.orders:BLOCK_BYTES": 8192,
 }
 # Of models of which nothing is known, whose bits follow the rows of a tile.
 LONG_TILES = {"tapedist.training.engines.setup:_MODULE_TILES": 2}

@@ -12,10 +12,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from oracle import batches, permutation
 
-from tapedist.data import blocks
-from tapedist.data.blocks import BatchPlan, BlockOrder, BlockPlan, product_tile_rows, share_tiles, split_sizes
+from tapedist.data import orders
 from tapedist.data.elements import block_elements, split_elements
-from tapedist.data.epoch_order import WINDOW_ROWS, epoch_batches, epoch_rows, permuted
+from tapedist.data.orders import BatchPlan, BlockOrder, BlockPlan, product_tile_rows, share_tiles, split_sizes
+from tapedist.data.permutations import WINDOW_ROWS, epoch_batches, epoch_rows, permuted
 
 SEEDS = st.integers(0, 2**63 - 1)
 FEATURES = st.sampled_from([1, 2, 3, 7, 8, 64, 1000, 4000])
@@ -81,8 +81,8 @@ def test_blocks_are_no_larger_than_they_need_to_be(n: int, d: int, itemsize: int
     assert plan.block_rows == plan.tiles * size
     assert plan.block_rows < max(1, n) + size
     assert n <= plan.num_blocks * plan.block_rows < n + plan.block_rows
-    assert plan.block_rows <= blocks.MOST_BLOCK_ROWS
-    assert plan.tiles == 1 or plan.block_rows * d * itemsize <= blocks.BLOCK_BYTES
+    assert plan.block_rows <= orders.MOST_BLOCK_ROWS
+    assert plan.tiles == 1 or plan.block_rows * d * itemsize <= orders.BLOCK_BYTES
 
 
 @settings(deadline=None)
@@ -97,13 +97,13 @@ def test_tiles_hold_a_share_and_little_more(rows: int, replicas: int, size: int)
 @given(rows=st.integers(0, 10**4) | st.integers(0, 2**62), d=FEATURES)
 def test_tiles_for_products_are_large_where_there_are_rows(rows: int, d: int):
     size = product_tile_rows(rows, d)
-    assert size % blocks.TILE_ROWS == 0
-    if rows > blocks.MOST_PRODUCT_ROWS:
+    assert size % orders.TILE_ROWS == 0
+    if rows > orders.MOST_PRODUCT_ROWS:
         assert size.bit_count() == 1
-        assert blocks.LEAST_PRODUCT_ROWS <= size <= blocks.MOST_PRODUCT_ROWS
-        assert size == blocks.LEAST_PRODUCT_ROWS or size * d * 8 < 2 * blocks.PRODUCT_BYTES
+        assert orders.LEAST_PRODUCT_ROWS <= size <= orders.MOST_PRODUCT_ROWS
+        assert size == orders.LEAST_PRODUCT_ROWS or size * d * 8 < 2 * orders.PRODUCT_BYTES
     assert size <= product_tile_rows(2**62, d)
-    assert size < max(1, rows) + blocks.TILE_ROWS
+    assert size < max(1, rows) + orders.TILE_ROWS
 
 
 @st.composite

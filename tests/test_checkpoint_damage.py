@@ -13,8 +13,8 @@ from checkpoint_samples import DIRECTORY, NEW, OLD, load, two_saved
 from fake_filesystem import FakeFileSystem, File
 
 from tapedist.errors import StateError
-from tapedist.training.checkpoint_format import decode_manifest, encode_manifest
-from tapedist.training.checkpoints import OlderCheckpoint
+from tapedist.storage.checkpoint_format import decode_manifest, encode_manifest
+from tapedist.storage.checkpoints import OlderCheckpoint
 
 
 @pytest.fixture

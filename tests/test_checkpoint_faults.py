@@ -9,7 +9,7 @@ import pytest
 from fake_filesystem import Crash, FakeFileSystem, Fault, outcome
 
 from tapedist.errors import StateError, StorageError
-from tapedist.training.checkpoints import CheckpointStore
+from tapedist.storage.checkpoints import CheckpointStore
 
 RUN = Path("/run")
 NEW = 40  # The step of the save under test.

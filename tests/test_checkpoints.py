@@ -18,8 +18,8 @@ from checkpoint_samples import DIRECTORY, NEW, OLD, arrays, assert_is, load, two
 from fake_filesystem import FakeFileSystem
 
 from tapedist.errors import InputError, StateError, StorageError
-from tapedist.training.checkpoint_format import pack_arrays
-from tapedist.training.checkpoints import CheckpointStore
+from tapedist.storage.checkpoint_format import pack_arrays
+from tapedist.storage.checkpoints import CheckpointStore
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ _SAVER = """
 import sys, itertools
 import numpy as np
 from pathlib import Path
-from tapedist.training.checkpoints import CheckpointStore
+from tapedist.storage.checkpoints import CheckpointStore
 store = CheckpointStore(directory=Path(sys.argv[1]))
 found = store.load()
 for step in itertools.count(found.step + 1 if found else 1):
@@ -160,7 +160,7 @@ import resource, sys
 import numpy as np
 from pathlib import Path
 from tapedist.errors import StorageError
-from tapedist.training.checkpoints import CheckpointStore
+from tapedist.storage.checkpoints import CheckpointStore
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:
     CheckpointStore(directory=Path(sys.argv[1])).save({"x": np.zeros(100_000)}, step=2, meta={})
@@ -224,7 +224,9 @@ def test_nothing_is_removed_through_a_link(tmp_path: Path, warned: list[str]) ->
 
 
 def test_no_tensorflow_is_needed() -> None:
-    code = "import sys, tapedist.training.checkpoints, tapedist.run_folder; sys.exit('tensorflow' in sys.modules)"
+    code = (
+        "import sys, tapedist.storage.checkpoints, tapedist.storage.run_folder; sys.exit('tensorflow' in sys.modules)"
+    )
     with python(code) as process:
         _, errors = process.communicate()
     assert process.returncode == 0, errors

@@ -17,9 +17,9 @@ import pytest
 from conftest import REPO, Finished
 
 import tapedist
-from tapedist import cli, errors, process, settings
+from tapedist import cli, config, errors, process
 from tapedist.config import TrainConfig
-from tapedist.text_values import written
+from tapedist.text import written
 
 Run = Callable[..., Finished]
 
@@ -51,10 +51,10 @@ def test_help_names_each_flag_with_its_default(capsys: pytest.CaptureFixture[str
         assert f"\n  --{field.name}={written(field.default)}" in text
         for choice in field.metadata["choices"] or ():
             assert choice in text
-    for heading in settings.GROUPS.values():
+    for heading in config.GROUPS.values():
         assert f"\n{heading}:\n" in text
     assert max(map(len, text.splitlines())) <= 100
-    assert set(settings.GROUPS) <= {field.name for field in dataclasses.fields(TrainConfig)}
+    assert set(config.GROUPS) <= {field.name for field in dataclasses.fields(TrainConfig)}
     assert cli.main(["help", "train"]) == 0
     assert capsys.readouterr().out == text
     assert cli.main(["help", "trian"]) == 2

@@ -19,8 +19,8 @@ from pyarrow import parquet
 from tapedist import cli
 from tapedist.config import TrainConfig
 from tapedist.data.array_source import ArraySource
-from tapedist.results.outcome import TrainResult
-from tapedist.run import train
+from tapedist.results.result import TrainResult
+from tapedist.run.train import train
 
 FEATURES = own_tables.NAMES[:3]
 
@@ -113,9 +113,9 @@ def test_predictions_have_one_set_of_bits(result: TrainResult, run: Path, table:
 def test_served_bits_for_many_features(d: int, tmp_path: Path):
     import tensorflow as tf
 
+    from tapedist.regression.prediction import predict_rows
     from tapedist.results.export import export_model
-    from tapedist.results.model_file import FittedModel
-    from tapedist.results.prediction import predict_rows
+    from tapedist.storage.model_file import FittedModel
 
     random = np.random.default_rng(d)
     weights, center = (random.normal(size=d) * 10.0 ** random.integers(-8, 8, d) for _ in range(2))
@@ -171,7 +171,7 @@ def test_intervals_are_those_of_statsmodels(run: Path, result: TrainResult, tabl
     assert cli.main(["predict", f"--run_dir={run}", f"--data={table}", f"--output={output}", *words]) == 0
     predicted = parquet.read_table(output).to_pydict()
 
-    from tapedist.data.tables import open_table
+    from tapedist.data.tables.table import open_table
 
     training = open_table(str(table), target="price", features=FEATURES)
     x, y = training.rows("train", np.arange(training.num_rows("train")))
@@ -217,7 +217,7 @@ def test_evaluate_takes_weights_and_leaves_out_bad_rows(
 
 
 def test_mean_absolute_error_of_the_training_rows(run: Path, table: Path, result: TrainResult):
-    from tapedist.data.tables import open_table
+    from tapedist.data.tables.table import open_table
 
     training = open_table(str(table), target="price", features=FEATURES)
     x, y = training.rows("train", np.arange(training.num_rows("train")))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tapedist.results.console import Console, format_duration, format_loss, format_rate
-from tapedist.training.observer import Row
+from tapedist.training.interfaces import Row
 
 _ROOT = Path(__file__).parent.parent
 
@@ -240,7 +240,7 @@ def test_a_terminal_that_goes_away_gives_the_outputs_back():
 
 _HEAD = """
 from tapedist.results.console import Console
-from tapedist.training.observer import Row
+from tapedist.training.interfaces import Row
 console = Console(log_every_epochs=1)
 console.begin(epochs=9, first_epoch=0, train_rows=8, test_rows=2, steps_per_epoch=1)
 for epoch in range(50_000):

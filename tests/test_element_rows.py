@@ -16,7 +16,6 @@ import pytest
 
 from tapedist.data import element_rows
 from tapedist.data.array_source import ArraySource
-from tapedist.data.blocks import BatchPlan, BlockOrder, share_tiles
 from tapedist.data.element_rows import ElementRows
 from tapedist.data.elements import (
     ElementPlan,
@@ -26,8 +25,9 @@ from tapedist.data.elements import (
     epoch_order,
     split_elements,
 )
-from tapedist.data.table_parquet import RowGroups
-from tapedist.data.tables import TableSource, open_table
+from tapedist.data.orders import BatchPlan, BlockOrder, share_tiles
+from tapedist.data.tables.parquet import RowGroups
+from tapedist.data.tables.table import TableSource, open_table
 
 pytestmark = pytest.mark.usefixtures("all_cores")
 
@@ -160,7 +160,7 @@ def test_a_window_is_read_once_an_epoch(table: TableSource, monkeypatch: pytest.
 def test_windows_decode_only_the_row_groups_that_they_span(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     rows = pa.table({"x": np.arange(4000.0), "y": np.arange(4000.0)})
     pq.write_table(rows, tmp_path / "t.parquet", row_group_size=300)
-    monkeypatch.setattr("tapedist.data.tables.WINDOW_ROWS", 400)  # Of which one is to fit into the budget.
+    monkeypatch.setattr("tapedist.data.tables.table.WINDOW_ROWS", 400)  # Of which one is to fit into the budget.
     source = open_table(str(tmp_path / "t.parquet"), target="y", test_fraction=0.0, memory_budget=20_000)
     assert source.storage == "in place"
     decoded: list[int] = []
@@ -198,8 +198,8 @@ def test_a_window_that_cannot_be_read_is_asked_for_again(table: TableSource, mon
 
 
 def test_windows_are_held_where_they_fit():
-    from tapedist.data.epoch_order import WINDOW_ROWS
-    from tapedist.data.table_windows import windows_that_fit
+    from tapedist.data.permutations import WINDOW_ROWS
+    from tapedist.data.tables.windows import windows_that_fit
 
     assert windows_that_fit(3 * WINDOW_ROWS * 36, 36) == 3
     assert windows_that_fit(3 * WINDOW_ROWS * 36 - 1, 36) == 0

@@ -81,11 +81,10 @@ def test_one_digest_and_one_loss_series(outcomes: dict[str, dict[str, Any]], top
 @pytest.fixture(scope="session")
 def rows() -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """The rows of each split as the source gives them, in float64."""
-    import tapedist.numerics  # noqa: F401  (before TensorFlow)
     import tensorflow as tf
 
     from tapedist.config import TrainConfig
-    from tapedist.data.sources import open_source
+    from tapedist.data.catalog import open_source
 
     source = open_source(TrainConfig(**ACCEPTANCE))
     return {

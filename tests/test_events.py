@@ -5,7 +5,7 @@ from test_metrics import file_size_limit
 
 from tapedist.errors import StorageError
 from tapedist.results.events import EventFiles
-from tapedist.training.observer import Row
+from tapedist.training.interfaces import Row
 
 
 def row(step, loss=1.0, split="train", rate=2.5e6):
@@ -14,7 +14,6 @@ def row(step, loss=1.0, split="train", rate=2.5e6):
 
 def read(directory):
     """All events of all files of a folder, in TensorBoard's order."""
-    import tapedist.numerics  # noqa: F401
     import tensorflow as tf
 
     names = sorted(map(str, directory.glob("events.out.tfevents.*")))

@@ -11,13 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from sample_sources import ArraySource
 
-import tapedist.numerics
-import tensorflow as tf
-
+import tapedist.runtime_flags
 from tapedist import reference as ref
-from tapedist.data.blocks import BlockOrder, BlockPlan
+from tapedist.data.orders import BlockOrder, BlockPlan
 from tapedist.data.ranges import ranges
 from tapedist.training import block_pass, engines, losses, optimizers
 from tapedist.training.block_pass import BlockPass
@@ -227,9 +226,9 @@ def test_no_size_of_tiles_or_blocks_changes_a_bit(
     mode: str, cache: str, resident: bool, d: int, sizes: str, monkeypatch: pytest.MonkeyPatch
 ):
     for name, value in SIZES[sizes].items():
-        monkeypatch.setattr(f"tapedist.data.blocks.{name}", value)
+        monkeypatch.setattr(f"tapedist.data.orders.{name}", value)
     if not resident:
-        monkeypatch.setattr("tapedist.data.blocks.RESIDENT_BYTES", 0)
+        monkeypatch.setattr("tapedist.data.orders.RESIDENT_BYTES", 0)
     case = Case(mode=mode, cache=cache, d=d, dtype="float64", weighted=d > 1)
     assert BlockPlan(case.n, d, 8).num_blocks > 1 or resident or sizes == "tiles of 16"
     _check(case)
@@ -351,13 +350,13 @@ def test_a_pass_that_moves_between_topologies_meets_every_row_once(seed: int, mo
 @pytest.mark.parametrize("mode", ["stream", "moments"])
 def test_an_interrupted_step_goes_on_in_blocks_of_another_size(mode: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(block_pass, "_TURNS_PER_CALL", 2)
-    monkeypatch.setattr("tapedist.data.blocks.RESIDENT_BYTES", 0)
+    monkeypatch.setattr("tapedist.data.orders.RESIDENT_BYTES", 0)
     case = Case(mode=mode, cache="none", steps=1, weighted=True)
     progress: dict[str, np.ndarray] = {}
     done, turns = None, 0
     for rows in itertools.cycle((64, 32, 48)):
         for name in ("TILE_ROWS", "LEAST_PRODUCT_ROWS", "MOST_PRODUCT_ROWS", "MOST_BLOCK_ROWS"):
-            monkeypatch.setattr(f"tapedist.data.blocks.{name}", rows)
+            monkeypatch.setattr(f"tapedist.data.orders.{name}", rows)
         engine, state = _engine(case)
         engine.restore(progress)
         done = engine.run(state, step=0, num_steps=1, limit=np.inf, interrupted=lambda: True)
@@ -385,7 +384,7 @@ def test_no_instruction_set_changes_a_bit(isa: str, run_python: Callable[..., An
     """The first has no fused multiply-add."""
     path = os.pathsep.join(os.path.abspath(part) for part in (os.path.dirname(__file__), "."))
     path = os.pathsep.join(filter(None, [path, os.environ.get("PYTHONPATH", "")]))
-    flags = f"{tapedist.numerics.XLA_FLAGS} --xla_cpu_max_isa={isa}"
+    flags = f"{tapedist.runtime_flags.XLA_FLAGS} --xla_cpu_max_isa={isa}"
     done = run_python("-c", _PROGRAM, env={"XLA_FLAGS": flags, "PYTHONPATH": path}, warm=True)
     assert done.code == 0, done.err
     assert done.out.splitlines()[-1] == str([specified(case) for case in ON_MACHINES])
@@ -406,7 +405,7 @@ def test_flags_that_let_sums_be_reordered_are_refused(words: list[str], tapedist
 @pytest.mark.parametrize("form", [{}, {"cache": "device", "n": 5000}, {"mode": "mini_batch"}], ids=str)
 @pytest.mark.parametrize("d", [1, 3, 9, 60])
 def test_plain_sums_are_near(d: int, form: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("tapedist.data.blocks.RESIDENT_BYTES", 0 if form.get("cache") else 2**22)
+    monkeypatch.setattr("tapedist.data.orders.RESIDENT_BYTES", 0 if form.get("cache") else 2**22)
     found = {}
     for arithmetic in ("exact", "plain"):
         engine, state = _engine(Case(d=d, arithmetic=arithmetic, **form))
@@ -421,7 +420,7 @@ def test_fast_goes_on_with_plain_sums_where_others_come_out_wrong(
     words: list[str], tapedist_command: Callable[..., Any]
 ):
     learned = []
-    for flags, arithmetic in ((tapedist.numerics.XLA_FLAGS, "exact"), ("--xla_cpu_enable_fast_math=true", "fast")):
+    for flags, arithmetic in ((tapedist.runtime_flags.XLA_FLAGS, "exact"), ("--xla_cpu_enable_fast_math=true", "fast")):
         done = tapedist_command(
             "train", "--n_samples=1001", "--num_epochs=40", "--learning_rate=0.01", f"--arithmetic={arithmetic}",
             *words, env={"XLA_FLAGS": flags}, warm=True,

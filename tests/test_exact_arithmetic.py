@@ -8,7 +8,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from tapedist.exact_arithmetic import (
+from tapedist.data.exact_arithmetic import (
     ExactSums,
     chain,
     eliminated,
@@ -19,7 +19,7 @@ from tapedist.exact_arithmetic import (
     sliced_product,
     slices,
 )
-from tapedist.training.singular_values import condition, extremes
+from tapedist.regression.singular_values import condition, extremes
 
 _RANDOM = np.random.default_rng(7)
 

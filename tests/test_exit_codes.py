@@ -39,7 +39,7 @@ def test_0_done_and_done_again(capsys: pytest.CaptureFixture[str], tmp_path: Pat
 
 
 def test_1_a_bug(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from tapedist import session
+    from tapedist.run import session
 
     def broken(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError("by zero")
@@ -58,10 +58,9 @@ def test_2_bad_flags(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
 
 
 def test_2_out_of_memory(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    import tapedist.numerics  # noqa: F401  (before TensorFlow)
     import tensorflow as tf
 
-    from tapedist import session
+    from tapedist.run import session
 
     def exhausted(*_: Any, **__: Any) -> None:
         raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")

@@ -10,7 +10,7 @@ import pytest
 from fake_filesystem import FakeFileSystem, Fault, outcome
 
 from tapedist.errors import StorageError
-from tapedist.filesystem import POSIX, write_atomic
+from tapedist.storage.files import POSIX, write_atomic
 
 
 def test_a_small_file_is_replaced_whole(tmp_path: Path) -> None:

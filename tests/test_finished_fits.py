@@ -40,7 +40,7 @@ def test_the_readme_line_learns_the_optimum_of_its_training_rows(
     assert run.code == 0, run.err
     import json
 
-    from tapedist.data.tables import open_table
+    from tapedist.data.tables.table import open_table
 
     rows = open_table(str(tmp_path / "t.csv"), target=target)
     x, y = rows.rows("train", range(rows.num_rows("train")))

@@ -20,7 +20,7 @@ from tapedist.config import TrainConfig
 from tapedist.errors import InputError
 from tapedist.flags import CommandLine, config_to_flagfile
 from tapedist.options import option
-from tapedist.text_values import written
+from tapedist.text import written
 
 # Arguments of `tapedist train` -> what stands after `tapedist: error: `, a line each. The files are made by `files`.
 BAD = {

@@ -14,7 +14,7 @@ import pytest
 from conftest import Finished
 
 from tapedist.cluster.formation import await_peers
-from tapedist.cluster.peers import PortReservation
+from tapedist.cluster.network import PortReservation
 from tapedist.cluster.ports import exposure, listening
 from tapedist.cluster.proxies import without_proxy
 from tapedist.cluster.resolve import ClusterSpec
@@ -157,7 +157,7 @@ def test_names_that_cannot_be_looked_up(host: str, addresses: tuple[str, ...]):
 
 
 def test_a_pods_name_may_come_late(monkeypatch: pytest.MonkeyPatch):
-    from tapedist.cluster import peers
+    from tapedist.cluster import network
 
     calls: list[str] = []
 
@@ -167,14 +167,14 @@ def test_a_pods_name_may_come_late(monkeypatch: pytest.MonkeyPatch):
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
         return []
 
-    monkeypatch.setattr(peers, "_LOOKUP_EVERY_SECS", 0.01)
-    monkeypatch.setattr(peers.socket, "getaddrinfo", lookup)
+    monkeypatch.setattr(network, "_LOOKUP_EVERY_SECS", 0.01)
+    monkeypatch.setattr(network.socket, "getaddrinfo", lookup)
     pod = {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}
-    peers.check_own_name("job-worker-0.team.svc:2222", timeout_secs=60, environ=pod)
+    network.check_own_name("job-worker-0.team.svc:2222", timeout_secs=60, environ=pod)
     assert len(calls) == 3
     calls.clear()
     with pytest.raises(InputError, match="cannot look the host up"):
-        peers.check_own_name("job-worker-0.team.svc:2222", timeout_secs=60, environ={})
+        network.check_own_name("job-worker-0.team.svc:2222", timeout_secs=60, environ={})
 
 
 def test_waiting_ends_when_somebody_asks_to_stop(addresses: tuple[str, ...]):
@@ -282,7 +282,7 @@ def test_watchdog(peers: str, seconds: int, code: int, said: str, run_python: Ca
     ],
 )
 def test_a_gather_that_costs_more_than_the_work_is_told_once(gather_secs: float, batch_size: int, said: list[str]):
-    from tapedist.cluster.toll import TolledCalls
+    from tapedist.training.gather_cost import TolledCalls
 
     lines: list[str] = []
     calls = TolledCalls(0, gather_secs=gather_secs, replicas=2, batch_size=batch_size, say=lines.append)
@@ -295,7 +295,7 @@ def test_a_gather_that_costs_more_than_the_work_is_told_once(gather_secs: float,
 
 
 def test_a_standstill_is_idle_outside_tensorflow():
-    from tapedist.cluster.standstill import Standstill
+    from tapedist.cluster.stall import Standstill
 
     now, cpu, moved = [0.0], [0.0], [0.0]
     still = Standstill(10.0, clock=lambda: now[0], cpu_clock=lambda: cpu[0], moved=lambda: moved[0])
@@ -316,7 +316,7 @@ def test_a_standstill_is_idle_outside_tensorflow():
 
 
 def test_files_that_are_read_count_as_work(tmp_path: Path):
-    from tapedist.cluster.standstill import _bytes_moved
+    from tapedist.cluster.stall import _bytes_moved
 
     if not Path("/proc/self/io").exists():
         pytest.skip("the system does not tell what a process reads")

@@ -12,7 +12,7 @@ import pytest
 
 from tapedist.data.array_source import ArraySource
 from tapedist.errors import InputError
-from tapedist.results.outcome import TrainResult
+from tapedist.results.result import TrainResult
 
 pd = pytest.importorskip("pandas")
 sparse = pytest.importorskip("scipy.sparse")

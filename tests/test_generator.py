@@ -11,10 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import synthetic_oracle as oracle
-from scipy import stats
-
-import tapedist.numerics  # noqa: F401  (before TensorFlow)
 import tensorflow as tf
+from scipy import stats
 
 from tapedist.data import generator
 

@@ -13,9 +13,9 @@ import psutil
 import pytest
 
 from tapedist import cli
-from tapedist.cluster import launch, policy
+from tapedist.cluster import exit_policy, launch
+from tapedist.cluster.exit_policy import Action, describe, judge
 from tapedist.cluster.launch import LaunchConfig, main
-from tapedist.cluster.policy import Action, describe, judge
 from tapedist.errors import InputError
 
 REPO = Path(__file__).resolve().parents[1]
@@ -156,8 +156,8 @@ class Stage:
 
 @pytest.fixture
 def stage(tmp_path, monkeypatch) -> Stage:
-    monkeypatch.setattr(policy, "_SETTLE_SECS", 0.3)
-    monkeypatch.setattr(policy, "_ABANDON_SECS", 2.0)
+    monkeypatch.setattr(exit_policy, "_SETTLE_SECS", 0.3)
+    monkeypatch.setattr(exit_policy, "_ABANDON_SECS", 2.0)
     return Stage(tmp_path)
 
 

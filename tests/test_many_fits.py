@@ -8,13 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-import tapedist.numerics  # noqa: F401  (before TensorFlow)
 import tensorflow as tf
 
-from tapedist import run
 from tapedist.config import TrainConfig
 from tapedist.data.array_source import ArraySource
+from tapedist.run import train
 
 FORMS: dict[str, dict[str, Any]] = {
     "moments": {},
@@ -44,7 +42,7 @@ def _rows(seed: int, n: int = 80) -> ArraySource:
 
 def _train(seed: int = 0, **settings: Any) -> str:
     config = TrainConfig(**{"num_epochs": 5, "learning_rate": 0.1, "test_fraction": 0.0, **settings})
-    return run.train(config, source=_rows(seed)).digest
+    return train.train(config, source=_rows(seed)).digest
 
 
 def _forget() -> None:
@@ -54,7 +52,7 @@ def _forget() -> None:
 @pytest.mark.parametrize("form", FORMS)
 def test_nothing_of_one_run_is_in_the_next(form: str, monkeypatch: pytest.MonkeyPatch):
     if form == "blocks":
-        monkeypatch.setattr("tapedist.data.blocks.RESIDENT_BYTES", 0)
+        monkeypatch.setattr("tapedist.data.orders.RESIDENT_BYTES", 0)
     alone = []
     for number, settings in enumerate(SETTINGS):
         _forget()
@@ -80,9 +78,9 @@ def test_an_own_loss_is_looked_at_anew():
         return tf.abs(y_hat - y) ** power
 
     config = TrainConfig(num_epochs=5, learning_rate=0.05, test_fraction=0.0)
-    first = run.train(config, source=_rows(0), loss=loss).digest
+    first = train.train(config, source=_rows(0), loss=loss).digest
     power = 1.5
-    assert run.train(config, source=_rows(0), loss=loss).digest != first
+    assert train.train(config, source=_rows(0), loss=loss).digest != first
 
 
 def test_threads_share_what_is_compiled():

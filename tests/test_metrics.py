@@ -8,8 +8,8 @@ import time
 import pytest
 
 from tapedist.errors import StorageError
-from tapedist.results.metrics import MetricsFile, as_json, read_rows
-from tapedist.training.observer import Row
+from tapedist.storage.metrics_file import MetricsFile, as_json, read_rows
+from tapedist.training.interfaces import Row
 
 
 def row(step, loss=1.0, split="train", rate=1e6):

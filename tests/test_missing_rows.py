@@ -24,13 +24,13 @@ from unittest import mock
 
 import numpy as np
 
-import tapedist.numerics
+import tapedist.runtime_flags
 import tensorflow as tf
 
 from tapedist.config import TrainConfig
 from tapedist.data import pipeline
 from tapedist.errors import TapedistError
-from tapedist.run import train
+from tapedist.run.train import train
 from tapedist.training import known_answer, moment_steps, replicas, steps
 from tapedist.training.trainer import Trainer
 from topology import constants
@@ -108,10 +108,10 @@ SMALL = {
 STREAM = {**SMALL, "full_batch_engine": "stream"}
 BATCHES = {**SMALL, "mode": "mini_batch", "batch_size": 390}
 BLOCKS = {
-    "tapedist.data.blocks:RESIDENT_BYTES": 0,
-    "tapedist.data.blocks:TILE_ROWS": 64,
-    "tapedist.data.blocks:MOST_PRODUCT_ROWS": 64,
-    "tapedist.data.blocks:BLOCK_BYTES": 512,
+    "tapedist.data.orders:RESIDENT_BYTES": 0,
+    "tapedist.data.orders:TILE_ROWS": 64,
+    "tapedist.data.orders:MOST_PRODUCT_ROWS": 64,
+    "tapedist.data.orders:BLOCK_BYTES": 512,
 }
 NONE_HELD = {"tapedist.training.engines.batches:_RESIDENT_BYTES": 0}
 FORMS: dict[str, tuple[dict[str, Any], dict[str, int]]] = {

@@ -7,9 +7,9 @@ import pytest
 from tapedist.errors import StorageError
 from tapedist.results.console import Console
 from tapedist.results.events import EventFiles
-from tapedist.results.metrics import MetricsFile, read_rows
 from tapedist.results.monitor import Monitor
-from tapedist.training.observer import Observer, Row, Unobserved
+from tapedist.storage.metrics_file import MetricsFile, read_rows
+from tapedist.training.interfaces import Observer, Row, Unobserved
 
 
 def drive(observer: Observer, steps: range) -> None:

@@ -20,7 +20,7 @@ import pytest
 from conftest import REPO, Finished
 from warm import warm_python
 
-from tapedist.cluster.peers import PortReservation
+from tapedist.cluster.network import PortReservation
 
 TRAIN_MANY = str(Path(__file__).with_name("train_many.py"))
 TIMEOUT = 400
@@ -33,10 +33,10 @@ WEIGHTED = [
 STREAM, BATCHES = "--full_batch_engine=stream", "--mode=mini_batch"
 # Lower limits: small splits are cut into many blocks, and batches are made anew, a few at a time.
 BLOCKS = {
-    "tapedist.data.blocks:RESIDENT_BYTES": 0,
-    "tapedist.data.blocks:TILE_ROWS": 128,
-    "tapedist.data.blocks:MOST_PRODUCT_ROWS": 128,
-    "tapedist.data.blocks:BLOCK_BYTES": 1024,
+    "tapedist.data.orders:RESIDENT_BYTES": 0,
+    "tapedist.data.orders:TILE_ROWS": 128,
+    "tapedist.data.orders:MOST_PRODUCT_ROWS": 128,
+    "tapedist.data.orders:BLOCK_BYTES": 1024,
 }
 TRANSFERS = {
     "tapedist.training.engines.batches:_RESIDENT_BYTES": 0,

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tapedist.results.least_squares import LeastSquares, from_moments, least_squares
+from tapedist.regression.least_squares import LeastSquares, from_moments, least_squares
 
 _FOLDER = pathlib.Path(__file__).parent / "nist"
 _CERTIFIED = json.loads((_FOLDER / "certified.json").read_text())
@@ -178,7 +178,7 @@ def _table(name: str, path: pathlib.Path) -> pathlib.Path:
 def test_certified_digits_of_a_run(name: str, standardize: str, tmp_path: pathlib.Path) -> None:
     """What `train` stores and prints has the digits of the optimum, however far gradient descent is from it."""
     from tapedist.config import TrainConfig
-    from tapedist.run import train
+    from tapedist.run.train import train
 
     config = TrainConfig(
         data=_table(name, tmp_path / "t.csv"), target="y", dtype="float64", test_fraction=0, num_epochs=2,
@@ -200,7 +200,7 @@ def test_certified_digits_of_a_run(name: str, standardize: str, tmp_path: pathli
 
 def test_gradient_descent_reaches_ten_digits_on_norris(tmp_path: pathlib.Path) -> None:
     from tapedist.config import TrainConfig
-    from tapedist.run import train
+    from tapedist.run.train import train
 
     for engine in ("moments", "stream"):
         config = TrainConfig(

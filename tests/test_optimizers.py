@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
+import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from oracle import Rule
 
-import tapedist.numerics  # noqa: F401  (before TensorFlow)
-import keras
-import tensorflow as tf
-
-from tapedist.config import TrainConfig
-from tapedist.settings import OPTIMIZERS
+from tapedist.config import OPTIMIZERS, TrainConfig
 from tapedist.training.optimizers import Optimizer, from_config
 
 STEPS = 200

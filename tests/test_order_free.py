@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tapedist.data import exact_moments, row_arrays
+from tapedist.data import exact_moments, source
 from tapedist.data.array_source import ArraySource
 from tapedist.data.exact_moments import ExactMoments
 from tapedist.data.ranges import ranges
 from tapedist.data.standardize import ColumnMoments, StandardUnits
 from tapedist.errors import InputError
-from tapedist.results import metric, statistics
-from tapedist.training.stability import curvature, inverse_hessian, power_iteration
+from tapedist.regression import metric, summary
+from tapedist.regression.curvature import curvature, inverse_hessian, power_iteration
 
 _N = 700
 
@@ -52,7 +52,7 @@ def _found(rows: tuple[np.ndarray, ...], *, fit_intercept: bool, slices: int) ->
     source = ArraySource(*rows)
     known = ranges(source, "train")
     moments = exact_moments.exact_moments(source, known, num_slices=slices)
-    surveyed = statistics.survey(source, moments, fit_intercept=fit_intercept)
+    surveyed = summary.survey(source, moments, fit_intercept=fit_intercept)
     assert surveyed
     fit = surveyed.fit
     columns = ColumnMoments.of(source)
@@ -102,7 +102,7 @@ def test_rows_have_no_order(intercept: bool, weighted: bool, slices: int, monkey
     expected = _found(rows, fit_intercept=intercept, slices=slices)
     assert json.dumps(expected).count("nan") == 0
     for size in (37, 256):
-        monkeypatch.setattr(row_arrays, "row_ranges", _small_ranges(size))
+        monkeypatch.setattr(source, "row_ranges", _small_ranges(size))
         monkeypatch.setattr(exact_moments, "SLICE_ROWS", size)
         monkeypatch.setattr(exact_moments, "_LEAST_ROWS", 1)
         order = np.random.default_rng(size).permutation(_N)

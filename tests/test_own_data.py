@@ -13,7 +13,7 @@ from conftest import Finished
 
 from tapedist.config import TrainConfig
 from tapedist.errors import InputError, StateError
-from tapedist.run import train
+from tapedist.run.train import train
 
 pytestmark = pytest.mark.usefixtures("all_cores")
 
@@ -71,12 +71,12 @@ def test_without_intercept(tables: dict[str, Path]):
 def test_the_order_of_rows_does_not_depend_on_where_they_are_kept(
     tables: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ):
-    from tapedist.data import tables as module
+    from tapedist.data.tables import table as module
 
     settings = {**MODES["mini_batch"], "num_epochs": 3}
     kept = train(job(tables["parquet"], **settings))
     unpatched = module.open_table
-    monkeypatch.setattr("tapedist.data.sources.open_table", lambda *a, **k: unpatched(*a, **k, memory_budget=20_000))
+    monkeypatch.setattr("tapedist.data.catalog.open_table", lambda *a, **k: unpatched(*a, **k, memory_budget=20_000))
     streamed = train(job(tables["parquet"], **settings))
     assert streamed.digest == kept.digest
 
@@ -99,11 +99,11 @@ def test_dropped_rows_are_counted_and_change_the_answer_only_by_being_gone(
 
 
 def test_a_table_that_changes_while_in_use(tables: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from tapedist.data import sources
+    from tapedist.data import catalog
 
     path = own_tables.write_parquet(tmp_path / "t.parquet", own_tables.columns(200_000), row_group_size=10_000)
-    unpatched = sources.open_table
-    monkeypatch.setattr("tapedist.data.tables.WINDOW_ROWS", 1000)  # So that so small a table is left in place.
+    unpatched = catalog.open_table
+    monkeypatch.setattr("tapedist.data.tables.table.WINDOW_ROWS", 1000)  # So that so small a table is left in place.
 
     def open_then_change(*args: Any, **settings: Any) -> Any:
         table = unpatched(*args, **settings, memory_budget=4_500_000)
@@ -111,7 +111,7 @@ def test_a_table_that_changes_while_in_use(tables: dict[str, Path], tmp_path: Pa
         own_tables.write_parquet(path, own_tables.columns(200_000, seed=9), row_group_size=10_000)
         return table
 
-    monkeypatch.setattr(sources, "open_table", open_then_change)
+    monkeypatch.setattr(catalog, "open_table", open_then_change)
     with pytest.raises(StateError, match="changed while in use"):
         train(job(path, num_epochs=2, mode="mini_batch", batch_size=5000, standardize=False, learning_rate=1e-9))
 
@@ -154,7 +154,7 @@ from tapedist.config import TrainConfig
 from tapedist.data import sources, tables
 tables.WINDOW_ROWS = 10_000  # So that so small a table is read in place.
 sources.open_table = functools.partial(sources.open_table, memory_budget=2**24)
-from tapedist.run import train
+from tapedist.run.train import train
 config = TrainConfig(
     data=sys.argv[1], target="y", cache="none", num_epochs=1, statistics=False, full_batch_engine="stream"
 )
@@ -181,11 +181,11 @@ def test_memory_does_not_grow_with_the_table(tmp_path: Path, run_python: Callabl
 def test_a_table_of_few_columns_has_statistics_however_long_it_is(
     tables: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("tapedist.results.statistics._AFFORDABLE", 0)
+    monkeypatch.setattr("tapedist.regression.summary._AFFORDABLE", 0)
     for settings, has in (({}, True), ({"statistics": "false"}, False)):
         result = train(job(tables["parquet"], **{"statistics": "auto", **settings}, num_epochs=2))
         assert (result.statistics is not None) == has
-    monkeypatch.setattr("tapedist.results.statistics._FEW_COLUMNS", 4)
+    monkeypatch.setattr("tapedist.regression.summary._FEW_COLUMNS", 4)
     # More columns are summed in float64, which is enough for these.
     found = train(job(tables["parquet"], statistics="auto", num_epochs=2)).statistics
     assert found

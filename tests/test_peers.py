@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tapedist.cluster.peers import PortReservation, check_own_port, port_in_use, unreachable
+from tapedist.cluster.network import PortReservation, check_own_port, port_in_use, unreachable
 from tapedist.errors import InputError
 
 

@@ -59,7 +59,7 @@ def _source(form: str, n: int) -> Any:
     """Rows that hold their own numbers; those of tables and arrays weigh 1 each."""
     if form in ("table", "array"):
         from tapedist.data.array_source import ArraySource
-        from tapedist.data.tables import open_table
+        from tapedist.data.tables.table import open_table
 
         rows = {"x": np.arange(n)[:, np.newaxis] + np.arange(3) / 8 + 0.25, "y": np.arange(float(n)), "w": np.ones(n)}
         if form == "array":
@@ -98,10 +98,9 @@ def _visited(strategy: Any, source: Any, plan: Any, elements: range) -> list[lis
 
 def _main() -> None:
     """Prints what every pipeline visits, by name: JSON."""
-    import tapedist.numerics  # noqa: F401  (before TensorFlow)
     import tensorflow as tf
 
-    from tapedist.data import blocks
+    from tapedist.data import orders
 
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * max(REPLICAS))
@@ -111,24 +110,24 @@ def _main() -> None:
         strategy = tf.distribute.MirroredStrategy(devices) if replicas else tf.distribute.get_strategy()
         count = max(1, replicas)
         for form, n, size in (case[:3] for case in CASES if case[3] == replicas):
-            source, plan, layout = _source(form, n), blocks.BatchPlan(n, size), {"row_major": form == "row-major"}
+            source, plan, layout = _source(form, n), orders.BatchPlan(n, size), {"row_major": form == "row-major"}
             elements = range(-(-3 * plan.steps_per_epoch // 4))
             tile_rows = 40 if form in ("long tiles", "row-major") else 16
             for shuffle in ("rows", "batches", "none"):
                 element = batch_elements(
                     plan, count, slots=4, order=epoch_order(plan, shuffle=shuffle, seed=SEED),
                     row_numbers=ShuffledRows(plan, SEED) if shuffle == "rows" else None,
-                    tiles=blocks.share_tiles(plan.batch_rows, count, tile_rows), tile_rows=tile_rows, **layout,
+                    tiles=orders.share_tiles(plan.batch_rows, count, tile_rows), tile_rows=tile_rows, **layout,
                 )  # fmt: skip
                 found[f"{shuffle} {form} {n} {size}/{replicas}"] = _visited(strategy, source, element, elements)
-            whole = blocks.BlockOrder.whole(n, 126, count)
-            tiles = blocks.share_tiles(126, 1, tile_rows)
+            whole = orders.BlockOrder.whole(n, 126, count)
+            tiles = orders.share_tiles(126, 1, tile_rows)
             element = block_elements(whole, whole, split="train", tiles=tiles, tile_rows=tile_rows, **layout)
             found[f"blocks {form} {n}/{replicas}"] = _visited(strategy, source, element, range(whole.turns))
-            tiles = blocks.share_tiles(n, count, tile_rows)
+            tiles = orders.share_tiles(n, count, tile_rows)
             element = split_elements(n, count, split="train", tiles=tiles, tile_rows=tile_rows, **layout)
             found[f"split {form} {n}/{replicas}"] = _visited(strategy, source, element, range(1))
-        plan, source = blocks.BatchPlan(HUGE + 5, 1024), Numbers(HUGE + 5)
+        plan, source = orders.BatchPlan(HUGE + 5, 1024), Numbers(HUGE + 5)
         element = batch_elements(
             plan, count, slots=2, order=epoch_order(plan, shuffle="none", seed=1), tiles=1, tile_rows=1024
         )
@@ -181,10 +180,9 @@ def test_rows_beyond_32_bits_are_found(visited: dict[str, list[list[int]]], repl
 
 def test_padding_stays_in_range():
     """A source is never asked for a row that it does not have."""
-    import tapedist.numerics  # noqa: F401  (before TensorFlow)
     import tensorflow as tf
 
-    from tapedist.data import blocks
+    from tapedist.data import orders
 
     asked: list[np.ndarray] = []
 
@@ -196,14 +194,14 @@ def test_padding_stays_in_range():
 
             return super().take(split, tf.ensure_shape(tf.numpy_function(note, [indices], tf.int64), indices.shape))
 
-    plan = blocks.BatchPlan(11, 4)
+    plan = orders.BatchPlan(11, 4)
     for shuffle in ("rows", "none"):
         element = batch_elements(
             plan, 1, slots=2, order=epoch_order(plan, shuffle=shuffle, seed=1),
             row_numbers=ShuffledRows(plan, 1) if shuffle == "rows" else None, tiles=1, tile_rows=4,
         )  # fmt: skip
         _visited(tf.distribute.get_strategy(), Strict(11), element, range(3))
-    whole = blocks.BlockOrder.whole(11, 4, 1)
+    whole = orders.BlockOrder.whole(11, 4, 1)
     block = block_elements(whole, whole, split="train", tiles=2, tile_rows=3)
     _visited(tf.distribute.get_strategy(), Strict(11), block, range(6))
     rows = np.concatenate(asked)
@@ -215,10 +213,9 @@ def test_padding_stays_in_range():
 @pytest.mark.parametrize("d", [1, 3])
 def test_a_source_that_makes_runs_gives_the_rows_of_their_numbers(d: int, row_major: bool):
     """The short cut that a source may have for runs of rows, in the middle and at the end of a split."""
-    import tapedist.numerics  # noqa: F401  (before TensorFlow)
     import tensorflow as tf
 
-    from tapedist.data import blocks, pipeline
+    from tapedist.data import orders, pipeline
     from tapedist.data.synthetic import SyntheticSource
 
     made = SyntheticSource(
@@ -230,7 +227,7 @@ def test_a_source_that_makes_runs_gives_the_rows_of_their_numbers(d: int, row_ma
 
         num_features, weighted, num_rows, take = made.num_features, False, made.num_rows, made.take
 
-    plan = blocks.BatchPlan(made.num_rows("train"), 1024)
+    plan = orders.BatchPlan(made.num_rows("train"), 1024)
     element = batch_elements(
         plan,
         1,
@@ -252,7 +249,7 @@ def test_a_source_that_makes_runs_gives_the_rows_of_their_numbers(d: int, row_ma
 _LEAVES_AT_ONCE = """
 import time
 import numpy as np
-import tapedist.numerics
+import tapedist.runtime_flags
 import tensorflow as tf
 from tapedist.data import blocks, pipeline
 from tapedist.data.elements import batch_elements, epoch_order
@@ -292,7 +289,7 @@ def test_a_stream_ends_before_it_is_dropped():
 
 
 _DROPS = """
-import tapedist.numerics
+import tapedist.runtime_flags
 import tensorflow as tf
 from tapedist.data import blocks, pipeline
 from tapedist.data.elements import block_elements
@@ -321,10 +318,9 @@ def test_a_workers_stream_ends_before_it_is_dropped(run_python: Callable[..., Fi
 @pytest.mark.parametrize("row_major", [False, True])
 @pytest.mark.parametrize(("given", "dtype"), [("float32", "float32"), ("float64", "float32"), ("float64", "float64")])
 def test_what_is_too_small_is_0_as_where_numpy_reads(given: str, dtype: str, row_major: bool):
-    import tapedist.numerics  # noqa: F401  (before TensorFlow)
     import tensorflow as tf
 
-    from tapedist.data import blocks, pipeline
+    from tapedist.data import orders, pipeline
     from tapedist.data.tiny import LEAST, flushed
 
     least = LEAST[dtype]
@@ -345,7 +341,7 @@ def test_what_is_too_small_is_0_as_where_numpy_reads(given: str, dtype: str, row
                 tf.gather(tf.constant(np.roll(sizes, 3)), indices % 8),
             )
 
-    whole = blocks.BlockOrder.whole(16, 16, 1)
+    whole = orders.BlockOrder.whole(16, 16, 1)
     plan = block_elements(whole, whole, split="train", tiles=1, tile_rows=16, row_major=row_major)
     stream = pipeline.distribute(
         tf.distribute.get_strategy(), Tiny(), plan, elements=range(1), dtype=tf.as_dtype(dtype), parallel=1

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from tapedist.errors import StorageError
-from tapedist.results import plot_style, plots
-from tapedist.results.plots import Line, ParameterPath, Points, draw_all
-from tapedist.training.observer import Row
+from tapedist.results import figure_style, figures
+from tapedist.results.figures import Line, ParameterPath, Points, draw_all
+from tapedist.training.interfaces import Row
 
 ALL = ["training_data.png", "test_data.png", "test_fit.png", "loss_curve.png", "parameter_path.png"]
 
@@ -90,7 +90,7 @@ def test_millions_of_rows_are_sampled_and_the_figure_says_so():
     assert np.array_equal(drawn.y, many.drawn().y)
     # Spread over all rows: the mean of 5,000 uniform draws is within 5 standard errors.
     assert abs(drawn.y.mean() / 1e6 - 1) < 5 / math.sqrt(3 * 5000)
-    figure = plots.data_figure("Training data", many, plot_style.TRAIN, ["x"], "y", None)
+    figure = figures.data_figure("Training data", many, figure_style.TRAIN, ["x"], "y", None)
     assert "showing 5,000 of 8,000,000 rows" in texts(figure)
     assert sum(len(line.get_xdata()) for line in figure.axes[0].lines) == 5000
 
@@ -101,7 +101,7 @@ def test_rows_that_are_not_finite_are_not_drawn_but_counted():
 
 
 def test_the_fit_says_its_formula():
-    figure = plots.fit_figure(
+    figure = figures.fit_figure(
         Points(x=np.array([[0.0], [1.0]]), y=np.array([0.0, 1.0])),
         Line(weights=np.array([8.9912]), bias=-2.0041),
         None,
@@ -115,17 +115,17 @@ def test_the_fit_says_its_formula():
 
 
 def test_several_features_show_predicted_against_actual():
-    figure = plots.fit_figure(**_fit_arguments(run(3)))
+    figure = figures.fit_figure(**_fit_arguments(run(3)))
     assert {"actual y", "predicted y"} <= set(texts(figure))
     dots = figure.axes[0].lines[0]
     assert np.abs(dots.get_xdata() - dots.get_ydata()).std() < 1.5
 
 
 def test_measured_numbers_keep_their_zeros():
-    assert plot_style.number(1.00005, padded=True) == "1.000"
-    assert plot_style.number(-1234.4, padded=True) == "\N{MINUS SIGN}1234"
-    assert plot_style.number(-55994.9) == "\N{MINUS SIGN}55,995"
-    assert "test, last 1.000" in texts(plots.loss_figure(history([5.0, 1.0], test_loss=1.00005)))
+    assert figure_style.number(1.00005, padded=True) == "1.000"
+    assert figure_style.number(-1234.4, padded=True) == "\N{MINUS SIGN}1234"
+    assert figure_style.number(-55994.9) == "\N{MINUS SIGN}55,995"
+    assert "test, last 1.000" in texts(figures.loss_figure(history([5.0, 1.0], test_loss=1.00005)))
 
 
 @pytest.mark.parametrize("d", [1, 3])
@@ -136,12 +136,12 @@ def test_no_label_is_cut_off_where_numbers_and_names_are_long(d):
     path = ParameterPath(epochs=np.arange(2), values=np.array([np.zeros(d + 1), [*line.weights, line.bias]]))
     target = "selling_price_in_euro"
     for figure in (
-        plots.data_figure("Training data", rows, plot_style.TRAIN, names, target, line),
-        plots.fit_figure(rows, line, None, names, target),
-        plots.loss_figure(history([8e9, 1e8], test_loss=9e7)),
-        plots.path_figure(path, line, line, names),
+        figures.data_figure("Training data", rows, figure_style.TRAIN, names, target, line),
+        figures.fit_figure(rows, line, None, names, target),
+        figures.loss_figure(history([8e9, 1e8], test_loss=9e7)),
+        figures.path_figure(path, line, line, names),
     ):
-        plot_style.fit_margins(figure)
+        figure_style.fit_margins(figure)
         drawn, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
         assert 0 < drawn.x0 < drawn.x1 < width
         assert 0 < drawn.y0 < drawn.y1 < height
@@ -149,7 +149,7 @@ def test_no_label_is_cut_off_where_numbers_and_names_are_long(d):
 
 def test_ticks_have_thousands_separators():
     rows = Points(x=np.array([[-60000.0], [40000.0]]), y=np.array([50000.0, 450000.0]))
-    (axes,) = plots.data_figure("Training data", rows, plot_style.TRAIN, ["x"], "y", None).axes
+    (axes,) = figures.data_figure("Training data", rows, figure_style.TRAIN, ["x"], "y", None).axes
     assert "400,000" in [tick.get_text() for tick in axes.get_yticklabels()]
     assert "\N{MINUS SIGN}40,000" in [tick.get_text() for tick in axes.get_xticklabels()]
 
@@ -166,8 +166,8 @@ def _fit_arguments(arguments):
 
 def test_the_features_that_matter_are_shown():
     arguments = run(20)
-    figure = plots.data_figure(
-        "Training data", arguments["train"], plot_style.TRAIN, arguments["feature_names"], "y", arguments["fitted"]
+    figure = figures.data_figure(
+        "Training data", arguments["train"], figure_style.TRAIN, arguments["feature_names"], "y", arguments["fitted"]
     )
     assert {axes.get_xlabel() for axes in figure.axes} == {"x17", "x18", "x19"}
     assert any("3 of 20 features" in text for text in texts(figure))
@@ -178,21 +178,21 @@ def test_the_features_that_matter_are_shown():
     [([50.0, 5.0, 1.0], "log"), ([1.2, 1.1, 1.0], "linear"), ([5.0, 1.0, 0.0], "linear"), ([1e250, 1e-20], "log")],
 )
 def test_the_loss_axis_is_logarithmic_where_that_helps(tmp_path, losses, scale):
-    figure = plots.loss_figure(history(losses))
+    figure = figures.loss_figure(history(losses))
     assert figure.axes[0].get_yscale() == scale
-    plot_style.save(figure, tmp_path / "loss.png")
+    figure_style.save(figure, tmp_path / "loss.png")
 
 
 def test_a_long_history_is_thinned_but_keeps_its_ends():
-    figure = plots.loss_figure(history(np.linspace(5, 1, 100_001)))
+    figure = figures.loss_figure(history(np.linspace(5, 1, 100_001)))
     epochs = figure.axes[0].lines[0].get_xdata()
     assert len(epochs) == 2000
     assert (epochs[0], epochs[-1]) == (0, 100_000)
 
 
 def test_a_diverged_history():
-    assert plots.loss_figure(history([1.0, math.inf, math.nan])) is not None
-    assert plots.loss_figure(history([math.nan], test_loss=math.nan)) is None
+    assert figures.loss_figure(history([1.0, math.inf, math.nan])) is not None
+    assert figures.loss_figure(history([math.nan], test_loss=math.nan)) is None
 
 
 @pytest.mark.parametrize("name", ["$x$ and $\\frac{", "_hidden", "a\nb\x1b[31m", "\u5e45", "w" * 500, "", "%s {0}"])
@@ -202,7 +202,7 @@ def test_hostile_names_are_shown_plainly(tmp_path, name):
         warnings.simplefilter("error")
         assert len(draw_all(tmp_path, **arguments)) == 5
         assert len(draw_all(tmp_path, **{**run(1), "feature_names": [name], "target_name": name})) == 5
-    shown = plot_style.plain(name)
+    shown = figure_style.plain(name)
     assert shown.isprintable()
     assert len(shown) <= 40
 
@@ -232,7 +232,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
-from tapedist.results.plots import Line, Points, draw_all
+from tapedist.results.figures import Line, Points, draw_all
 
 def settings():
     return {name: matplotlib.rcParams[name] for name in matplotlib.rcParams if name != "backend"}  # Asking imports it.
@@ -266,11 +266,13 @@ _OTHERS_SURROUNDINGS = """
 import sys
 from pathlib import Path
 
-import tapedist.numerics
-import matplotlib
+from tapedist.runtime_flags import matplotlib_importable
+
+with matplotlib_importable():
+    import matplotlib
 import numpy as np
 
-from tapedist.results.plots import Line, Points, draw_all
+from tapedist.results.figures import Line, Points, draw_all
 
 if "own" in sys.argv:
     matplotlib.rcParams.update({"text.usetex": True, "font.family": "Nonesuch", "axes.facecolor": "red"})

@@ -17,10 +17,10 @@ from pyarrow import parquet
 from tapedist import cli
 from tapedist.config import TrainConfig
 from tapedist.data.array_source import ArraySource
-from tapedist.results.evaluation import evaluate_rows
-from tapedist.results.outcome import TrainResult
-from tapedist.results.prediction import predict_rows
-from tapedist.run import train
+from tapedist.regression.evaluation import evaluate_rows
+from tapedist.regression.prediction import predict_rows
+from tapedist.results.result import TrainResult
+from tapedist.run.train import train
 from tapedist.sklearn import TapeRegressor
 
 MICROSECONDS = 1_700_000_000_000_000
@@ -156,7 +156,7 @@ def _without_center(content: dict[str, Any]) -> None:
 
 def test_a_model_file_of_0_1_is_still_read(far: TrainResult, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """It predicts what it predicted then, from its weights and its bias."""
-    from tapedist.results.model_file import read_model
+    from tapedist.storage.model_file import read_model
 
     assert far.run_dir
     content = json.loads((far.run_dir / "model.json").read_text())
@@ -185,7 +185,7 @@ def test_a_model_file_of_0_1_is_still_read(far: TrainResult, tmp_path: Path, cap
 )
 def test_a_center_that_cannot_be_trusted(spoil: Callable[[dict[str, Any]], None], far: TrainResult, tmp_path: Path):
     from tapedist.errors import StateError
-    from tapedist.results.model_file import read_model
+    from tapedist.storage.model_file import read_model
 
     assert far.run_dir
     content = json.loads((far.run_dir / "model.json").read_text())

@@ -9,20 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 import synthetic_oracle as oracle
+import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from own_tables import write_csv
 
-import tapedist.numerics  # noqa: F401  (before TensorFlow)
-import tensorflow as tf
-
 from tapedist.data import generator
 from tapedist.data.array_source import ArraySource
-from tapedist.data.blocks import Source
+from tapedist.data.orders import Source
 from tapedist.data.ranges import Ranges, ranges
 from tapedist.data.standardize import StandardUnits
 from tapedist.data.synthetic import SyntheticSource
-from tapedist.data.tables import TableSource, open_table
+from tapedist.data.tables.table import TableSource, open_table
 from tapedist.errors import InputError
 
 TUTORIAL: dict[str, Any] = {

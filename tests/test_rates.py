@@ -9,7 +9,7 @@ import pytest
 
 import tapedist
 from tapedist.errors import DivergedError, InputError
-from tapedist.training.stability import power_iteration
+from tapedist.regression.curvature import power_iteration
 
 SMALL = {"n_samples": 2000, "num_epochs": 40, "plots": False}
 
@@ -18,7 +18,7 @@ def _rows_hessian(num_features: int) -> np.ndarray:
     """The Hessian of the training rows, computed here from the rows themselves."""
     import tensorflow as tf
 
-    from tapedist.data.sources import open_source
+    from tapedist.data.catalog import open_source
 
     config = tapedist.TrainConfig(**SMALL, num_features=num_features)
     source = open_source(config)

@@ -10,17 +10,15 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from conftest import REPO
 
-import tapedist.numerics  # noqa: F401  (before TensorFlow)
-import tensorflow as tf
-
 from tapedist import reference as ref
-from tapedist.data import epoch_order
-from tapedist.data.blocks import split_sizes
+from tapedist.data import permutations
+from tapedist.data.orders import split_sizes
 from tapedist.data.synthetic import SyntheticSource
+from tapedist.regression.curvature import curvature
 from tapedist.training.model import LinearModel
-from tapedist.training.stability import curvature
 
 DTYPES = ["float32", "float64"]
 FULL = 2**14  # Terms of one float64 sum.
@@ -497,7 +495,7 @@ def test_synthetic_ranges_hold_all_rows(changed):
 @pytest.mark.parametrize("size", [1, 2, 3, 100, 5000, 2**20 + 7, 2**40])
 def test_permutations_are_those_of_the_package(size):
     indices = np.random.default_rng(0).integers(0, size, 3000)
-    assert np.array_equal(ref.permuted(indices, size, 7, 2, 5), epoch_order.permuted(indices, size, 7, 2, 5))
+    assert np.array_equal(ref.permuted(indices, size, 7, 2, 5), permutations.permuted(indices, size, 7, 2, 5))
     if size <= 5000:
         assert sorted(ref.permuted(np.arange(size), size, 3)) == list(range(size))
 
@@ -509,10 +507,10 @@ def test_batches_are_those_of_the_package(shuffle):
         rows = ref.batch_rows(step, num_rows=n, batch_size=batch, shuffle=shuffle, seed=5, window=window)
         epoch, number = divmod(step, 11)
         if shuffle == "batches":
-            number = int(epoch_order.epoch_batches(np.array([number]), num_batches=11, seed=5, epochs=epoch)[0])
+            number = int(permutations.epoch_batches(np.array([number]), num_batches=11, seed=5, epochs=epoch)[0])
         expected = np.arange(number * batch, min(n, number * batch + batch))
         if shuffle == "rows":
-            expected = epoch_order.epoch_rows(expected, num_rows=n, seed=5, epoch=epoch, window=window)
+            expected = permutations.epoch_rows(expected, num_rows=n, seed=5, epoch=epoch, window=window)
         assert np.array_equal(rows, expected), f"step {step}"
 
 

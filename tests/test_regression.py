@@ -18,8 +18,7 @@ import statsmodels.api as sm
 from tapedist.data.exact_moments import ExactMoments, as_columns
 from tapedist.data.ranges import ranges_of_blocks
 from tapedist.errors import InputError
-from tapedist.results.inference import student_t_p, student_t_quantile
-from tapedist.results.regression import (
+from tapedist.regression.distance import (
     LeastSquares,
     as_dict,
     distance,
@@ -28,7 +27,8 @@ from tapedist.results.regression import (
     residual_metrics,
     truth_errors,
 )
-from tapedist.results.regression_table import format_table
+from tapedist.regression.inference import student_t_p, student_t_quantile
+from tapedist.results.coefficient_table import format_table
 
 Array = np.ndarray
 
@@ -490,8 +490,7 @@ def test_in_a_file_nothing_is_left_out_or_wrapped() -> None:
 
 
 def test_tensorflow_is_not_imported() -> None:
-    code = (
-        "import sys, tapedist.results.regression_table, tapedist.training.stability; print('tensorflow' in sys.modules)"
-    )
+    modules = "tapedist.results.coefficient_table, tapedist.regression.curvature"
+    code = f"import sys, {modules}; print('tensorflow' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tapedist.regression.inference import Coefficient
 from tapedist.results import report_charts as charts
-from tapedist.results.inference import Coefficient
 from tapedist.results.report import MOST_COEFFICIENTS, Parameter, ReportData, render
 from tapedist.results.report_charts import Predictions
-from tapedist.training.observer import Row
+from tapedist.training.interfaces import Row
 
 SECTIONS = ["coefficients", "loss", "fit", "residuals", "quantiles", "quality", "speed", "settings", "digest"]
 SECTIONS += ["environment"]
@@ -307,7 +307,7 @@ def test_the_report_needs_neither_tensorflow_nor_matplotlib():
 
 
 def test_weights_count_in_the_errors_and_rows_of_weight_0_do_not() -> None:
-    from tapedist.results.run_report import _sample, _sample_errors
+    from tapedist.results.report_data import _sample, _sample_errors
 
     class Rows:
         num_features, feature_names, target_name, weighted = 1, ("x",), "y", True
@@ -328,7 +328,7 @@ def test_weights_count_in_the_errors_and_rows_of_weight_0_do_not() -> None:
 
 
 def test_the_errors_of_a_sample_are_said_to_be_a_samples() -> None:
-    from tapedist.results.run_report import _errors
+    from tapedist.results.report_data import _errors
 
     few, many = predictions(), predictions(4096, total=65_523)
     model = {"loss": "squared", "test_loss": 4.0}
@@ -344,7 +344,7 @@ def test_the_errors_of_a_sample_are_said_to_be_a_samples() -> None:
 
 
 def test_large_print_has_four_digits() -> None:
-    from tapedist.results.run_report import _highlights
+    from tapedist.results.report_data import _highlights
 
     facts = _highlights({"test_loss": 1.00005, "train_loss": 71548201.9, "epochs": 3000}, {"r2": 1.0})
     assert facts == {

@@ -16,14 +16,14 @@ import pytest
 from scripts.torturing.outcome import outcome
 from tapedist.config import TrainConfig
 from tapedist.errors import InputError, Interrupted, StateError
-from tapedist.training.checkpoint_format import decode_manifest, encode_manifest
+from tapedist.storage.checkpoint_format import decode_manifest, encode_manifest
 
 # Constants that make small data take the paths of large data: many blocks, many rounds, many transfers.
 SMALL = {
-    "tapedist.data.blocks.TILE_ROWS": 64,
-    "tapedist.data.blocks.MOST_PRODUCT_ROWS": 64,
-    "tapedist.data.blocks.BLOCK_BYTES": 256,
-    "tapedist.data.blocks.RESIDENT_BYTES": 0,
+    "tapedist.data.orders.TILE_ROWS": 64,
+    "tapedist.data.orders.MOST_PRODUCT_ROWS": 64,
+    "tapedist.data.orders.BLOCK_BYTES": 256,
+    "tapedist.data.orders.RESIDENT_BYTES": 0,
     "tapedist.training.engines.batches._SUPERBATCH_BYTES": 8192,
 }
 COMMON = {
@@ -74,15 +74,15 @@ class StopAfter:
 @pytest.fixture
 def train(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Trains in this process, as one of `MODES`, with some settings changed."""
-    from tapedist import run
+    from tapedist.run import train
 
     def call(mode: str, run_dir: Path, *, stop_after: int = 10**9, **settings: Any) -> Any:
         constants, own = MODES[mode]
         with monkeypatch.context() as patch:
             for name, value in constants.items():
                 patch.setattr(name, value)
-            patch.setattr(run, "StopSignals", StopAfter(stop_after))
-            return run.train(TrainConfig(run_dir=str(run_dir), **(COMMON | own | settings)))
+            patch.setattr(train, "StopSignals", StopAfter(stop_after))
+            return train.train(TrainConfig(run_dir=str(run_dir), **(COMMON | own | settings)))
 
     return call
 
@@ -90,8 +90,8 @@ def train(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Any]]:
     """`mode -> outcome` of a run that nobody stopped, and copies of its folder at each of its saves."""
-    from tapedist import run
-    from tapedist.training.persistence import RunStore
+    from tapedist.run import train
+    from tapedist.run.persistence import RunStore
 
     root, known = tmp_path_factory.mktemp("undisturbed"), {}
     save = RunStore.save
@@ -109,7 +109,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dic
         patches = [mock.patch(name, value) for name, value in constants.items()]
         with _Patches(patches), mock.patch.object(RunStore, "save", save_and_copy):
             settings = COMMON | own | {"checkpoint_every_steps": 4}
-            result = run.train(TrainConfig(run_dir=str(run_dir), **settings))
+            result = train.train(TrainConfig(run_dir=str(run_dir), **settings))
         known[mode] = {"outcome": outcome(run_dir), "copies": copies, "folder": run_dir, "history": _rows(result)}
         return known[mode]
 

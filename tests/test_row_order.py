@@ -10,7 +10,7 @@ import own_tables
 import pytest
 
 from tapedist.config import TrainConfig
-from tapedist.run import train
+from tapedist.run.train import train
 
 FORMS = ("csv", "shuffled csv", "sorted csv", "parquet", "npz")
 ALL = {
@@ -80,10 +80,10 @@ def test_so_do_rows_in_many_blocks(
 ) -> None:
     """Different blocks hold different rows."""
     wanted = _fitted(tables(701)[0], SETTINGS[name])
-    monkeypatch.setattr("tapedist.data.blocks.RESIDENT_BYTES", 0)
+    monkeypatch.setattr("tapedist.data.orders.RESIDENT_BYTES", 0)
     for constant in ("TILE_ROWS", "LEAST_PRODUCT_ROWS", "MOST_PRODUCT_ROWS"):
-        monkeypatch.setattr(f"tapedist.data.blocks.{constant}", 48)
-    monkeypatch.setattr("tapedist.data.blocks.BLOCK_BYTES", 4096)
+        monkeypatch.setattr(f"tapedist.data.orders.{constant}", 48)
+    monkeypatch.setattr("tapedist.data.orders.BLOCK_BYTES", 4096)
     for path, cache in zip(tables(701)[1:], ("none", "device", "none", "device"), strict=True):
         assert _fitted(path, {**SETTINGS[name], "cache": cache}) == wanted
 

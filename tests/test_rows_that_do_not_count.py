@@ -6,14 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from sample_sources import ArraySource
 
-import tapedist.numerics  # noqa: F401  (before TensorFlow)
-import tensorflow as tf
-
 from tapedist.config import TrainConfig
-from tapedist.data import blocks
-from tapedist.run import train
+from tapedist.data import orders
+from tapedist.run.train import train
 
 MODES: dict[str, dict[str, Any]] = {
     "resident": {"num_epochs": 40},
@@ -37,7 +35,7 @@ def _rows(n: int = 3001) -> tuple[np.ndarray, np.ndarray]:
 @pytest.fixture(params=MODES)
 def settings(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     if request.param in ("held", "streamed"):
-        monkeypatch.setattr(blocks, "RESIDENT_BYTES", 0)
+        monkeypatch.setattr(orders, "RESIDENT_BYTES", 0)
     engine = {} if request.param == "mini_batch" else {"full_batch_engine": "stream"}
     return {
         "learning_rate": 0.1,

@@ -14,19 +14,19 @@ from typing import Any
 import pytest
 
 from scripts.torturing.outcome import outcome
-from tapedist import run_files
 from tapedist.config import TrainConfig
 from tapedist.errors import InputError, StorageError
 from tapedist.flags import CommandLine
-from tapedist.run_folder import RunFolder
+from tapedist.run import run_files
+from tapedist.storage.run_folder import RunFolder
 
 SETTINGS: dict[str, Any] = {"n_samples": 500, "num_epochs": 20, "full_batch_engine": "stream", "plots": False}
 
 
 def _train(run_dir: Path, *, loss: Any = None, **settings: Any) -> Any:
-    from tapedist import run
+    from tapedist.run import train
 
-    return run.train(TrainConfig(run_dir=str(run_dir), **(SETTINGS | settings)), loss=loss)
+    return train.train(TrainConfig(run_dir=str(run_dir), **(SETTINGS | settings)), loss=loss)
 
 
 def _files(folder: Path) -> dict[Path, bytes]:
@@ -129,7 +129,7 @@ def test_a_crash_while_the_earlier_run_goes_refuses_nothing(
 
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "rmtree", remove_half)
-        patch.setattr("tapedist.run_folder.os.getpid", lambda: 999_999_999)  # Of a process that is no more.
+        patch.setattr("tapedist.storage.run_folder.os.getpid", lambda: 999_999_999)  # Of a process that is no more.
         with RunFolder.open(finished) as folder, pytest.raises(KeyboardInterrupt):
             folder.forget_run()
     assert list(finished.glob(".tapedist-999999999-checkpoints"))

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tapedist.errors import InputError, StateError
-from tapedist.run_folder import RunFolder, check
+from tapedist.storage.run_folder import RunFolder, check
 
 
 def contents(folder: Path) -> dict[str, bytes | str | None]:
@@ -167,7 +167,7 @@ def test_a_link_beside_its_folder_is_followed(tmp_path: Path) -> None:
 _AS_NOBODY = """
 import os, sys
 from tapedist.errors import TapedistError
-from tapedist.run_folder import RunFolder
+from tapedist.storage.run_folder import RunFolder
 if os.geteuid() == 0:
     os.setuid(65534)
 for path in sys.argv[1:]:

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from tapedist.errors import InputError
-from tapedist.run_folder import RunFolder
+from tapedist.storage.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[1]
 _HOLDER = """
 import sys
 from tapedist.errors import TapedistError
-from tapedist.run_folder import RunFolder
+from tapedist.storage.run_folder import RunFolder
 print("ready", flush=True)
 sys.stdin.readline()
 try:

@@ -13,7 +13,7 @@ from tapedist import cli
 from tapedist.config import TrainConfig
 from tapedist.data.array_source import ArraySource
 from tapedist.errors import InputError
-from tapedist.run import train
+from tapedist.run.train import train
 
 _RANDOM = np.random.default_rng(11)
 _X = _RANDOM.normal(size=(80, 2))
@@ -92,7 +92,7 @@ def test_a_test_split_that_weighs_nothing_has_no_loss(settings: dict[str, Any], 
     columns = {"a": _X[:, 0], "b": _X[:, 1], "y": _Y}
     probe = _table(tmp_path / "probe.csv", **columns, w=_W)
     split = {"test_fraction": 0.25, "target": "y", "weight": "w"}
-    from tapedist.data.tables import open_table
+    from tapedist.data.tables.table import open_table
 
     with_all = open_table(str(probe), target="y", weight="w", test_fraction=0.25, dtype="float64")
     chosen = with_all.file_rows("test", np.arange(with_all.num_rows("test")))

@@ -121,28 +121,28 @@ def test_handlers_come_back_and_other_threads_have_none() -> None:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    from tapedist import run
+    from tapedist.run import train
 
     run_dir = tmp_path_factory.mktemp("undisturbed")
-    run.train(TrainConfig(run_dir=str(run_dir), **SETTINGS))
+    train.train(TrainConfig(run_dir=str(run_dir), **SETTINGS))
     return outcome(run_dir)
 
 
 # Where in the program a phase is met: `module:name` of a function that the phase calls, and which of its calls.
 PHASES = {
-    "opening the data": ("tapedist.session:open_source", 1),
+    "opening the data": ("tapedist.run.session:open_source", 1),
     "loading the rows": ("tapedist.training.engines:full_batch", 1),
     "the first step": ("tapedist.training.engines.stream:ResidentEngine.run", 1),
     "training": ("tapedist.training.engines.stream:ResidentEngine.run", 4),
     "telling": ("tapedist.results.monitor:Monitor.advance", 5),
     # The first are those of the folder's mark, the flags and the environment.
-    "the first save": ("tapedist.filesystem:PosixFileSystem.rename", 4),
-    "taking the folder over": ("tapedist.run_files:begin", 1),
-    "saving": ("tapedist.filesystem:PosixFileSystem.sync", 12),
+    "the first save": ("tapedist.storage.files:PosixFileSystem.rename", 4),
+    "taking the folder over": ("tapedist.run.run_files:begin", 1),
+    "saving": ("tapedist.storage.files:PosixFileSystem.sync", 12),
     "testing": ("tapedist.training.trainer:Trainer._test_row", 3),
     "closing": ("tapedist.training.trainer:Trainer.close", 1),
-    "plotting": ("tapedist.results.figures:draw", 1),
-    "the last file": ("tapedist.results.outcome:TrainResult.summary", 2),
+    "plotting": ("tapedist.results.run_figures:draw", 1),
+    "the last file": ("tapedist.results.result:TrainResult.summary", 2),
 }
 
 
@@ -170,7 +170,7 @@ def _signal_at(patch: pytest.MonkeyPatch, place: str, call: int, number: int) ->
 
 @pytest.mark.parametrize("phase", PHASES)
 def test_every_phase(phase: str, undisturbed: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tapedist import run
+    from tapedist.run import train
 
     config = TrainConfig(run_dir=str(tmp_path / "run"), **SETTINGS)
     number = SIGNALS[list(PHASES).index(phase) % len(SIGNALS)]
@@ -178,23 +178,23 @@ def test_every_phase(phase: str, undisturbed: dict[str, Any], tmp_path: Path, mo
     with monkeypatch.context() as patch:
         struck = _signal_at(patch, *PHASES[phase], number)
         with pytest.raises(Interrupted) as caught:
-            run.train(config)
+            train.train(config)
     assert struck
     assert caught.value.exit_code == 128 + number
     assert [signal.getsignal(number) for number in SIGNALS] == before
     assert not (tmp_path / "run" / "done.json").exists()
     if phase not in ("opening the data", "loading the rows", "taking the folder over"):
         assert list((tmp_path / "run" / "checkpoints").glob("0*/manifest.json"))
-    run.train(config)
+    train.train(config)
     assert outcome(tmp_path / "run") == undisturbed
 
 
 # Rows that are streamed in several rounds a pass, in both splits: small blocks, so that few rows fill many.
 BLOCKS = {
-    "tapedist.data.blocks.TILE_ROWS": 64,
-    "tapedist.data.blocks.MOST_PRODUCT_ROWS": 64,
-    "tapedist.data.blocks.BLOCK_BYTES": 1024,
-    "tapedist.data.blocks.RESIDENT_BYTES": 0,
+    "tapedist.data.orders.TILE_ROWS": 64,
+    "tapedist.data.orders.MOST_PRODUCT_ROWS": 64,
+    "tapedist.data.orders.BLOCK_BYTES": 1024,
+    "tapedist.data.orders.RESIDENT_BYTES": 0,
 }
 STREAMED: dict[str, Any] = {
     "full_batch_engine": "stream",
@@ -213,7 +213,7 @@ STREAMED: dict[str, Any] = {
 
 def test_every_pass_over_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The passes of steps, of test rows, of rules that stop and of the closing rows are broken off alike."""
-    from tapedist import run
+    from tapedist.run import train
     from tapedist.training.block_pass import BlockPass
 
     original, passes, calls = BlockPass.run, [0], [0]
@@ -234,17 +234,17 @@ def test_every_pass_over_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(name, value)
     monkeypatch.setattr(BlockPass, "run", run_pass)
     strike = 0
-    run.train(TrainConfig(run_dir=str(tmp_path / "undisturbed"), **STREAMED))
+    train.train(TrainConfig(run_dir=str(tmp_path / "undisturbed"), **STREAMED))
     undisturbed, count = outcome(tmp_path / "undisturbed"), passes[0]
     assert count >= 5
     for strike in range(1, count + 1):
         passes[0], calls[0] = 0, 0
         config = TrainConfig(run_dir=str(tmp_path / str(strike)), **STREAMED)
         with pytest.raises(Interrupted, match="stopped by SIGTERM after"):
-            run.train(config)
+            train.train(config)
         assert calls[0] == 1  # Of as many turns as there are shards.
         assert passes[0] == strike
-        run.train(config)
+        train.train(config)
         assert outcome(tmp_path / str(strike)) == undisturbed
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tapedist.training.stability import Curvature, curvature, hessian
+from tapedist.regression.curvature import Curvature, curvature, hessian
 
 _RANDOM = np.random.default_rng(0)
 _X = _RANDOM.normal(size=(50, 3)) @ _RANDOM.normal(size=(3, 3)) + 2

@@ -12,10 +12,10 @@ from conftest import REPO
 from sample_sources import ArraySource, TwoLayers
 
 from tapedist.config import TrainConfig
-from tapedist.data.row_arrays import row_blocks
+from tapedist.data.source import row_blocks
 from tapedist.data.standardize import RawUnits, StandardUnits
 from tapedist.errors import InputError
-from tapedist.run import train
+from tapedist.run.train import train
 
 
 def source(x: Any, y: Any = None, w: Any = None) -> ArraySource:

@@ -14,7 +14,7 @@ import pytest
 from tapedist.config import TrainConfig
 from tapedist.data.array_source import ArraySource
 from tapedist.errors import InputError
-from tapedist.run import train
+from tapedist.run.train import train
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +154,7 @@ def test_warm_start(table: Path, tmp_path: Path):
 
 def test_arrays_have_the_statistics_of_their_own_numbers(monkeypatch: pytest.MonkeyPatch):
     """Not of what float32 makes of them, however many rows there are."""
-    monkeypatch.setattr("tapedist.results.statistics._AFFORDABLE", 0.0)
+    monkeypatch.setattr("tapedist.regression.summary._AFFORDABLE", 0.0)
     random = np.random.default_rng(0)
     x = 1000 + 1e-3 * random.standard_normal((3000, 3))
     y = (x - 1000) @ [1.0, 2.0, 3.0] + 1e-4 * random.standard_normal(3000)

@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from oracle import Rule, descend
 from sample_sources import ArraySource, Logarithm, TwoLayers, curve
 
-import tapedist.numerics
-import tensorflow as tf
-
-from tapedist.data.blocks import Source
+import tapedist.runtime_flags
+from tapedist.data.orders import Source
 from tapedist.data.ranges import ranges
 from tapedist.training import engines, losses, optimizers
 from tapedist.training.bounds import Bounds
@@ -26,9 +25,9 @@ from tapedist.training.slot_steps import SlotSteps
 from tapedist.training.steps import Problem
 
 STREAMED = {
-    "tapedist.data.blocks.RESIDENT_BYTES": 0,
-    "tapedist.data.blocks.BLOCK_BYTES": 2048,
-    "tapedist.data.blocks.PRODUCT_BYTES": 1024,
+    "tapedist.data.orders.RESIDENT_BYTES": 0,
+    "tapedist.data.orders.BLOCK_BYTES": 2048,
+    "tapedist.data.orders.PRODUCT_BYTES": 1024,
 }
 
 
@@ -131,11 +130,11 @@ def test_one_compilation_whatever_the_steps_are(run_python: Callable[..., Any], 
     for epochs in (2, 6):
         dump = tmp_path / str(epochs)
         code = (
-            "import tapedist; from tapedist.config import TrainConfig; from tapedist.run import train\n"
+            "import tapedist; from tapedist.config import TrainConfig; from tapedist.run.train import train\n"
             "train(TrainConfig(mode='mini_batch', n_samples=501, batch_size=96, steps_per_call=3, learning_rate=0.01, "
             f"num_epochs={epochs}, eval_every_epochs=1))"
         )
-        flags = f"{tapedist.numerics.XLA_FLAGS} --xla_dump_to={dump}"
+        flags = f"{tapedist.runtime_flags.XLA_FLAGS} --xla_dump_to={dump}"
         done = run_python("-c", code, env={"XLA_FLAGS": flags}, warm=True)
         assert done.code == 0, done.err
         counts.append(len(list(dump.glob("*before_optimizations.txt"))))

@@ -87,7 +87,7 @@ def test_the_default_strategy_is_one_replica():
 
 
 _STARTED = """
-import tapedist.numerics
+import tapedist.runtime_flags
 import tensorflow as tf
 tf.constant(1) + 1
 from tapedist.cluster import strategies

@@ -9,19 +9,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-import tapedist.numerics as numerics  # (before TensorFlow)
 import tensorflow as tf
 
-from tapedist import run
+from tapedist import runtime_flags
 from tapedist.config import TrainConfig
 from tapedist.errors import InputError
+from tapedist.run import train
 
 SETTINGS: dict[str, Any] = {"n_samples": 200, "num_epochs": 5, "learning_rate": 0.1, "full_batch_engine": "stream"}
 
 
 def _digest() -> str:
-    return run.train(TrainConfig(**SETTINGS)).digest
+    return train.train(TrainConfig(**SETTINGS)).digest
 
 
 @pytest.fixture(scope="module")
@@ -85,15 +84,18 @@ def test_what_has_no_effect(name: str, plain: str):
 @pytest.mark.parametrize(
     ("own", "wanted"),
     [
-        ("", numerics.XLA_FLAGS),
-        ("--xla_dump_to=d", f"--xla_dump_to=d {numerics.XLA_FLAGS}"),
-        (numerics.XLA_FLAGS, numerics.XLA_FLAGS),
-        ("--xla_disable_hlo_passes=none", " ".join(["--xla_disable_hlo_passes=none", *numerics.XLA_FLAGS.split()[1:]])),
+        ("", runtime_flags.XLA_FLAGS),
+        ("--xla_dump_to=d", f"--xla_dump_to=d {runtime_flags.XLA_FLAGS}"),
+        (runtime_flags.XLA_FLAGS, runtime_flags.XLA_FLAGS),
+        (
+            "--xla_disable_hlo_passes=none",
+            " ".join(["--xla_disable_hlo_passes=none", *runtime_flags.XLA_FLAGS.split()[1:]]),
+        ),
         ("flags.txt", "flags.txt"),
     ],
 )
 def test_xla_gets_the_flags_that_the_user_has_not_set(own: str, wanted: str):
-    assert numerics._completed(own) == wanted
+    assert runtime_flags._completed(own) == wanted
 
 
 @pytest.mark.parametrize(
@@ -108,13 +110,13 @@ def test_vectors_are_as_wide_as_the_processor_was_measured_with(
 ):
     facts = f"vendor_id\t: {vendor}\ncpu family\t: {family}\nflags\t\t: {flags}\n\n"
     (tmp_path / "cpuinfo").write_text(facts + facts.replace(vendor, "another"))
-    assert numerics._vector_bits(str(tmp_path / "cpuinfo")) == bits
-    assert numerics._vector_bits(str(tmp_path / "missing")) == 0
+    assert runtime_flags._vector_bits(str(tmp_path / "cpuinfo")) == bits
+    assert runtime_flags._vector_bits(str(tmp_path / "missing")) == 0
 
 
 _FLAGS = """
 import os
-import tapedist.numerics
+import tapedist.runtime_flags
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 from tapedist import TrainConfig, train
 print(train(TrainConfig(n_samples=200, num_epochs=5, learning_rate=0.1, full_batch_engine="stream")).digest)
@@ -129,7 +131,7 @@ def test_flags_of_another_library_change_no_digest(run_python: Callable[..., Any
 _FORK = """
 import multiprocessing
 from tapedist import ArraySource, TrainConfig, train
-from tapedist.run import find_devices
+from tapedist.run.train import find_devices
 
 CONFIG = TrainConfig(n_samples=200, num_epochs=5, learning_rate=0.1)
 

@@ -10,10 +10,8 @@ import sys
 import numpy as np
 import pytest
 import synthetic_oracle as oracle
-from warm import warm_python
-
-import tapedist.numerics  # noqa: F401  (before TensorFlow)
 import tensorflow as tf
+from warm import warm_python
 
 from tapedist.data import synthetic
 from tapedist.data.synthetic import SyntheticSource
@@ -155,7 +153,7 @@ def test_rows_are_the_same_inside_tf_data_and_functions(threads):
 
 _DIGEST_PROGRAM = """
 import sys
-import tapedist.numerics, tensorflow as tf
+import tapedist.runtime_flags, tensorflow as tf
 tf.config.threading.set_intra_op_parallelism_threads(int(sys.argv[1]))
 tf.config.threading.set_inter_op_parallelism_threads(int(sys.argv[1]))
 sys.path.insert(0, sys.argv[2])

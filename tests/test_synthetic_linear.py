@@ -11,8 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-import tapedist.numerics  # noqa: F401  (before TensorFlow)
 import tensorflow as tf
 import tensorflow_datasets as tfds
 

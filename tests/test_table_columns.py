@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from tapedist.config import TrainConfig
-from tapedist.data.table_cells import number
-from tapedist.data.tables import open_table
+from tapedist.data.tables.cells import number
+from tapedist.data.tables.table import open_table
 from tapedist.errors import InputError
-from tapedist.text_values import READERS, written
+from tapedist.text import READERS, written
 
 LABELS = "because they are row labels, as pandas and R write them: "
 

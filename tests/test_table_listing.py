@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tapedist.data.tables import check_table, open_table
+from tapedist.data.tables.table import check_table, open_table
 from tapedist.errors import InputError
 
 ROWS = "a,b,y\n1,2,3\n4,5,7\n7,8,9\n"

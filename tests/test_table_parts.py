@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tapedist.data.tables import check_table, open_table
+from tapedist.data.tables.table import check_table, open_table
 from tapedist.errors import InputError
-from tapedist.text_values import READERS
+from tapedist.text import READERS
 
 DAY = dt.datetime(2024, 1, 1)
 

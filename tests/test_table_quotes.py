@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tapedist.data import table_csv_blocks
-from tapedist.data.table_csv_blocks import Block, blocks, grammar, records
-from tapedist.data.table_files import TableFile
-from tapedist.data.tables import open_table
+from tapedist.data.tables import csv_blocks
+from tapedist.data.tables.csv_blocks import Block, blocks, grammar, records
+from tapedist.data.tables.files import TableFile
+from tapedist.data.tables.table import open_table
 from tapedist.errors import InputError
 
 _PIECES = st.lists(
@@ -83,7 +83,7 @@ def test_every_row_of_a_written_table_is_read(notes: list[tuple[str, bool]]):
         path = Path(folder, "t.csv")
         path.write_text("\n".join(lines) + "\n", newline="")
         for block_bytes in (3, 17, 2**20):
-            patch.setattr(table_csv_blocks, "BLOCK_BYTES", block_bytes)
+            patch.setattr(csv_blocks, "BLOCK_BYTES", block_bytes)
             source = open_table(str(path), target="y", features=('size (in")',), test_fraction=0.0)
             x, y = source.rows("train", np.arange(source.num_rows("train")))
             assert x[:, 0].tolist() == list(range(len(notes)))

@@ -8,14 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tapedist.data.tables import check_table, open_table
+from tapedist.data.tables.table import check_table, open_table
 from tapedist.errors import InputError, StateError
 
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data folder with the dataset `tiny`: 60 rows in `train`, 10 in `test`."""
-    import tapedist.numerics  # noqa: F401
     import tensorflow_datasets as tfds
 
     class Tiny(tfds.core.GeneratorBasedBuilder):
@@ -94,7 +93,7 @@ def test_header(data: str, settings: dict, message: str):
 
 def test_header_needs_no_tensorflow(run_python, data_dir: Path):
     code = (
-        "import sys; from tapedist.data.tables import check_table; check_table('tfds:tiny')\n"
+        "import sys; from tapedist.data.tables.table import check_table; check_table('tfds:tiny')\n"
         "assert 'tensorflow' not in sys.modules; print('fine')"
     )
     done = run_python("-c", code, env={"TFDS_DATA_DIR": str(data_dir)})

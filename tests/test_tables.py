@@ -13,15 +13,15 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from tapedist.data import table_csv_blocks, tables
-from tapedist.data.epoch_order import epoch_rows
-from tapedist.data.table_csv import _Parser
-from tapedist.data.table_csv_blocks import Block
-from tapedist.data.table_files import TableFile
-from tapedist.data.table_spans import spans
-from tapedist.data.table_split import CHUNK_ROWS, RowSplit, row_hash
-from tapedist.data.table_store import SegmentCache
-from tapedist.data.tables import check_table, open_table
+from tapedist.data.permutations import epoch_rows
+from tapedist.data.tables import csv_blocks, table
+from tapedist.data.tables.csv import _Parser
+from tapedist.data.tables.csv_blocks import Block
+from tapedist.data.tables.files import TableFile
+from tapedist.data.tables.spans import spans
+from tapedist.data.tables.split import CHUNK_ROWS, RowSplit, row_hash
+from tapedist.data.tables.store import SegmentCache
+from tapedist.data.tables.table import check_table, open_table
 from tapedist.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("all_cores")
@@ -78,7 +78,7 @@ def open_at(monkeypatch: pytest.MonkeyPatch):
 
     def opened(path: Path, place: str, **settings):
         budget, window = PLACES[place]
-        monkeypatch.setattr(tables, "WINDOW_ROWS", window)
+        monkeypatch.setattr(table, "WINDOW_ROWS", window)
         source = open_table(str(path), memory_budget=budget, **settings)
         can = path.name in IN_PLACE or path.parent.name == "folder"
         assert source.storage == (place if can or place != "in place" else "scratch file")
@@ -159,7 +159,7 @@ def test_text_is_cut_anywhere(
     path = tmp_path / "t.csv"
     path.write_bytes((line_end.join(lines) + line_end * final).encode())
     for name in ("BLOCK_BYTES", "HEADER_BYTES", "SAMPLE_BYTES"):
-        monkeypatch.setattr(table_csv_blocks, name, block_bytes)
+        monkeypatch.setattr(csv_blocks, name, block_bytes)
     source = open_table(str(path), target="y", features=("a",), test_fraction=0.0)
     numbers = np.arange(300.0)
     np.testing.assert_array_equal(_taken(source, "train", np.arange(300)), np.column_stack([numbers, -numbers]))
@@ -329,8 +329,8 @@ def test_the_next_segment_is_loaded_meanwhile():
 _READ_ALL = """
 import re, sys
 import numpy as np
-from tapedist.data.epoch_order import epoch_rows
-from tapedist.data.tables import open_table
+from tapedist.data.permutations import epoch_rows
+from tapedist.data.tables.table import open_table
 def peak():  # ru_maxrss would start from the parent's
     return int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1]) / 1024
 def run(path, budget):
@@ -367,7 +367,6 @@ def test_memory_stays_constant(tmp_path: Path, run_python):
 
 @pytest.mark.parametrize("name", ["t.parquet", "t.csv"])
 def test_take_in_a_tf_data_map(folder: Path, name: str):
-    import tapedist.numerics  # noqa: F401
     import tensorflow as tf
 
     source = open_table(str(folder / name), target="y", dtype="float64")
@@ -381,12 +380,11 @@ def test_take_in_a_tf_data_map(folder: Path, name: str):
 
 
 def test_failure_inside_a_map_keeps_its_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    import tapedist.numerics  # noqa: F401
     import tensorflow as tf
 
     from tapedist.errors import StateError
 
-    monkeypatch.setattr(tables, "WINDOW_ROWS", 1000)
+    monkeypatch.setattr(table, "WINDOW_ROWS", 1000)
     path = tmp_path / "t.parquet"
     pq.write_table(pa.table({"a": np.arange(100_000.0), "y": np.zeros(100_000)}), path, row_group_size=1000)
     source = open_table(str(path), target="y", memory_budget=100_000)

@@ -16,7 +16,6 @@ SYNTHETIC = "tfds:synthetic_linear/tutorial"
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data folder with the synthetic dataset, and `odd`: weights, and a feature that is not finite in 7 rows."""
-    import tapedist.numerics  # noqa: F401  (before TensorFlow)
     import tensorflow_datasets as tfds
 
     from tapedist.data.synthetic_linear.synthetic_linear_dataset_builder import Builder
@@ -52,7 +51,7 @@ def train(tapedist_command: Callable[..., Finished], data_dir: Path) -> Callable
 
 def test_rows_are_the_synthetic_sources(data_dir: Path, monkeypatch: pytest.MonkeyPatch):
     from tapedist.data.synthetic_linear.synthetic_linear_dataset_builder import Builder
-    from tapedist.data.tables import open_table
+    from tapedist.data.tables.table import open_table
 
     monkeypatch.setenv("TFDS_DATA_DIR", str(data_dir))
     table = open_table(SYNTHETIC, split="index", test_fraction=0.2)

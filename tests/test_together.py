@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tapedist.cluster import together as module
-from tapedist.cluster.peers import PortReservation
+from tapedist.cluster.network import PortReservation
 from tapedist.cluster.together import together
 from tapedist.errors import InputError, Interrupted
 
@@ -116,7 +116,7 @@ def test_an_error_of_one_is_told_at_once_and_the_others_go_on(monkeypatch: pytes
 _SLOW = """
 import sys, time
 from tapedist.cli import main
-from tapedist.data.table_parquet import ParquetReader
+from tapedist.data.tables.parquet import ParquetReader
 
 original = ParquetReader.batches
 

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from warm import warm_python
 
+from tapedist.cluster.network import check_tpu
 from tapedist.cluster.patience import TooLateError, within
-from tapedist.cluster.peers import check_tpu
 from tapedist.errors import InputError
 
 

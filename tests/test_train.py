@@ -10,15 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sample_sources import Logarithm, TwoLayers, curve, quartic
-
-import tapedist.numerics  # noqa: F401  (before TensorFlow)
 import tensorflow as tf
+from sample_sources import Logarithm, TwoLayers, curve, quartic
 
 from tapedist.config import TrainConfig
 from tapedist.data.array_source import ArraySource
 from tapedist.errors import DivergedError, InputError, StateError
-from tapedist.run import train
+from tapedist.run.train import train
 
 OWN_ROWS: dict[str, Any] = {"num_epochs": 5, "learning_rate": 0.05, "strategy": "default"}
 SMALL: dict[str, Any] = {"n_samples": 500, **OWN_ROWS}

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tapedist.errors import DivergedError, Interrupted
-from tapedist.training.observer import Row, Unobserved
+from tapedist.training.interfaces import Row, Unobserved
 from tapedist.training.schedule import CallLength, Schedule
 from tapedist.training.state import TrainingState
 from tapedist.training.steps import CallResult

@@ -16,18 +16,17 @@ from typing import Any
 import numpy as np
 import own_tables
 import pytest
-from conftest import REPO, Finished
-
 import tensorflow as tf
+from conftest import REPO, Finished
 
 from tapedist import cli
 from tapedist.config import TrainConfig
 from tapedist.data.array_source import ArraySource
 from tapedist.errors import Interrupted
 from tapedist.flags import CommandLine
-from tapedist.results.outcome import digest
-from tapedist.run import train
-from tapedist.training.checkpoint_format import decode_manifest, encode_manifest, pack_arrays, unpack_arrays
+from tapedist.run.train import train
+from tapedist.storage.checkpoint_format import decode_manifest, encode_manifest, pack_arrays, unpack_arrays
+from tapedist.training.state import digest
 
 FEATURES = own_tables.NAMES[:3]
 WEIGHTED = {"weight": "times", "standardize": "true"}
@@ -292,9 +291,9 @@ def test_one_cell_of_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 
 def _fingerprint(folder: Path) -> str:
-    from tapedist.data.sources import open_source
-    from tapedist.run_files import read_config
-    from tapedist.run_folder import RunFolder
+    from tapedist.data.catalog import open_source
+    from tapedist.run.run_files import read_config
+    from tapedist.storage.run_folder import RunFolder
 
     return open_source(read_config(RunFolder.find(folder))).fingerprint()
 

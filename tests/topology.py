@@ -73,7 +73,6 @@ def _main() -> None:
         use_all_cores()
     if order["cores"]:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: order["cores"]])
-    import tapedist.numerics  # noqa: F401  (before TensorFlow)
     import tensorflow as tf
 
     if order["intra_op"]:
@@ -110,7 +109,7 @@ def _trained(job: Mapping[str, Any]) -> dict[str, Any]:
     import sample_sources
 
     from tapedist.config import TrainConfig
-    from tapedist.run import train
+    from tapedist.run.train import train
 
     extra: dict[str, Any] = {}
     if job.get("source"):

@@ -16,12 +16,12 @@ from typing import Any
 
 from topology import constants
 
-from tapedist import run
 from tapedist.cluster import resolve
-from tapedist.cluster.membership import joined
+from tapedist.cluster.join import joined
 from tapedist.config import TrainConfig
 from tapedist.flags import CommandLine
 from tapedist.results.monitor import Monitor
+from tapedist.run import train
 from tapedist.signals import StopSignals
 
 
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> None:
     ):
         for name, config in configs.items():
             with constants(cases[name][1]):
-                session = run.Session(
+                session = train.Session(
                     config, strategy=strategy, choice=why, team=team, monitor=Monitor(), folder=None, stop=stop,
                     model=None, loss=None, source=None,
                 )  # fmt: skip

@@ -73,9 +73,9 @@ def _become(order: dict[str, Any]) -> None:
     os.sched_setaffinity(0, order["cores"])
     os.environ.clear()
     os.environ.update(order["environ"])
-    import tapedist.numerics
+    import tapedist.runtime_flags
 
-    importlib.reload(tapedist.numerics)  # It sets what the environment lacks.
+    importlib.reload(tapedist.runtime_flags)  # It sets what the environment lacks.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     # New streams: the old ones remember whether the server's could be sought.
     sys.stdin, sys.stdout, sys.stderr = (
@@ -103,10 +103,6 @@ if __name__ == "__main__":
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(sys.argv[1])
         listening.listen(64)
-        import tapedist.numerics  # (before TensorFlow)
-
-        import tapedist.run
-        import tapedist.session  # noqa: F401  (all that a training needs, TensorFlow with it)
 
         asked = _serve(listening)
     _become(asked)

@@ -87,7 +87,7 @@ def _setting(machine: Mapping[str, Any], records: Records, source: pathlib.Path)
     yield f"* Processor: {machine['processor']}, {machine['cores']} cores, {machine['caches']}; {memory}"
     yield f"* System: {machine['system']}; Python {machine['python']}; {machine['compiler']}"
     yield f"* Versions: {', '.join(versions)}; peers: {', '.join(dict.fromkeys(peers)) or 'none'}"
-    yield f"* Commit `{machine['commit']}`; XLA flags of tapedist's process: its defaults (`tapedist/numerics.py`)"
+    yield f"* Commit `{machine['commit']}`; XLA flags of tapedist's process: its defaults (`tapedist/runtime_flags.py`)"
     yield f"* Load before the run: {machine['load']:.2f}; measurements, one JSON object a line: `{source.name}`"
     yield "* Command: `scripts/bench.sh`; configs: in `scripts/bench/workloads.py` at that commit\n"
 

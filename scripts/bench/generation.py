@@ -15,8 +15,6 @@ import time
 from collections.abc import Callable
 
 import numpy as np
-
-import tapedist.numerics  # noqa: F401  (before TensorFlow)
 import tensorflow as tf
 
 from tapedist.data import generator

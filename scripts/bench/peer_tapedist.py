@@ -11,18 +11,17 @@ import functools
 import sys
 from typing import Any
 
+import tensorflow as tf
 from engine_work import DEFAULTS, columns_of, engine_work
 from peer import RATE, Work, make_rows, starts
 
-import tapedist.numerics
-import tensorflow as tf
-
 import tapedist
+import tapedist.runtime_flags
 from tapedist.cluster import strategies
 from tapedist.config import TrainConfig
 from tapedist.data.array_source import ArraySource
+from tapedist.data.catalog import open_source
 from tapedist.data.ranges import ranges
-from tapedist.data.sources import open_source
 from tapedist.data.synthetic import SyntheticSource
 from tapedist.training import engines, losses, optimizers
 from tapedist.training.bounds import Bounds

@@ -5,17 +5,16 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from engine_work import DEFAULTS, columns_of, engine_work
-from peer import Work
-
 import tapedist.numerics
 import tensorflow as tf
+from engine_work import DEFAULTS, columns_of, engine_work
+from peer import Work
+from tapedist.data.sources import open_source
 
 import tapedist
 from tapedist.cluster import strategies
 from tapedist.config import TrainConfig
 from tapedist.data.array_source import ArraySource
-from tapedist.data.sources import open_source
 from tapedist.training import engines, losses, optimizers
 from tapedist.training.model import LinearModel
 

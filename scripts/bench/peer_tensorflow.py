@@ -9,10 +9,9 @@ from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-from peer import RATE, Work, make_rows, starts
-
 import keras
 import tensorflow as tf
+from peer import RATE, Work, make_rows, starts
 
 VERSION = f"tensorflow {tf.__version__}, keras {keras.__version__}"
 

@@ -37,15 +37,13 @@ def timed(owner: Any, method: str, name: str) -> None:
 
 def main() -> None:
     with phase("import tapedist's command line"):
-        import tapedist.cli
-        from tapedist import process, without_keras
-    with phase("import tensorflow"), without_keras.keras_left_out(), process.importing():
-        import tapedist.numerics  # noqa: F401
+        from tapedist import process, runtime_flags
+    with phase("import tensorflow"), runtime_flags.keras_left_out(), process.importing():
         import tensorflow  # noqa: F401, ICN001
-    with phase("import tapedist.run"):
-        from tapedist import run
+    with phase("import tapedist.run.train"):
         from tapedist.cluster import strategies
         from tapedist.config import TrainConfig
+        from tapedist.run import train
         from tapedist.training import engines
         from tapedist.training.trainer import Trainer
     timed(strategies, "create", "find devices, make strategy")
@@ -55,7 +53,7 @@ def main() -> None:
     timed(Trainer, "fit", "train: pass, compile, 3,000 epochs")
     timed(Trainer, "close", "final losses: compile, sum")
     with phase("train, all of it"):
-        run.train(TrainConfig(plots=False), quiet=True)
+        train.train(TrainConfig(plots=False), quiet=True)
     _SPENT["process so far"] = time.perf_counter() - _START
     print(json.dumps({name: round(seconds, 4) for name, seconds in _SPENT.items()}))
 

@@ -20,7 +20,7 @@ import sys
 import tempfile
 from typing import Any
 
-from tapedist.cluster.peers import PortReservation
+from tapedist.cluster.network import PortReservation
 
 
 def _start(words: list[str], cores: set[int], cluster: dict[str, Any] | None) -> subprocess.Popen[str]:

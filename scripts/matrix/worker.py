@@ -59,7 +59,6 @@ def _verified(config: TrainConfig) -> str:
 
 
 def _trained(configs: Mapping[str, TrainConfig], order: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    import tapedist.numerics  # noqa: F401  (before TensorFlow)
     import tensorflow as tf
 
     from tapedist.cluster import resolve
@@ -79,13 +78,13 @@ def _trained(configs: Mapping[str, TrainConfig], order: Mapping[str, Any]) -> It
 
 
 def _alone(config: TrainConfig, stop_after: int) -> str:
-    from tapedist import run
+    from tapedist.run import train
 
     with contextlib.ExitStack() as stack:
         if stop_after:
-            stack.enter_context(mock.patch.object(run, "StopSignals", return_value=_StopAfter(stop_after)))
+            stack.enter_context(mock.patch.object(train, "StopSignals", return_value=_StopAfter(stop_after)))
         try:
-            return run.train(config, quiet=True).digest
+            return train.train(config, quiet=True).digest
         except Interrupted:
             return "stopped"
         except TapedistError as error:
@@ -115,9 +114,9 @@ class _StopAfter:
 
 def _in_a_cluster(configs: Mapping[str, TrainConfig], spec: Any) -> Iterator[tuple[str, str]]:
     """One membership for all; collectives remember their group."""
-    from tapedist import run
-    from tapedist.cluster.membership import joined
+    from tapedist.cluster.join import joined
     from tapedist.results.monitor import Monitor
+    from tapedist.run import train
     from tapedist.signals import StopSignals
 
     first = next(iter(configs.values()))
@@ -126,7 +125,7 @@ def _in_a_cluster(configs: Mapping[str, TrainConfig], spec: Any) -> Iterator[tup
         joined(first, spec, stop_signal=lambda: stop.signum, quiet=True) as (strategy, why, team),
     ):
         for name, config in configs.items():
-            session = run.Session(
+            session = train.Session(
                 config, strategy=strategy, choice=why, team=team, monitor=Monitor(), folder=None, stop=stop,
                 model=None, loss=None, source=None,
             )  # fmt: skip

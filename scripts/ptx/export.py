@@ -16,8 +16,8 @@ from unittest import mock
 from ptx.rules import CONTROL, UNPINNED
 
 _MANY_BLOCKS = {
-    "tapedist.data.blocks.RESIDENT_BYTES": 0,
-    "tapedist.data.blocks.BLOCK_BYTES": 16384,
+    "tapedist.data.orders.RESIDENT_BYTES": 0,
+    "tapedist.data.orders.BLOCK_BYTES": 16384,
     "tapedist.training.engines.batches._RESIDENT_BYTES": 0,
 }
 
@@ -63,7 +63,7 @@ def runs() -> dict[str, dict[str, Any]]:
 def export(folder: Path) -> None:
     """Trains `runs`, and writes the HLO of what XLA compiled for them, with `programs.json`, which names it."""
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-    from tapedist import numerics  # isort: skip  (before TensorFlow)
+    from tapedist import runtime_flags  # isort: skip  (before TensorFlow)
     import tensorflow as tf
     from tensorflow.python.eager.polymorphic_function import compiler_ir
 
@@ -84,7 +84,12 @@ def export(folder: Path) -> None:
         (folder / f"{number:03}.hlo.pb").write_bytes(lowered)
         shapes = " ".join(f"{spec.dtype.name}{spec.shape.as_list()}" for spec in specs)
         programs.append({"number": number, "name": _name(function), "run": run, "shapes": shapes})
-    about = {"tensorflow": tf.__version__, "flags": numerics.flags_in_use(), "runs": len(trained), "commit": _commit()}
+    about = {
+        "tensorflow": tf.__version__,
+        "flags": runtime_flags.flags_in_use(),
+        "runs": len(trained),
+        "commit": _commit(),
+    }
     (folder / "programs.json").write_text(json.dumps(about | {"programs": programs}, indent=1))
     print(f"{len(programs)} programs")
 
@@ -92,10 +97,9 @@ def export(folder: Path) -> None:
 def _note_large(found: _Found) -> None:
     """The loops over steps of as many rows as a GPU would hold; they are lowered, not run."""
     import numpy as np
-
     import tensorflow as tf
 
-    from tapedist.data.blocks import TILE_ROWS
+    from tapedist.data.orders import TILE_ROWS
     from tapedist.training import losses, optimizers
     from tapedist.training.model import LinearModel
     from tapedist.training.slot_steps import SlotSteps
@@ -200,7 +204,7 @@ def _train(*, arrays: str = "", small: bool = False, own_loss: bool = False, **s
     import numpy as np
 
     import tapedist
-    from tapedist import run
+    from tapedist.run import train
 
     settings = {"n_samples": 1203, "test_fraction": 0.2, "plots": False, "statistics": "false"} | settings
     source = None
@@ -216,7 +220,7 @@ def _train(*, arrays: str = "", small: bool = False, own_loss: bool = False, **s
         for place, size in _MANY_BLOCKS.items() if small else ():
             stack.enter_context(mock.patch(place, size))
         loss = (lambda y_hat, y: tapedist.times(y_hat - y, y_hat - y)) if own_loss else None
-        return run.train(tapedist.TrainConfig(**settings), source=source, loss=loss).digest
+        return train.train(tapedist.TrainConfig(**settings), source=source, loss=loss).digest
 
 
 def _name(function: Any) -> str:

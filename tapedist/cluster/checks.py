@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from tapedist.cluster.peers import PortReservation, port_in_use, unreachable
+from tapedist.cluster.network import PortReservation, port_in_use, unreachable
 from tapedist.cluster.resolve import ClusterSpec, resolve
 from tapedist.errors import InputError
 

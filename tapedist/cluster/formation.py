@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from tapedist.cluster.peers import check_own_name, port_taken
+from tapedist.cluster.network import check_own_name, port_taken
 from tapedist.cluster.resolve import ClusterSpec, is_this_machine, split_address
 from tapedist.errors import InputError, PeerLostError
 

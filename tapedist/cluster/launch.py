@@ -13,9 +13,9 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from tapedist.cluster.exit_policy import Action, Verdict
 from tapedist.cluster.gpus import found_gpus, shares, visible_gpus
-from tapedist.cluster.peers import PortReservation
-from tapedist.cluster.policy import Action, Verdict
+from tapedist.cluster.network import PortReservation
 from tapedist.cluster.resolve import ClusterSpec, check_strategy, resolve
 from tapedist.cluster.supervisor import SignalInbox, Supervisor
 from tapedist.cluster.workers import Command, Console, Worker

@@ -15,7 +15,6 @@ from typing import Any
 
 def devices() -> None:
     """Prints TensorFlow's version, its devices, and whether it was built for CUDA; then the speed of this machine."""
-    import tapedist.numerics  # noqa: F401 (sets what TensorFlow reads when it is imported)
     import tensorflow as tf
 
     build = tf.sysconfig.get_build_info()
@@ -31,7 +30,6 @@ def speed_estimate(seconds: float, *, rows: int = 2**20) -> float:
         seconds: how long to measure, after compilation.
         rows: `n`; they stay in the device's memory.
     """
-    import tapedist.numerics  # noqa: F401
     import tensorflow as tf
 
     x = tf.random.stateless_normal([rows], seed=[0, 1], alg="philox")
@@ -59,7 +57,6 @@ def speed_estimate(seconds: float, *, rows: int = 2**20) -> float:
 
 def exchange() -> None:
     """One sum over the cluster that TF_CONFIG names, in which each worker's number is at its own place; prints it."""
-    import tapedist.numerics  # noqa: F401
     import tensorflow as tf
 
     from tapedist.cluster.proxies import without_proxy

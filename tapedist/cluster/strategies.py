@@ -10,15 +10,14 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import tapedist.numerics  # noqa: F401  (before TensorFlow)
 import tensorflow as tf
 
+from tapedist.cluster.network import check_tpu
 from tapedist.cluster.patience import TooLateError, within
-from tapedist.cluster.peers import check_tpu
 from tapedist.cluster.resolve import ONE_PROCESS, ClusterSpec
 from tapedist.config import TrainConfig
 from tapedist.errors import InputError, PeerLostError, TapedistError
-from tapedist.text_values import shown
+from tapedist.text import shown
 
 
 @dataclasses.dataclass(frozen=True)

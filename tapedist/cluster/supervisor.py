@@ -11,7 +11,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from tapedist import signals
-from tapedist.cluster.policy import Action, Verdict, describe, judge
+from tapedist.cluster.exit_policy import Action, Verdict, describe, judge
 from tapedist.cluster.workers import Command, Console, Worker
 
 

@@ -10,12 +10,11 @@ import threading
 import time
 from collections.abc import Callable
 
-import tapedist.numerics  # noqa: F401  (before TensorFlow)
 import tensorflow as tf
 
-from tapedist.cluster.peers import unreachable
+from tapedist.cluster.network import unreachable
 from tapedist.cluster.resolve import ClusterSpec
-from tapedist.cluster.standstill import Standstill
+from tapedist.cluster.stall import Standstill
 from tapedist.errors import PeerLostError
 
 _TCP_SECS = 2.0

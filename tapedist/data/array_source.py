@@ -16,13 +16,13 @@ import numpy as np
 
 from tapedist.data import frames
 from tapedist.data.ranges import Ranges, ranges_of_rows
-from tapedist.data.row_arrays import BLOCK_ROWS
-from tapedist.data.table_columns import listed
-from tapedist.data.table_gather import Units, write_tiles
-from tapedist.data.table_spans import RowNumbers
+from tapedist.data.source import BLOCK_ROWS
+from tapedist.data.tables.columns import listed
+from tapedist.data.tables.gather import Units, write_tiles
+from tapedist.data.tables.spans import RowNumbers
 from tapedist.data.tiny import holds_tiny
 from tapedist.errors import InputError
-from tapedist.text_values import shown
+from tapedist.text import shown
 
 _PIECE_BYTES = 2**18
 _FEW_FEATURES = 32
@@ -30,7 +30,7 @@ _MOST_SLICES = 64  # A slice of many rows copies nothing, but each is an operati
 
 
 class ArraySource:
-    """Rows in memory; implements `tapedist.data.blocks.Source`. Float arrays are not copied: leave them as they are.
+    """Rows in memory; implements `tapedist.data.orders.Source`. Float arrays are not copied: leave them as they are.
 
     Args:
         x: `[n, d]`, numbers; integers become float64. A NumPy array or nested lists, or a table whose columns have
@@ -155,7 +155,6 @@ class ArraySource:
 
     def take(self, split: str, indices: Any) -> tuple[Any, ...]:
         """`rows` as TensorFlow operations; `indices` is an int64 tensor `[k]`."""
-        import tapedist.numerics  # noqa: F401  (before TensorFlow)
         import tensorflow as tf
 
         return tuple(tf.gather(column, indices + self._first(split)) for column in self._tensors)
@@ -171,7 +170,6 @@ class ArraySource:
         Returns:
             `(x [r * length, d], y [r * length][, w])`.
         """
-        import tapedist.numerics  # noqa: F401  (before TensorFlow)
         import tensorflow as tf
 
         n, runs = self.num_rows(split), first.shape[0]
@@ -196,7 +194,6 @@ class ArraySource:
     @functools.cached_property
     def _tensors(self) -> tuple[Any, ...]:
         """The columns, once: an array in a graph would be written into it."""
-        import tapedist.numerics  # noqa: F401  (before TensorFlow)
         import tensorflow as tf
 
         with tf.init_scope(), tf.device("CPU:0"):

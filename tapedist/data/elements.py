@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from tapedist.data.blocks import BatchPlan, BlockOrder
-from tapedist.data.epoch_order import WINDOW_ROWS, WindowOrder, epoch_batches, epoch_rows
+from tapedist.data.orders import BatchPlan, BlockOrder
+from tapedist.data.permutations import WINDOW_ROWS, WindowOrder, epoch_batches, epoch_rows
 
 # `places -> (epoch, batch)`, int64 `[len(places)]` each: which batch of which epoch is at each place of a sequence.
 BatchSequence = Callable[[range], tuple[np.ndarray, np.ndarray]]

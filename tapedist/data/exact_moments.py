@@ -21,12 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from tapedist.data.blocks import Source
-from tapedist.data.ranges import Ranges
-from tapedist.data.row_arrays import row_blocks, row_ranges
-from tapedist.data.tables import TableSource
-from tapedist.errors import InputError
-from tapedist.exact_arithmetic import (
+from tapedist.data.exact_arithmetic import (
     SLICE_BITS,
     SLICE_ROWS,
     IntegerSums,
@@ -37,6 +32,11 @@ from tapedist.exact_arithmetic import (
     two_product,
     two_sum,
 )
+from tapedist.data.orders import Source
+from tapedist.data.ranges import Ranges
+from tapedist.data.source import row_blocks, row_ranges
+from tapedist.data.tables.table import TableSource
+from tapedist.errors import InputError
 
 MOST_SLICES = 6  # 126 bits: what double-double arithmetic makes use of.
 _CHUNK_NUMBERS = 2**17  # Of all slices of a chunk: they stay in a cache.

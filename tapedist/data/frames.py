@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from tapedist.data.table_columns import listed
+from tapedist.data.tables.columns import listed
 from tapedist.errors import InputError
-from tapedist.text_values import quoted
+from tapedist.text import quoted
 
 _EXACT = 2**53  # Up to here, float64 holds every integer.
 _PLAIN = {"b": np.dtype(bool), "i": np.dtype(np.int64), "u": np.dtype(np.uint64), "f": np.dtype(np.float64)}

@@ -31,8 +31,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-
-import tapedist.numerics  # noqa: F401  (before TensorFlow)
 import tensorflow as tf
 
 from tapedist.data.synthetic_identity import VERSION  # noqa: F401  (raised by any change that changes rows)

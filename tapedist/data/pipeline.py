@@ -19,15 +19,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-
-import tapedist.numerics  # noqa: F401  (before TensorFlow)
 import tensorflow as tf
 
-from tapedist.data.blocks import Source
 from tapedist.data.element_rows import ElementRows
 from tapedist.data.element_stream import ElementStream
 from tapedist.data.elements import ElementPlan
-from tapedist.data.table_gather import empty, write_tiles
+from tapedist.data.orders import Source
+from tapedist.data.tables.gather import empty, write_tiles
 from tapedist.data.tiny import LEAST, ROUNDS_UP
 
 _PREFETCH = 2

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from tapedist.data.blocks import Source
-from tapedist.data.row_arrays import RowArrays, row_blocks
+from tapedist.data.orders import Source
+from tapedist.data.source import RowArrays, row_blocks
 from tapedist.errors import InputError
-from tapedist.text_values import shown
+from tapedist.text import shown
 
 _FEW_COLUMNS = 16  # Up to here columns are faster one by one.
 

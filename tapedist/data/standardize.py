@@ -22,13 +22,13 @@ from typing import Any
 import numpy as np
 
 from tapedist.data.array_source import ArraySource
-from tapedist.data.blocks import Source
 from tapedist.data.exact_moments import MOST, ExactMoments, exact_moments
+from tapedist.data.orders import Source
 from tapedist.data.ranges import Ranges, ranges
-from tapedist.data.table_gather import Units
-from tapedist.data.tables import TableSource
+from tapedist.data.tables.gather import Units
+from tapedist.data.tables.table import TableSource
 from tapedist.errors import InputError
-from tapedist.text_values import shown
+from tapedist.text import shown
 
 _LEAST_SCALE = 2.0**-1021  # Of which the reciprocal and some multiples of it are finite.
 _ROUNDINGS = 4.0  # A column that varies by no more than so many roundings is constant, as in `results.factor`.
@@ -189,7 +189,7 @@ def _moved(bias: float, weights: np.ndarray, *shifts: np.ndarray, less: float = 
 
 
 class StandardizedSource:
-    """A source whose rows are in standard units; implements `tapedist.data.blocks.Source`.
+    """A source whose rows are in standard units; implements `tapedist.data.orders.Source`.
 
     Args:
         source: the raw rows.
@@ -239,7 +239,6 @@ class StandardizedSource:
         return self._standard(*source.take_runs(split, first, length=length))
 
     def _standard(self, x: Any, y: Any, *rest: Any) -> tuple[Any, ...]:
-        import tapedist.numerics  # noqa: F401  (before TensorFlow)
         import tensorflow as tf
 
         units = self._units

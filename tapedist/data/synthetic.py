@@ -17,15 +17,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-
-import tapedist.numerics  # noqa: F401  (before TensorFlow)
 import tensorflow as tf
 
 from tapedist.data import generator, synthetic_identity
-from tapedist.data.blocks import split_sizes
+from tapedist.data.orders import split_sizes
 from tapedist.data.ranges import Ranges
-from tapedist.data.table_gather import write_tiles
-from tapedist.data.table_spans import RowNumbers
+from tapedist.data.tables.gather import write_tiles
+from tapedist.data.tables.spans import RowNumbers
 from tapedist.data.tiny import LEAST
 from tapedist.errors import InputError
 

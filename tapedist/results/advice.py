@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from tapedist.config import TrainConfig
-from tapedist.results.metric import Gap
-from tapedist.results.outcome import TrainResult
+from tapedist.regression.metric import Gap
+from tapedist.results.result import TrainResult
 from tapedist.training.stopping import SETTLED
 
 # The tutorial's own 3,000 epochs end two or three standard errors away, and are told so by its table.

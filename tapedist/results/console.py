@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
-from tapedist.training.observer import Row
+from tapedist.training.interfaces import Row
 
 _REFRESH_SECONDS = 0.1
 _SI = ((1e12, "T "), (1e9, "G "), (1e6, "M "), (1e3, "k "), (1.0, ""))

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tapedist.filesystem import storage_error
-from tapedist.training.observer import Row
+from tapedist.storage.files import storage_error
+from tapedist.training.interfaces import Row
 
 _FLUSH_SECONDS = 5.0
 
@@ -50,7 +50,6 @@ class EventFiles:
             raise storage_error("write", self._path, OSError(error.message.splitlines()[0])) from error
 
     def _start(self, row: Row) -> None:
-        import tapedist.numerics  # noqa: F401  (before TensorFlow)
         import tensorflow as tf
 
         self._tf = tf

@@ -11,13 +11,12 @@ import os
 import shutil
 from pathlib import Path
 
-import tapedist.numerics  # noqa: F401  (before TensorFlow)
 import tensorflow as tf
 
 from tapedist.errors import InputError
-from tapedist.filesystem import OWN_PREFIX, POSIX, storage_error
 from tapedist.process import check_fork
-from tapedist.results.model_file import FittedModel
+from tapedist.storage.files import OWN_PREFIX, POSIX, storage_error
+from tapedist.storage.model_file import FittedModel
 
 
 class ServedModel(tf.Module):

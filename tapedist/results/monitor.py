@@ -8,8 +8,8 @@ from pathlib import Path
 
 from tapedist.results.console import Console
 from tapedist.results.events import EventFiles
-from tapedist.results.metrics import MetricsFile, read_rows
-from tapedist.training.observer import Row
+from tapedist.storage.metrics_file import MetricsFile, read_rows
+from tapedist.training.interfaces import Row
 
 METRICS_NAME = "metrics.jsonl"
 EVENTS_NAME = "events"

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from tapedist.data.table_listing import find_files
-from tapedist.data.tables import TFDS_PREFIX
+from tapedist.data.tables.listing import find_files
+from tapedist.data.tables.table import TFDS_PREFIX
 from tapedist.errors import InputError
-from tapedist.filesystem import OWN_PREFIX, storage_error
-from tapedist.text_values import shown
+from tapedist.storage.files import OWN_PREFIX, storage_error
+from tapedist.text import shown
 
 _SUFFIXES = (".csv", ".parquet", ".pq")
 

@@ -12,12 +12,12 @@ import math
 import string
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
+from tapedist.regression.distance import AGREES_WITHIN
+from tapedist.regression.inference import Coefficient
 from tapedist.results import report_charts as charts
-from tapedist.results.inference import Coefficient
-from tapedist.results.regression import AGREES_WITHIN
 from tapedist.results.report_charts import Predictions, text
-from tapedist.text_values import written
-from tapedist.training.observer import Row
+from tapedist.text import written
+from tapedist.training.interfaces import Row
 
 MOST_COEFFICIENTS = 200
 _MOST_REASONS = 20

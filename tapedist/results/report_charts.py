@@ -12,7 +12,7 @@ import numpy as np
 from tapedist.results.sampling import caption, sampled, thinned
 from tapedist.results.svg import Chart
 from tapedist.results.words import printable
-from tapedist.training.observer import Row
+from tapedist.training.interfaces import Row
 
 _MOST_DOTS = 1500
 _MOST_VERTICES = 500

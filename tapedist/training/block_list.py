@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 
-import tapedist.numerics  # noqa: F401  (before TensorFlow)
 import tensorflow as tf
 
 Rows = tuple[tf.Tensor, ...]

@@ -12,11 +12,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-
-import tapedist.numerics  # noqa: F401  (before TensorFlow)
 import tensorflow as tf
 
-from tapedist.data.blocks import BlockOrder
+from tapedist.data.orders import BlockOrder
 from tapedist.training.replicas import Replicas
 
 _TURNS_PER_CALL = 16

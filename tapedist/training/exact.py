@@ -16,8 +16,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-
-import tapedist.numerics  # noqa: F401  (before TensorFlow)
 import tensorflow as tf
 from tensorflow.compiler.tf2xla.ops import gen_xla_ops
 

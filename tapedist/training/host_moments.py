@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tapedist.exact_arithmetic import SLICE_BITS, SLICE_ROWS
+from tapedist.data.exact_arithmetic import SLICE_BITS, SLICE_ROWS
 
 SLICES = 3
 _HALF_BITS = 27

@@ -9,7 +9,6 @@ import dataclasses
 import math
 from collections.abc import Callable
 
-import tapedist.numerics  # noqa: F401  (before TensorFlow)
 import tensorflow as tf
 
 from tapedist.training.exact import times

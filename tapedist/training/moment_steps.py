@@ -13,12 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-
-import tapedist.numerics  # noqa: F401  (before TensorFlow)
 import tensorflow as tf
 
 from tapedist.data.element_stream import ElementStream
-from tapedist.exact_arithmetic import SLICE_BITS, SLICE_ROWS
+from tapedist.data.exact_arithmetic import SLICE_BITS, SLICE_ROWS
 from tapedist.training import exact
 from tapedist.training.block_pass import block_loop
 from tapedist.training.host_moments import SLICES, block_sums, pairs

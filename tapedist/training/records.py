@@ -6,7 +6,6 @@ more, to check its bounds.
 
 from __future__ import annotations
 
-import tapedist.numerics  # noqa: F401  (before TensorFlow)
 import tensorflow as tf
 
 

@@ -10,8 +10,6 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 import numpy as np
-
-import tapedist.numerics  # noqa: F401  (before TensorFlow)
 import tensorflow as tf
 
 

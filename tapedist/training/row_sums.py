@@ -18,7 +18,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
-import tapedist.numerics  # noqa: F401  (before TensorFlow)
 import tensorflow as tf
 from tensorflow.compiler.tf2xla.ops import gen_xla_ops
 

@@ -6,6 +6,7 @@ Legend: `P` parameters, `s` optimizer slots.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 from collections.abc import Mapping
 
@@ -14,6 +15,11 @@ import numpy as np
 from tapedist.training.stopping import StopMemory
 
 _MAX_PATH_POINTS = 2048
+
+
+def digest(parameters: np.ndarray) -> str:
+    """SHA-256 of the float64 parameter bytes, little-endian, weights then bias."""
+    return hashlib.sha256(np.ascontiguousarray(parameters, "<f8").tobytes()).hexdigest()
 
 
 @dataclasses.dataclass

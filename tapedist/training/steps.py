@@ -26,8 +26,6 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 import numpy as np
-
-import tapedist.numerics  # noqa: F401  (before TensorFlow)
 import tensorflow as tf
 
 from tapedist.errors import MissingRowsError

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-from tapedist.exact_arithmetic import folded
+from tapedist.data.exact_arithmetic import folded
 
 SETTLED = "no parameter moves any more"
 

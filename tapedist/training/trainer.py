@@ -16,8 +16,8 @@ from tapedist.training.consensus import Alone, Consensus, StopRequest, Turn, hee
 from tapedist.training.divergence import diverged, loss_limit
 from tapedist.training.engines import Engine
 from tapedist.training.epochs import full_batch_losses, mini_batch_losses
+from tapedist.training.interfaces import Observer, Row
 from tapedist.training.measures import evaluator
-from tapedist.training.observer import Observer, Row
 from tapedist.training.schedule import CallLength, Schedule
 from tapedist.training.state import TrainingState
 from tapedist.training.steps import CallResult

@@ -12,7 +12,7 @@ import numpy as np
 from tapedist import reference
 from tapedist.command_options import VerifyOptions
 from tapedist.errors import StateError
-from tapedist.training.checkpoints import Checkpoint
+from tapedist.storage.checkpoints import Checkpoint
 from tapedist.training.state import TrainingState
 from tapedist.verification.comparison import check_checkpoint, check_model, check_path
 from tapedist.verification.recomputation import Moment, Recomputation

@@ -12,10 +12,10 @@ import numpy as np
 
 from tapedist import reference
 from tapedist.errors import StateError
-from tapedist.results.model_file import FittedModel
-from tapedist.results.outcome import digest
-from tapedist.training.checkpoints import Checkpoint
-from tapedist.training.persistence import from_arrays
+from tapedist.run.persistence import from_arrays
+from tapedist.storage.checkpoints import Checkpoint
+from tapedist.storage.model_file import FittedModel
+from tapedist.training.state import digest
 from tapedist.verification.recomputation import Moment, Recomputation
 
 _LOW_BITS = 27  # Of the lower halves of sums in checkpoints.

@@ -13,16 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from tapedist import reference, run_rate
+from tapedist import reference
 from tapedist.config import TrainConfig
-from tapedist.data.blocks import Source
+from tapedist.data.orders import Source
 from tapedist.data.standardize import RawUnits, StandardUnits
 from tapedist.errors import InputError
-from tapedist.linear_units import linear_units
 from tapedist.reference.loops import advanced
-from tapedist.results.metric import Metric
-from tapedist.results.model_file import warm_start
-from tapedist.results.statistics import Survey
+from tapedist.regression.metric import Metric
+from tapedist.regression.summary import Survey
+from tapedist.run import learning_rate
+from tapedist.run.linear_units import linear_units
+from tapedist.storage.model_file import warm_start
 from tapedist.training.obstacles import moments_obstacle
 from tapedist.verification.rows import TrainedRows
 
@@ -53,7 +54,7 @@ class Moment:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LinearObjective:
-    """What is minimised: the attributes of `tapedist.objective.Objective` that need no TensorFlow.
+    """What is minimised: the attributes of `tapedist.run.objective.Objective` that need no TensorFlow.
 
     Attributes:
         source: the raw rows.
@@ -130,7 +131,7 @@ class Recomputation:
             return {"rate": config.learning_rate}
         if config.mode == "mini_batch" or not objective.is_squared:
             own: Any = objective
-            rate, metric = run_rate.in_metric(config, own, heed=lambda: False, say=lambda line: None)
+            rate, metric = learning_rate.in_metric(config, own, heed=lambda: False, say=lambda line: None)
             fields = {"rate": rate.first, "hold": rate.hold, "curvature": rate.curvature}
             return {"optimizer": "metric", "metric": metric} | fields
         if self.obstacle:

@@ -13,11 +13,11 @@ import numpy as np
 from tapedist import reference
 from tapedist.config import TrainConfig
 from tapedist.data import synthetic_identity
-from tapedist.data.blocks import Source
+from tapedist.data.orders import Source
 from tapedist.data.ranges import Ranges
-from tapedist.data.row_arrays import RowArrays, row_arrays
+from tapedist.data.source import RowArrays, row_arrays
 from tapedist.data.standardize import RawUnits, StandardUnits
-from tapedist.data.table_spans import RowNumbers
+from tapedist.data.tables.spans import RowNumbers
 
 _CHUNK_ROWS, _CHUNK_NUMBERS = 2**17, 2**21
 _HELD_NUMBERS = 2**25  # 256 MiB; what is more is read or made anew in every epoch.

@@ -9,7 +9,7 @@ import numpy as np
 
 from tapedist import reference
 from tapedist.config import TrainConfig
-from tapedist.run_optimum import RunOptimum, stopping_rules
+from tapedist.run.optimum import RunOptimum, stopping_rules
 from tapedist.training.schedule import Schedule
 from tapedist.training.stopping import StopMemory, Stopping
 from tapedist.verification.recomputation import Moment, Recomputation

@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from tapedist import run_files
 from tapedist.config import TrainConfig
-from tapedist.data import sources
-from tapedist.data.blocks import Source
+from tapedist.data import catalog
+from tapedist.data.orders import Source
 from tapedist.errors import InputError, StateError
-from tapedist.results.model_file import FittedModel, find_start, read_content, read_model
-from tapedist.run_folder import RunFolder
-from tapedist.training.checkpoints import Checkpoint, CheckpointStore
-from tapedist.training.persistence import identity
-from tapedist.training.resume import answer_differences
+from tapedist.run import run_files
+from tapedist.run.persistence import identity
+from tapedist.run.resume import answer_differences
+from tapedist.storage.checkpoints import Checkpoint, CheckpointStore
+from tapedist.storage.model_file import FittedModel, find_start, read_content, read_model
+from tapedist.storage.run_folder import RunFolder
 from tapedist.verification.rows import SyntheticRows
 
 _LINEAR = "LinearModel"  # As `training.model` names it.
@@ -68,7 +68,7 @@ class StoredRun:
             StateError: if they or other settings are not those of the run.
         """
         config = self.config
-        source: Any = sources.open_source(config) if config.from_table else SyntheticRows(config)
+        source: Any = catalog.open_source(config) if config.from_table else SyntheticRows(config)
         rows, start = source.fingerprint(), find_start(config.init_from).digest if config.init_from else ""
         current = identity(config, rows=rows, model=start + _LINEAR)
         for checkpoint in self.checkpoints:

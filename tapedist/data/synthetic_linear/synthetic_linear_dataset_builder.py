@@ -15,11 +15,9 @@ import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
-from etils import epath
-
-import tapedist.numerics  # noqa: F401  (before TensorFlow)
 import tensorflow as tf
 import tensorflow_datasets as tfds
+from etils import epath
 
 from tapedist.data.synthetic import SyntheticSource
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from tapedist.data.blocks import BatchPlan
 from tapedist.data.elements import ShuffledRows, batch_elements, epoch_order, in_order
+from tapedist.data.orders import BatchPlan
 from tapedist.training import known_answer
 from tapedist.training.engines.engine import Engine, Measured, WholeSteps, all_epochs, rough_steps
 from tapedist.training.engines.setup import Setup

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from tapedist.data import blocks
-from tapedist.data.blocks import BlockPlan
+from tapedist.data import orders
+from tapedist.data.orders import BlockPlan
 from tapedist.training import known_answer
 from tapedist.training.engines.engine import Measured, all_epochs
 from tapedist.training.engines.setup import Setup
@@ -31,11 +31,11 @@ class MomentsEngine:
 
     def __init__(self, setup: Setup, *, split: str):
         rows = setup.source.num_rows(split)
-        self._tile_rows = blocks.product_tile_rows(rows, setup.source.num_features)
+        self._tile_rows = orders.product_tile_rows(rows, setup.source.num_features)
         plan = setup.block_plan(split, self._tile_rows)
         if on_host := _suits_host(setup, plan):
             size = rows * plan.num_features * plan.itemsize
-            plan = dataclasses.replace(plan, stretched=max(1, min(_MOST_STRETCHED, size // (32 * blocks.BLOCK_BYTES))))
+            plan = dataclasses.replace(plan, stretched=max(1, min(_MOST_STRETCHED, size // (32 * orders.BLOCK_BYTES))))
         self.reason = f"one pass over {plan.num_rows} rows, then epochs on their second moments"
         self._setup, self._split = setup, split
         self._pass_steps = _pass_steps(setup, split, rows, on_host=on_host)

@@ -8,14 +8,12 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numpy as np
-
-import tapedist.numerics  # noqa: F401  (before TensorFlow)
 import tensorflow as tf
 
-from tapedist.data import blocks, pipeline
-from tapedist.data.blocks import BlockOrder, BlockPlan, Source
+from tapedist.data import orders, pipeline
 from tapedist.data.element_stream import ElementStream
 from tapedist.data.elements import ElementPlan, block_elements, split_elements
+from tapedist.data.orders import BlockOrder, BlockPlan, Source
 from tapedist.errors import WrongAnswerError
 from tapedist.training import exact
 from tapedist.training.block_pass import BlockPass
@@ -94,9 +92,9 @@ class Setup:
     def tile_rows(self, rows: int) -> int:
         """Rows of a tile of those in which `rows` rows are summed."""
         if self.problem.row_sums_kind is LinearSums:
-            return blocks.TILE_ROWS
+            return orders.TILE_ROWS
         if self.problem.row_sums_kind is PlainSums:
-            return blocks.product_tile_rows(rows, self.source.num_features)
+            return orders.product_tile_rows(rows, self.source.num_features)
         # Of a model of which nothing is known they must not depend on replicas.
         return max(1, min(_MOST_MODULE_ROWS, -(-rows // _MODULE_TILES)))
 
@@ -108,7 +106,7 @@ class Setup:
             tile_rows: of a tile, where it is not that of the problem's sums.
         """
         tile_rows = tile_rows or self.tile_rows(rows)
-        tiles = blocks.share_tiles(rows, self.num_replicas, tile_rows)
+        tiles = orders.share_tiles(rows, self.num_replicas, tile_rows)
         parts = -(-tiles * tile_rows // exact.MOST_ROWS)  # Which are to be equal.
         return {"tiles": -(-tiles // parts) * parts, "tile_rows": tile_rows}
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from tapedist.data.blocks import BlockPlan
+from tapedist.data.orders import BlockPlan
 from tapedist.training import known_answer
 from tapedist.training.block_steps import BlockSteps
 from tapedist.training.engines.engine import Engine, Measured, WholeSteps, all_epochs, rough_steps

@@ -1,0 +1,183 @@
+"""Which addresses answer: plain TCP, no protocol. Used before a cluster forms and when a peer seems lost."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+from tapedist.cluster.patience import TooLateError, within
+from tapedist.cluster.resolve import split_address
+from tapedist.errors import InputError
+from tapedist.text import shown
+
+_MAX_PROBES = 64
+_TPU_SECS = 5.0
+_LOOKUP_EVERY_SECS = 0.5
+
+
+def unreachable(addresses: Iterable[str], timeout_secs: float) -> list[str]:
+    """Those of `addresses` where nothing accepts a TCP connection in time, in their order.
+
+    A stopped process still accepts connections, because its kernel does: an address that answers may belong to a
+    process that hangs.
+
+    Args:
+        addresses: `host:port` each; they are tried side by side.
+        timeout_secs: how long to try one address, above 0. Resolving a host's name is not bounded by it.
+
+    Raises:
+        InputError: if an address is not `host:port`.
+    """
+    addresses = list(addresses)
+    targets = [split_address(address) for address in addresses]
+    if not addresses:
+        return []
+    with ThreadPoolExecutor(min(_MAX_PROBES, len(addresses))) as pool:
+        answers = list(pool.map(lambda target: _answers(target, timeout_secs), targets))
+    return [address for address, answer in zip(addresses, answers, strict=True) if not answer]
+
+
+def _answers(target: tuple[str, int], timeout_secs: float) -> bool:
+    try:
+        socket.create_connection(target, timeout=timeout_secs).close()
+    except (OSError, UnicodeError):  # A part of a name may be empty, or too long for any name.
+        return False
+    return True
+
+
+def check_tpu(address: str) -> None:
+    """Refuses a TPU given by `grpc://host:port` where nothing listens, for which TensorFlow would wait for ever.
+
+    Raises:
+        InputError: if the address is malformed, or nothing accepts a connection within seconds.
+    """
+    if not address.startswith("grpc://"):
+        return
+    target = address.removeprefix("grpc://")
+    try:
+        silent = within(_TPU_SECS + 1, lambda: unreachable([target], _TPU_SECS))
+    except TooLateError:  # The name server's fault.
+        silent = [target]
+    except InputError as error:
+        raise InputError(*(f"--tpu={shown(address)}: {problem}" for problem in error.problems)) from None
+    if silent:
+        raise InputError(
+            f"--tpu={shown(address)}: nothing accepts a connection there within {_TPU_SECS:g} s; must be the "
+            "grpc://host:port of a running TPU; check the address, its state and the firewall, or use --tpu=local on a "
+            "TPU VM"
+        )
+
+
+def port_in_use(address: str) -> bool:
+    """Whether a server on this machine could not open the port of `address`.
+
+    All interfaces count, because TensorFlow's server binds them all, whatever host the address names.
+
+    Raises:
+        InputError: if `address` is not `host:port`.
+    """
+    port = split_address(address)[1]
+    for family, host in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
+        try:
+            with socket.socket(family, socket.SOCK_STREAM) as probe:
+                if family == socket.AF_INET6:
+                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                # As servers do: connections of an earlier server that linger in TIME_WAIT are no obstacle.
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind((host, port))
+        except OSError as error:
+            if error.errno in (errno.EADDRINUSE, errno.EACCES):
+                return True
+            # Anything else means that this machine lacks the address family.
+    return False
+
+
+def check_own_port(address: str) -> None:
+    """Refuses to start a worker whose own port is taken.
+
+    Raises:
+        InputError: if the port of `address` is in use on this machine, or may not be opened.
+    """
+    if address and port_in_use(address):
+        raise port_taken(address)
+
+
+def port_taken(address: str) -> InputError:
+    """The error for a worker whose own port cannot be opened."""
+    return InputError(
+        f"own address {address!r}: port {split_address(address)[1]} of this machine is in use or not permitted; "
+        "stop the process that holds it (an earlier run, or one of the same --worker_index?), or choose another port "
+        "from 1024 to 65535"
+    )
+
+
+def check_own_name(
+    address: str,
+    *,
+    stopped: Callable[[], bool] = lambda: False,
+    timeout_secs: float = 0.0,
+    environ: Mapping[str, str] = os.environ,
+) -> None:
+    """Refuses to start a worker whose own host cannot be looked up; none of the others could reach it.
+
+    Args:
+        address: its `host:port`; empty for a lone process.
+        stopped: asked now and then.
+        timeout_secs: how long to try again where names take their time: Kubernetes publishes a pod's name after its
+            start.
+        environ: environment variables.
+
+    Raises:
+        InputError: if the host has no address.
+    """
+    end = time.monotonic() + (timeout_secs if "KUBERNETES_SERVICE_HOST" in environ else 0.0)
+    while address and not stopped():
+        try:
+            socket.getaddrinfo(split_address(address)[0], None, type=socket.SOCK_STREAM)
+            return
+        except (socket.gaierror, UnicodeError) as error:
+            if time.monotonic() >= end:
+                reason = getattr(error, "strerror", None) or error
+                raise InputError(
+                    f"own address {address!r}: this machine cannot look the host up ({reason}); give a name or an IP "
+                    "address by which the other workers reach it"
+                ) from None
+        time.sleep(_LOOKUP_EVERY_SECS)
+
+
+class PortReservation:
+    """Free TCP ports of this machine that stay reserved until `close`, though a server may open them.
+
+    Each port is bound, but never listens, by a socket with `SO_REUSEADDR`: Linux then lets a server with that option
+    (gRPC sets it) bind and listen, while nobody is given the port by chance. Without this, another process could take
+    the port in the seconds that a worker needs to start.
+
+    Attributes:
+        ports: the reserved ports, all different.
+    """
+
+    def __init__(self, count: int):
+        self._sockets = [_bound_socket() for _ in range(count)]
+        self.ports = tuple(sock.getsockname()[1] for sock in self._sockets)
+
+    def close(self) -> None:
+        """Frees the ports."""
+        for sock in self._sockets:
+            sock.close()
+
+
+def _bound_socket() -> socket.socket:
+    # Both families at once where the machine has IPv6: TensorFlow's server listens on [::].
+    if socket.has_dualstack_ipv6():
+        sock = socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    else:
+        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    sock.bind(("", 0))
+    # After the bind, so that the kernel picked a port that nobody else holds.
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    return sock

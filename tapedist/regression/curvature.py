@@ -1,0 +1,202 @@
+"""Which learning rates are stable: the curvature of the squared loss and the bounds that follow from it.
+
+The loss is quadratic, so its Hessian is a constant and each optimiser a linear recurrence in every eigendirection.
+
+Legend: `d` features, `P` parameters (`d`, and one more with an intercept), in the order weights, bias.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+from tapedist.data.exact_arithmetic import eliminated, exponent_above, folded, outer_sum
+from tapedist.regression.singular_values import extremes
+
+
+@dataclasses.dataclass(frozen=True)
+class Curvature:
+    """Extreme eigenvalues of the Hessian.
+
+    Attributes:
+        lambda_max: the largest.
+        lambda_min: the smallest; 0.0 if some direction is flat, so that the optimum is not unique.
+        lambda_min_curved: the smallest above 0; `lambda_max` is 0 if there is none.
+    """
+
+    lambda_max: float
+    lambda_min: float
+    lambda_min_curved: float
+
+    @property
+    def auto_rate(self) -> float | None:
+        """`2 / (lambda_min + lambda_max)`, the rate at which plain gradient descent converges fastest.
+
+        Polyak, "Introduction to Optimization" (1987), 1.4; flat directions, which no rate moves, are left out. None
+        if all are flat.
+        """
+        return 2 / (self.lambda_min_curved + self.lambda_max) if self.lambda_max > 0 else None
+
+    def stable_bound(self, optimizer: str, momentum: float = 0.0) -> float | None:
+        """The learning rate below which `optimizer` converges on this loss in full batch; None where none is known.
+
+        Per eigenvalue `h`, with rate `a` and momentum `m`, the characteristic roots lie inside the unit circle when
+        `a h < 2` (sgd), `a h < 2 (1 + m)` (momentum: Polyak, "Some methods of speeding up the convergence of iteration
+        methods", 1964) and `a h < 2 (1 + m) / (1 + 2 m)` (nesterov: Jury's criterion on
+        `z**2 - (1 - a h)(1 + m) z + (1 - a h) m`).
+
+        Args:
+            optimizer: its name; "sgd", "momentum" and "nesterov" have bounds.
+            momentum: `m`, in [0, 1).
+        """
+        if self.lambda_max <= 0:
+            return None
+        factors = {"sgd": 2.0, "momentum": 2 * (1 + momentum), "nesterov": 2 * (1 + momentum) / (1 + 2 * momentum)}
+        return factors[optimizer] / self.lambda_max if optimizer in factors else None
+
+
+def hessian(
+    *,
+    sum_weights: float,
+    means: np.ndarray,
+    centred: np.ndarray,
+    fit_intercept: bool = True,
+    l2: float | np.ndarray = 0.0,
+) -> np.ndarray:
+    """The Hessian `[P, P]` of `sum w (x . weights + bias - y)**2 / sum w + l2 * sum weights**2`.
+
+    Args:
+        sum_weights: sum of the weights.
+        means: float64 `[d + 1]`, weighted means of the features and, last, the target (which is not looked at).
+        centred: float64 `[d + 1, d + 1]`, weighted sums of products of the centred columns.
+        fit_intercept: whether there is a bias.
+        l2: of the penalty, which leaves the bias alone; one number, or one for each weight `[d]`.
+    """
+    root = _root(sum_weights, means, centred, fit_intercept, l2)
+    return 2 * outer_sum(root.T, root.T)
+
+
+def curvature(
+    *,
+    sum_weights: float,
+    means: np.ndarray,
+    centred: np.ndarray,
+    fit_intercept: bool = True,
+    l2: float | np.ndarray = 0.0,
+) -> Curvature:
+    """Extreme eigenvalues of the Hessian; arguments as for `hessian`.
+
+    They are squared singular values of a root of it, which keeps the small ones when features have large means.
+    """
+    root = _root(sum_weights, means, centred, fit_intercept, l2)
+    exponent = int(exponent_above(np.abs(root).max(initial=0.0)))
+    largest, least, count = extremes(np.ldexp(root, -exponent))
+    largest, least = (math.ldexp(value * value, 2 * exponent + 1) for value in (largest, least))
+    return Curvature(largest, least if count == root.shape[1] else 0.0, least)
+
+
+def _root(
+    sum_weights: float, means: np.ndarray, centred: np.ndarray, fit_intercept: bool, l2: float | np.ndarray
+) -> np.ndarray:
+    """`[rows, P]` with `root' root` half the Hessian: centred products, the rank-one part of the means, the penalty."""
+    count = len(means) - 1
+    covariance = centred[:count, :count] / sum_weights
+    lengths = np.sqrt(np.where(np.diag(covariance) > 0, np.diag(covariance), 1.0))
+    # Correlations first: features of very different units would drown each other's eigenvalues.
+    parts = [_triangle(covariance / np.multiply.outer(lengths, lengths)) * lengths, means[None, :count]]
+    if np.any(l2):
+        parts.append(np.diag(np.sqrt(np.broadcast_to(l2, [count]))))
+    weights = np.concatenate(parts)
+    if not fit_intercept:
+        return weights
+    bias = np.zeros((len(weights), 1))
+    bias[len(parts[0])] = 1.0
+    return np.concatenate([weights, bias], axis=1)
+
+
+def _triangle(correlations: np.ndarray) -> np.ndarray:
+    """`R [r, d]` with `R' R = correlations [d, d]`, by Cholesky's factorisation with complete pivoting.
+
+    The largest diagonal element that is left comes next, the first one of equal ones, until none is above `d * 2**-52`
+    (Higham, "Accuracy and Stability of Numerical Algorithms", 2nd ed., 10.3).
+    """
+    rest, count, rows = correlations.copy(), len(correlations), []
+    for _ in range(count):
+        pivot = int(np.diag(rest).argmax())
+        if not rest[pivot, pivot] > count * 2.0**-52:
+            break
+        row = rest[pivot] / np.sqrt(rest[pivot, pivot])
+        rest -= np.multiply.outer(row, row)
+        rest[pivot], rest[:, pivot] = 0.0, 0.0
+        rows.append(row)
+    return np.array(rows).reshape(-1, count)
+
+
+def inverse_hessian(
+    inverse: np.ndarray, *, means: np.ndarray, fit_intercept: bool = True, l2: float | np.ndarray = 0.0
+) -> np.ndarray:
+    """The inverse `[P, P]` of `hessian` on the features that have one; zeros for the others.
+
+    Args:
+        inverse: float64 `[d, d]`, of the covariance of the features (about 0 without an intercept); zeros in the rows
+            and columns of features without curvature.
+        means: float64 `[d]`, of the features; not looked at without an intercept.
+        fit_intercept: whether there is a bias.
+        l2: of the penalty, which leaves the bias alone; one number, or one for each weight `[d]`.
+    """
+    d = len(means)
+    inner = inverse
+    if np.any(l2):
+        # (C + L)^-1 = (1 + C^-1 L)^-1 C^-1: no inverse of C^-1, which has none where features are left out. The roots
+        # of L make what is inverted similar to a matrix that is symmetric and at least 1.
+        inner = eliminated(np.eye(d) + inverse * np.broadcast_to(l2, [d]), inverse)[0]
+    inner = (inner + inner.T) / 4
+    if not fit_intercept:
+        return inner
+    across = -folded(inner * means)
+    corner = 0.5 - folded(across * means)
+    return np.block([[inner, across[:, np.newaxis]], [across[np.newaxis], np.array([[corner]])]])
+
+
+def power_iteration(
+    blocks: Callable[[], Iterable[tuple[np.ndarray, ...]]],
+    *,
+    num_features: int,
+    fit_intercept: bool = True,
+    l2: float | np.ndarray = 0.0,
+    iterations: int = 20,
+) -> float:
+    """`lambda_max` of the Hessian for features too many for its matrix, from passes over the rows.
+
+    Golub and Van Loan, "Matrix Computations", 4th ed., 7.3.1, from the vector of ones. The result is a Rayleigh
+    quotient, so it never exceeds the true value.
+
+    Args:
+        blocks: each call is one pass of `(x [k, d], y [k][, w [k]])`.
+        num_features: `d`.
+        fit_intercept: whether there is a bias.
+        l2: of the penalty, which leaves the bias alone; one number, or one for each weight `[d]`.
+        iterations: passes.
+    """
+    vector = np.ones(num_features + fit_intercept)
+    largest = 0.0
+    for _ in range(iterations):
+        vector = vector / np.sqrt(folded(vector * vector))
+        image, total = np.zeros_like(vector), 0.0
+        for x, _, *rest in blocks():
+            weights = rest[0] if rest else np.ones(len(x))
+            along = weights * (folded(x * vector[:num_features]) + (vector[-1] if fit_intercept else 0.0))
+            image[:num_features] += folded(along[:, np.newaxis] * x, axis=0)
+            if fit_intercept:
+                image[-1] += folded(along)
+            total += float(folded(weights))
+        image *= 2 / total
+        image[:num_features] += 2 * l2 * vector[:num_features]
+        largest = float(folded(vector * image))
+        if not image.any():
+            return 0.0
+        vector = image
+    return largest

@@ -1,0 +1,190 @@
+"""The learning rate of one run: settled before the first step, and explained where it was too large."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tapedist.config import TrainConfig
+from tapedist.errors import DivergedError, InputError, TapedistError
+from tapedist.regression.metric import largest_leverage, share_of_small_residuals
+from tapedist.training.descent_rate import Rate
+from tapedist.training.state import TrainingState
+
+if TYPE_CHECKING:  # They import TensorFlow, which `in_metric` does without.
+    from tapedist.run.objective import Objective
+    from tapedist.training.engines import Setup
+
+_HUBER_RATE = 1.8
+_FORGETTING = 20.0  # Natural logarithm of what is left of the distance to the start, where the loss is squared.
+
+
+def settle(
+    config: TrainConfig,
+    objective: Objective,
+    setup: Setup,
+    progress: dict[str, np.ndarray],
+    *,
+    heed: Callable[[], bool],
+    say: Callable[[str], None],
+) -> tuple[float, Setup]:
+    """Turns `--learning_rate=auto` into what it stands for, by a pass over the rows where none is stored.
+
+    Args:
+        config: the run's settings.
+        objective: what is fitted.
+        setup: of the run's engines.
+        progress: of the run's engine, as stored; the `moments` engine finds the moments in it.
+        heed: asked now and then inside the pass: False, or raises to break it off.
+        say: takes a line for the log.
+
+    Returns:
+        The rate (of the first step), and the setup whose optimizer has it.
+
+    Raises:
+        InputError: if no such rate is known.
+    """
+    from tapedist.training import optimizers
+
+    if not isinstance(config.learning_rate, str):
+        return config.learning_rate, setup
+    if objective.own_loss or not objective.is_linear:
+        raise InputError(
+            "--learning_rate=auto: is known only for linear models with squared error or the huber loss; give a number"
+        )
+    if config.mode == "mini_batch" or not objective.is_squared:
+        rate, matrix = in_metric(config, objective, heed=heed, say=say)
+        first, optimizer = rate.first, optimizers.metric_sgd(rate, matrix)
+    else:
+        first = _fastest(config, objective, setup, progress, heed=heed, say=say)
+        optimizer = optimizers.from_config(config, auto_rate=first)
+    return first, dataclasses.replace(setup, problem=dataclasses.replace(setup.problem, optimizer=optimizer))
+
+
+def _fastest(
+    config: TrainConfig,
+    objective: Objective,
+    setup: Setup,
+    progress: dict[str, np.ndarray],
+    *,
+    heed: Callable[[], bool],
+    say: Callable[[str], None],
+) -> float:
+    """The rate at which plain gradient descent on squared error converges fastest; arguments as in `settle`."""
+    from tapedist.run import rates
+    from tapedist.training import engines
+
+    if obstacle := objective.moments_obstacle(config):
+        rate = rates.stable_rate(setup.source, config, l2=_penalty(config, objective))
+        say(f"Learning rate: {rate:.6g} = 1 / lambda_max of these rows, because {obstacle}")
+        return rate
+    known = engines.moments(setup)
+    is_its_own = config.full_batch_engine != "stream"  # Else the sums are those of another pass.
+    if is_its_own:
+        known.restore(progress)
+    moments = known.moments(heed)
+    assert moments
+    if is_its_own:
+        progress.clear()
+        progress.update(known.progress())
+    rate = rates.auto_rate(moments, config, l2=_penalty(config, objective))
+    say(f"Learning rate: {rate:.6g} = 2 / (lambda_min + lambda_max) of these rows")
+    return rate
+
+
+def in_metric(
+    config: TrainConfig, objective: Objective, *, heed: Callable[[], bool], say: Callable[[str], None]
+) -> tuple[Rate, np.ndarray]:
+    """Gradient descent in the metric of the rows' curvature, in which it is the same in all directions.
+
+    The huber loss curves at most as much as half of squared error, so that a full-batch rate below 2 is stable in the
+    metric of that (Huber, "Robust statistics", 1981, 7.8: modified residuals). A batch of `B` rows may curve more than
+    all rows do: `B / (B - 1 + largest leverage)` is the fastest rate that is stable for all batches (Ma, Bassily and
+    Belkin, "The power of interpolation", 2018, theorem 3).
+
+    Args:
+        config: the run's settings.
+        objective: what is fitted.
+        heed: asked now and then inside a pass over the rows: False, or raises to break it off.
+        say: takes a line for the log.
+
+    Returns:
+        The rate over the steps, and the metric `[P, P]`.
+
+    Raises:
+        InputError: if no such rate is known.
+    """
+    metric = objective.metric
+    if metric is None:
+        raise InputError(
+            f"--learning_rate=auto: is known for the {config.loss} loss and {config.mode} on a table or arrays only; "
+            "give a number"
+        )
+    penalty, source, loss = _penalty(config, objective), objective.source, f"{config.loss} loss"
+    matrix = metric.inverse_hessian(penalty) if objective.is_squared else 2 * metric.inverse_hessian(2 * penalty)
+    if config.mode == "full_batch":
+        say(f"Learning rate: {_HUBER_RATE} in the metric of the features' covariance, for the {loss}")
+        return Rate(_HUBER_RATE), matrix
+    batch = min(config.batch_size, source.num_rows("train"))
+    first = batch / (batch - 1 + max(1.0, largest_leverage(source, metric.fit, heed)))
+    curvature = 1.0
+    if not objective.is_squared:
+        curvature = share_of_small_residuals(source, metric, config.huber_delta, heed)
+    hold = math.ceil(_FORGETTING / first)
+    falling = f"from step {hold} on falling like 1 / step"
+    say(f"Learning rate: {first:.6g} in the metric of the features' covariance, {falling}")
+    return Rate(first, hold, curvature), matrix
+
+
+def explained(
+    error: DivergedError,
+    config: TrainConfig,
+    objective: Objective,
+    setup: Setup,
+    state: TrainingState,
+    *,
+    rate: float,
+    heed: Callable[[], bool],
+) -> TapedistError:
+    """What to raise in place of `error`: with the bound that the rate broke, where the loss has one.
+
+    Args:
+        error: what the trainer raised.
+        config: the run's settings.
+        objective: what was fitted.
+        setup: of the run's engines.
+        state: after the last good update.
+        rate: the learning rate in use.
+        heed: asked now and then inside a pass over the rows: False, or raises to break it off.
+
+    Raises:
+        InputError: if squares of the rows overflow.
+    """
+    from tapedist.run import rates
+    from tapedist.training import engines
+
+    if state.step == 0 and np.isnan(state.first_loss) and objective.is_linear:
+        return _overflow(config)
+    if not (objective.is_linear and objective.is_squared) or objective.source.num_rows("train") == 0:
+        return error
+    moments = None if objective.moments_obstacle(config) else engines.moments(setup).moments(heed)
+    l2 = _penalty(config, objective)
+    return rates.explained(error, config, moments=moments, source=setup.source, rate=rate, l2=l2)
+
+
+def _penalty(config: TrainConfig, objective: Objective) -> np.ndarray:
+    """Of `--l2` on each weight `[d]`, in the units that training sees."""
+    return config.l2 * objective.model.penalized[: objective.source.num_features]
+
+
+def _overflow(config: TrainConfig) -> InputError:
+    """Why a linear model's first loss is not finite: no step was taken, so it is the rows."""
+    fixes = [] if config.standardizes else ["--standardize"]
+    fixes += ["--dtype=float64"] if config.dtype == "float32" else []
+    return InputError(
+        f"the loss overflows {config.dtype} before the first update; use {' or '.join([*fixes, 'smaller units'])}"
+    )

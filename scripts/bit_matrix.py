@@ -38,7 +38,7 @@ _SMALL = {
     "tapedist.data.orders:TILE_ROWS": 256,
     "tapedist.data.orders:PRODUCT_BYTES": 16384,
     "tapedist.data.orders:BLOCK_BYTES": 8192,
-    "tapedist.training.engines.batches:_SUPERBATCH_BYTES": 4096,
+    "tapedist.training.engines:_SUPERBATCH_BYTES": 4096,
 }
 _TILES = dict.fromkeys(("TILE_ROWS", "LEAST_PRODUCT_ROWS", "MOST_PRODUCT_ROWS"), 80)
 # What a config needs beyond the default surroundings to be cut into many pieces costs minutes with many rows.

@@ -13,19 +13,19 @@ import difflib
 import os
 import signal
 import sys
+import textwrap
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NoReturn, Protocol
 
-from tapedist import flags, process, quiet, runtime_flags, signals
+from tapedist import flags, process, runtime_flags
 from tapedist.cluster import doctor, launch
 from tapedist.cluster.doctor import DoctorConfig
 from tapedist.cluster.launch import LaunchConfig
 from tapedist.command_options import EvaluateOptions, PredictOptions, RunOptions, VerifyOptions
 from tapedist.config import GROUPS, TrainConfig
 from tapedist.errors import InputError, TapedistError
-from tapedist.help_text import command_help, commands_help
-from tapedist.text import quoted, shown
+from tapedist.text import quoted, shown, written
 from tapedist.version import __version__
 
 _MAX_LINES = 20
@@ -35,6 +35,8 @@ _SIGNALS = (
     "TERM@120 saves two minutes before the time limit. A second SIGINT leaves at once. What was ignored at the start, "
     "as SIGHUP is under nohup, stays ignored."
 )
+_WIDTH = 100
+_COLUMN = 30
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,7 +100,7 @@ def _train(config: TrainConfig) -> None:
     # Of many starts in one folder, all but one leave here, before TensorFlow's seconds are paid.
     folder = run_folder.RunFolder.open(config.run_dir) if config.run_dir and spec.is_chief else None
     with folder or contextlib.nullcontext():
-        with quiet.quiet_start():
+        with process.quiet_start():
             with process.importing():
                 from tapedist.run.train import find_devices, train_in  # From here on there is TensorFlow.
 
@@ -205,7 +207,7 @@ def main(argv: Sequence[str] | None = None, *, commands: Mapping[str, Command] =
     words = list(sys.argv[1:] if argv is None else argv)
     line: flags.CommandLine[Any] | None = None
     try:
-        with signals.signals_raise():
+        with process.signals_raise():
             name = words[0] if words else ""
             if name == "help" and len(words) > 1:
                 name, words = words[1], [words[1], "--help"]
@@ -222,12 +224,12 @@ def main(argv: Sequence[str] | None = None, *, commands: Mapping[str, Command] =
             if line.help_wanted:
                 print(command_help(name, command), end="")
                 return 0
-            with quiet.noise_shown(line.verbosity > 0), runtime_flags.keras_left_out():
+            with process.noise_shown(line.verbosity > 0), runtime_flags.keras_left_out():
                 code = command.run(line.options()) or 0
                 if command.answers:
                     process.check_output()
                 return code
-    except (Exception, KeyboardInterrupt, signals.Terminated) as error:
+    except (Exception, KeyboardInterrupt, process.Terminated) as error:
         return _report(error, with_traceback=line is not None and line.verbosity > 0)
 
 
@@ -265,7 +267,7 @@ def _explained(error: BaseException) -> tuple[int, Sequence[str]]:
         return error.exit_code, error.problems
     if isinstance(error, TapedistError):
         return error.exit_code, [str(error)]
-    if isinstance(error, signals.Terminated):
+    if isinstance(error, process.Terminated):
         return 128 + error.signum, [f"stopped by {signal.Signals(error.signum).name}"]
     if isinstance(error, KeyboardInterrupt):
         return 130, ["stopped by SIGINT"]
@@ -276,3 +278,77 @@ def _explained(error: BaseException) -> tuple[int, Sequence[str]]:
         return 6, [f"cannot write{where}: {error.strerror}; make room or choose another --run_dir"]
     what = f"{type(error).__name__}: {error}".strip().rstrip(":")
     return 1, [f"bug in tapedist: {what}; --verbosity=1 shows the traceback, please report it"]
+
+
+class _Command(Protocol):
+    """What the help of a command is made of; `cli.Command` says what each is."""
+
+    @property
+    def summary(self) -> str: ...
+    @property
+    def options(self) -> type: ...
+    @property
+    def examples(self) -> tuple[str, ...]: ...
+    @property
+    def notes(self) -> str: ...
+    @property
+    def groups(self) -> Mapping[str, str]: ...
+    @property
+    def rest(self) -> str: ...
+
+
+def commands_help(summaries: Mapping[str, str]) -> str:
+    """The help of `tapedist` itself: each command with its summary."""
+    rows = "".join(_row(name, summary) for name, summary in summaries.items())
+    return (
+        "usage: tapedist COMMAND [--flag=value ...]\n\n"
+        "Linear models by gradient descent on TensorFlow: the same bits on any number of devices.\n\n"
+        f"commands:\n{rows}\n"
+        "examples:\n"
+        "  tapedist train --flagfile=configs/tutorial.flags\n"
+        "  tapedist train --help\n"
+    )
+
+
+def command_help(name: str, command: _Command) -> str:
+    """The help of one command: usage, examples, then its flags with their defaults, in groups."""
+    lines = [f"usage: tapedist {name} [--flagfile=FILE] [--flag=value ...]{' -- WORD ...' * bool(command.rest)}\n"]
+    lines += ["\n", f"{command.summary}\n"]
+    if command.examples:
+        lines += ["\nexamples:\n", *(f"  tapedist {example}\n" for example in command.examples)]
+    if not command.groups:
+        lines.append("\nflags:\n")
+    for field in dataclasses.fields(command.options):
+        if field.name in command.groups:
+            lines.append(f"\n{command.groups[field.name]}:\n")
+        if field.name != command.rest:
+            lines.append(_row(f"--{field.name}={written(field.default)}", _field_help(field)))
+    lines += [
+        "\nCommon to all commands:\n",
+        _row("--flagfile=FILE", "Reads flags from a file, one --name=value per line; # begins a comment."),
+        _row("--verbosity=0", "1 shows the traceback of an error."),
+        _row("--help", "Prints this."),
+    ]
+    if command.notes:
+        lines += ["\nSignals:\n", *(f"  {line}\n" for line in textwrap.wrap(command.notes, _WIDTH - 2))]
+    return "".join(lines)
+
+
+def _field_help(field: dataclasses.Field[Any]) -> str:
+    choices = field.metadata["choices"]
+    return field.metadata["help"] + (f" One of: {', '.join(choices)}." if choices else "")
+
+
+def _row(left: str, right: str) -> str:
+    return "".join(_lines(left, right))
+
+
+def _lines(left: str, right: str) -> Iterator[str]:
+    """`left` in its column, `right` wrapped beside it, or below it where `left` is too long."""
+    lines = textwrap.wrap(right, _WIDTH - _COLUMN)
+    if len(left) > _COLUMN - 4:
+        yield f"  {left}\n"
+    else:
+        yield f"  {left:<{_COLUMN - 2}}{lines.pop(0)}\n"
+    for line in lines:
+        yield f"{'':<{_COLUMN}}{line}\n"

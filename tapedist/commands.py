@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tapedist import quiet
+from tapedist import process
 from tapedist.command_options import EvaluateOptions, PredictOptions, RunOptions
 from tapedist.config import TrainConfig
 from tapedist.data import catalog
@@ -23,7 +23,7 @@ from tapedist.data.tables.columns import listed
 from tapedist.data.tables.table import TableSource, column_names, open_table
 from tapedist.errors import InputError, StateError, TapedistError
 from tapedist.process import check_fork
-from tapedist.regression.evaluation import evaluate_rows
+from tapedist.regression.prediction import evaluate_rows
 from tapedist.results.prediction_file import check_output, write_columns
 from tapedist.run import run_files
 from tapedist.storage.files import write_atomic
@@ -170,7 +170,7 @@ def _check_columns(data: str, needed: Sequence[str]) -> None:
 def _start_tensorflow() -> None:
     """Imports TensorFlow and finds the devices, without what native libraries say about it."""
     check_fork()
-    with quiet.quiet_start():
+    with process.quiet_start():
         import tensorflow as tf
 
         tf.config.list_logical_devices()

@@ -1,18 +1,30 @@
-"""What becomes of the process: its standard streams, its limits, and whether it is a fork."""
+"""What becomes of the process: its streams, its limits, the signals that ask it to stop, and the noise of libraries.
+
+The first stop signal asks the run to save and leave, a second SIGINT leaves at once. SIGINT and SIGTERM do. So do the
+signals that would end the process by default, unsaved: SIGHUP, with which a terminal or a connection goes away, and
+those by which batch systems announce the end of a job's time, SIGUSR1, SIGUSR2 (SLURM's `--signal`, Grid Engine's
+`-notify`) and SIGXCPU; but only where nobody else handles or, like nohup, ignores them. What is left behind is the same
+for all; the exit code is 128 and the signal's number.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import errno
+import faulthandler
 import gc
 import os
 import resource
+import signal
 import sys
+import tempfile
+import threading
 from collections.abc import Iterable, Iterator
+from types import FrameType, TracebackType
 from typing import Any, TextIO
 
-from tapedist.errors import InputError, StorageError
+from tapedist.errors import InputError, Interrupted, StorageError, TapedistError
 
 # Address space that TensorFlow takes to start: libraries, thread stacks, compilers. With less it aborts the process.
 _LEAST_ADDRESS_SPACE = 4 * 1024**3
@@ -26,6 +38,9 @@ _READER_GONE = frozenset({errno.EPIPE, errno.ECONNRESET})
 
 # Errors of the storage, not of the program.
 STORAGE_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO})
+ALWAYS = (signal.SIGINT, signal.SIGTERM)
+UNLESS_HANDLED = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
+_shown = False
 
 
 def check_memory_limit() -> None:
@@ -162,3 +177,154 @@ def harden_streams() -> None:
             stream = getattr(sys, name) or open(descriptor, "w", closefd=False)  # noqa: SIM115 (for good)
             stream.reconfigure(errors="backslashreplace")
             setattr(sys, name, _Stream(stream))
+
+
+class Terminated(BaseException):
+    """A signal, as KeyboardInterrupt is SIGINT: no `except Exception` on the way up may swallow it.
+
+    Attributes:
+        signum: its number.
+    """
+
+    def __init__(self, signum: int):
+        super().__init__(signum)
+        self.signum = signum
+
+
+def _raise_terminated(signum: int, frame: FrameType | None) -> None:
+    raise Terminated(signum)
+
+
+def unhandled() -> list[int]:
+    """Those of `UNLESS_HANDLED` that would end this process, or raise `Terminated` in it."""
+    return [number for number in UNLESS_HANDLED if signal.getsignal(number) in (signal.SIG_DFL, _raise_terminated)]
+
+
+@contextlib.contextmanager
+def signals_raise() -> Iterator[None]:
+    """Lets these signals, SIGINT apart, raise `Terminated`, where this thread may say so and nobody else has said what
+    they do; for a command, before anything else handles them.
+    """
+    own: list[int] = []
+    if threading.current_thread() is threading.main_thread():
+        numbers = (signal.SIGTERM, *UNLESS_HANDLED)
+        own = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
+    for number in own:
+        signal.signal(number, _raise_terminated)
+    try:
+        yield
+    finally:
+        for number in own:
+            signal.signal(number, signal.SIG_DFL)
+
+
+class StopSignals:
+    """While entered, turns signals into `Interrupted`; only the main thread may, elsewhere nothing is installed.
+
+    Where nothing is lost, the first signal raises at once. Inside `noted` there is something to save first: there it is
+    noted, and whoever runs there asks for `signum` now and then.
+
+    Where a library turns what was raised at once into another error, the block ends by `Interrupted` all the same.
+
+    Args:
+        always_noted: whether never to raise at once, because other processes must be told first.
+
+    Attributes:
+        signum: the signal that asked for the stop; None while nobody did.
+    """
+
+    def __init__(self, *, always_noted: bool = False) -> None:
+        self.signum: int | None = None
+        self._always_noted = always_noted
+        self._noting = always_noted
+        self._raised = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._receive) for number in (*ALWAYS, *unhandled())}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            # None is a handler that is not Python's, which Python cannot put back.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        # The signal may have come inside a library that took `Interrupted` for an error of its own.
+        if self._raised and self.signum and isinstance(error, Exception) and not isinstance(error, TapedistError):
+            raise Interrupted(self.signum) from error
+
+    @contextlib.contextmanager
+    def noted(self) -> Iterator[None]:
+        """A part of the run that a signal must not break off: it leaves by itself, or is so short that it ends first.
+
+        Raises:
+            Interrupted: at its end, if a signal came and nobody in it has left.
+        """
+        self._noting = True
+        try:
+            yield
+        finally:
+            self._noting = self._always_noted
+        if self.signum is not None and not self._always_noted:
+            raise Interrupted(self.signum)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.signum is not None:
+            raise KeyboardInterrupt
+        self.signum = number
+        if not self._noting:
+            self._raised = True
+            raise Interrupted(number)
+
+
+@contextlib.contextmanager
+def noise_shown(shown: bool) -> Iterator[None]:
+    """Decides what `quiet_start` does inside: with `shown`, nothing."""
+    global _shown
+    before, _shown = _shown, shown
+    try:
+        yield
+    finally:
+        _shown = before
+
+
+def _flush() -> None:
+    getattr(sys.stderr, "flush", lambda: None)()  # It may be None, or another program's object.
+
+
+@contextlib.contextmanager
+def quiet_start() -> Iterator[None]:
+    """Keeps back what is written to descriptor 2 inside; lets it out if the body fails with an error that is not ours.
+
+    A process that dies inside says where: its last words are not kept back.
+    """
+    _flush()
+    with contextlib.ExitStack() as stack:
+        if _shown:
+            yield
+            return
+        try:
+            said = stack.enter_context(tempfile.TemporaryFile())
+            stderr = os.dup(2)
+        except OSError:  # No room for a temporary file, or no descriptor left: noise is the smaller evil.
+            yield
+            return
+        stack.callback(os.close, stderr)
+        was_enabled = faulthandler.is_enabled()
+        if not was_enabled:
+            faulthandler.enable(file=stderr)
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        except Exception as error:
+            if not isinstance(error, (TapedistError, MemoryError)):
+                said.seek(0)
+                os.write(stderr, said.read())
+            raise
+        finally:
+            _flush()
+            os.dup2(stderr, 2)
+            if not was_enabled:
+                faulthandler.disable()

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import statsmodels.api as sm
 
-from tapedist.regression.distance import as_dict, distance, truth_errors
 from tapedist.regression.least_squares import LeastSquares, from_moments, least_squares
 from tapedist.regression.prediction import IntervalShape
+from tapedist.regression.summary import as_dict, distance, truth_errors
 from tapedist.results.coefficient_table import format_table
 
 Array = np.ndarray

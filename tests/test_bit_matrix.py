@@ -19,8 +19,8 @@ BLOCKS = {
     "tapedist.data.orders:BLOCK_BYTES": 8192,
 }
 # Of models of which nothing is known, whose bits follow the rows of a tile.
-LONG_TILES = {"tapedist.training.engines.setup:_MODULE_TILES": 2}
-TRANSFERS = {"tapedist.training.engines.batches:_SUPERBATCH_BYTES": 4096}
+LONG_TILES = {"tapedist.training.engine_setup:_MODULE_TILES": 2}
+TRANSFERS = {"tapedist.training.engines:_SUPERBATCH_BYTES": 4096}
 STREAM = {"mode": "full_batch", "full_batch_engine": "stream", "num_epochs": 6, "n_samples": 3201}
 MINI = {"mode": "mini_batch", "num_epochs": 2, "n_samples": 1201, "batch_size": 96}
 

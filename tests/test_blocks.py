@@ -13,8 +13,16 @@ from hypothesis import strategies as st
 from oracle import batches, permutation
 
 from tapedist.data import orders
-from tapedist.data.elements import block_elements, split_elements
-from tapedist.data.orders import BatchPlan, BlockOrder, BlockPlan, product_tile_rows, share_tiles, split_sizes
+from tapedist.data.orders import (
+    BatchPlan,
+    BlockOrder,
+    BlockPlan,
+    block_elements,
+    product_tile_rows,
+    share_tiles,
+    split_elements,
+    split_sizes,
+)
 from tapedist.data.permutations import WINDOW_ROWS, epoch_batches, epoch_rows, permuted
 
 SEEDS = st.integers(0, 2**63 - 1)

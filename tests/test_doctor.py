@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tapedist.cluster import checks, doctor
-from tapedist.cluster.checks import Check
-from tapedist.cluster.doctor import DoctorConfig, main
+from tapedist.cluster import doctor
+from tapedist.cluster.doctor import Check, DoctorConfig, main
 from tapedist.errors import InputError
 
 REPO = Path(__file__).resolve().parents[1]
@@ -56,17 +55,17 @@ def test_wrong_settings(settings, said):
     [((3, 10, 9), "failed"), ((3, 11, 0), "ok"), ((3, 13, 1), "ok"), ((3, 14, 0), "failed"), ((4, 0, 0), "failed")],
 )
 def test_python(version, status):
-    assert checks.python(version).status == status
+    assert doctor.python(version).status == status
 
 
 def test_probe_collects_what_was_said_and_why_it_ended():
     said = 'print("noise"); print(\'{"version": "1"}\', flush=True);'
-    assert checks.probe_devices(fake_program(said)) == {"version": "1"}
-    crashed = checks.probe_devices(fake_program(said + "import sys; sys.exit('first\\nlast')"))
+    assert doctor.probe_devices(fake_program(said)) == {"version": "1"}
+    crashed = doctor.probe_devices(fake_program(said + "import sys; sys.exit('first\\nlast')"))
     assert crashed == {"version": "1", "problem": "exit code 1: last"}
-    killed = checks.probe_devices(fake_program("import os; os.kill(os.getpid(), 4)"))
+    killed = doctor.probe_devices(fake_program("import os; os.kill(os.getpid(), 4)"))
     assert killed == {"problem": "exit code -4"}
-    hung = checks.probe_devices(fake_program(said + "import time; time.sleep(60)"), timeout_secs=0.5)
+    hung = doctor.probe_devices(fake_program(said + "import time; time.sleep(60)"), timeout_secs=0.5)
     assert hung == {"version": "1", "problem": "no answer within 0.5 s"}
 
 
@@ -74,18 +73,18 @@ def test_probe_collects_what_was_said_and_why_it_ended():
     ("findings", "status"), [(CPU, "ok"), (CPU | {"version": "2.19.0"}, "warning"), (BROKEN, "failed"), ({}, "failed")]
 )
 def test_tensorflow(findings, status):
-    assert checks.tensorflow(findings).status == status
+    assert doctor.tensorflow(findings).status == status
 
 
 def test_a_broken_tensorflow_is_quoted_and_has_a_fix():
-    check = checks.tensorflow(BROKEN)
+    check = doctor.tensorflow(BROKEN)
     assert "ImportError: no" in check.detail
     assert check.fix.startswith("pip install")
 
 
 def test_devices():
-    assert checks.devices(GPU).detail.startswith("1 CPU, 2 GPU; ")
-    assert checks.devices(BROKEN).status == "failed"
+    assert doctor.devices(GPU).detail.startswith("1 CPU, 2 GPU; ")
+    assert doctor.devices(BROKEN).status == "failed"
 
 
 @pytest.mark.parametrize(
@@ -100,7 +99,7 @@ def test_devices():
     ],
 )
 def test_gpu_libraries(findings, driver, missing, status, said):
-    check = checks.gpu_libraries(findings, driver=driver, missing=missing)
+    check = doctor.gpu_libraries(findings, driver=driver, missing=missing)
     assert check.status == status
     assert said in check.line()
 
@@ -109,10 +108,10 @@ def test_missing_gpu_libraries_are_searched_in_the_nvidia_wheels(tmp_path, monke
     wheel = tmp_path / "nvidia" / "cudnn" / "lib"
     wheel.mkdir(parents=True)
     monkeypatch.syspath_prepend(str(tmp_path))
-    before = checks.missing_gpu_libraries()
+    before = doctor.missing_gpu_libraries()
     (wheel / "libcudnn.so.9").touch()
-    assert set(before) - set(checks.missing_gpu_libraries()) <= {"libcudnn.so.9"}
-    assert "libcudnn.so.9" not in checks.missing_gpu_libraries()
+    assert set(before) - set(doctor.missing_gpu_libraries()) <= {"libcudnn.so.9"}
+    assert "libcudnn.so.9" not in doctor.missing_gpu_libraries()
 
 
 @pytest.mark.parametrize(
@@ -124,12 +123,12 @@ def test_missing_gpu_libraries_are_searched_in_the_nvidia_wheels(tmp_path, monke
     ],
 )
 def test_tpu(findings, environ, chips, status):
-    assert checks.tpu(findings, environ, chips=chips).status == status
+    assert doctor.tpu(findings, environ, chips=chips).status == status
 
 
 def test_cluster():
-    assert checks.cluster({}, (), None) == Check("Cluster", "ok", "one process (no cluster setting)")
-    wrong = checks.cluster({"TF_CONFIG": "[]"}, (), None)
+    assert doctor.cluster({}, (), None) == Check("Cluster", "ok", "one process (no cluster setting)")
+    wrong = doctor.cluster({"TF_CONFIG": "[]"}, (), None)
     assert wrong.status == "failed"
     assert "must be a JSON object" in wrong.detail
     with socket.socket() as server:
@@ -139,14 +138,14 @@ def test_cluster():
             peer.bind(("127.0.0.1", 0))
             peer.listen()
             busy = f"127.0.0.1:{peer.getsockname()[1]}"
-            assert checks.cluster({}, (busy, free), 0).status == "failed"
+            assert doctor.cluster({}, (busy, free), 0).status == "failed"
             server.close()
-            there = checks.cluster({}, (busy, free), 1)
-        silent = checks.cluster({}, (busy, free), 1)
+            there = doctor.cluster({}, (busy, free), 1)
+        silent = doctor.cluster({}, (busy, free), 1)
     assert there == Check("Cluster", "ok", f"worker 1 of 2, {free} (from --workers)")
     assert silent.status == "warning"
     assert f"no answer from {busy}" in silent.detail
-    ignored = checks.cluster(
+    ignored = doctor.cluster(
         {"TF_CONFIG": json.dumps({"cluster": {"worker": [free]}, "task": {"type": "worker", "index": 0}})}, (busy,), 0
     )
     assert "ignored: --workers" in ignored.detail
@@ -154,40 +153,40 @@ def test_cluster():
 
 def test_run_dir(tmp_path, monkeypatch):
     deep = tmp_path / "a" / "b"
-    check = checks.run_dir(str(deep))
+    check = doctor.run_dir(str(deep))
     assert check.status == "ok"
     assert str(tmp_path) in check.detail
     assert list(tmp_path.iterdir()) == []
     file = tmp_path / "file"
     file.touch()
-    assert checks.run_dir(str(file)).status == "failed"
-    monkeypatch.setattr(checks, "_LOW_DISK_BYTES", 2**80)
-    assert checks.run_dir(str(deep)).status == "warning"
+    assert doctor.run_dir(str(file)).status == "failed"
+    monkeypatch.setattr(doctor, "_LOW_DISK_BYTES", 2**80)
+    assert doctor.run_dir(str(deep)).status == "warning"
 
 
 def test_exchange_verdicts():
     good = "import os; assert 'TF_CONFIG' in os.environ; print('{\"exchanged\": [1, 2]}')"
-    assert checks.exchange(fake_program(good)).status == "ok"
-    wrong = checks.exchange(fake_program("print('{\"exchanged\": [1, 0]}')"))
+    assert doctor.exchange(fake_program(good)).status == "ok"
+    wrong = doctor.exchange(fake_program("print('{\"exchanged\": [1, 0]}')"))
     assert wrong.status == "failed"
-    crashed = checks.exchange(fake_program("import sys; sys.exit('no ports')"))
+    crashed = doctor.exchange(fake_program("import sys; sys.exit('no ports')"))
     assert "worker 0 exited with 1: no ports" in crashed.detail
-    hung = checks.exchange(fake_program("import time; time.sleep(60)"), timeout_secs=0.5)
+    hung = doctor.exchange(fake_program("import time; time.sleep(60)"), timeout_secs=0.5)
     assert "no answer of both within 0.5 s" in hung.detail
 
 
 def test_speed():
-    assert "1,000 million rows/s" in checks.speed(CPU).detail
-    assert checks.speed(BROKEN).status == "failed"
+    assert "1,000 million rows/s" in doctor.speed(CPU).detail
+    assert doctor.speed(BROKEN).status == "failed"
 
 
 def test_every_failure_has_a_fix():
     found = [
-        checks.python((3, 9, 0)),
-        *(check(BROKEN) for check in (checks.tensorflow, checks.devices, checks.speed)),
-        checks.gpu_libraries(BROKEN, driver=True, missing=["x"]),
-        checks.cluster({"TF_CONFIG": "["}, (), None),
-        checks.exchange(fake_program("pass")),
+        doctor.python((3, 9, 0)),
+        *(check(BROKEN) for check in (doctor.tensorflow, doctor.devices, doctor.speed)),
+        doctor.gpu_libraries(BROKEN, driver=True, missing=["x"]),
+        doctor.cluster({"TF_CONFIG": "["}, (), None),
+        doctor.exchange(fake_program("pass")),
     ]
     assert all(check.status == "failed" and check.fix for check in found)
 

@@ -17,15 +17,17 @@ import pytest
 from tapedist.data import element_rows
 from tapedist.data.array_source import ArraySource
 from tapedist.data.element_rows import ElementRows
-from tapedist.data.elements import (
+from tapedist.data.orders import (
+    BatchPlan,
+    BlockOrder,
     ElementPlan,
     ShuffledRows,
     batch_elements,
     block_elements,
     epoch_order,
+    share_tiles,
     split_elements,
 )
-from tapedist.data.orders import BatchPlan, BlockOrder, share_tiles
 from tapedist.data.tables.parquet import RowGroups
 from tapedist.data.tables.table import TableSource, open_table
 

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tapedist.training.epochs import EpochLoss, full_batch_losses, mini_batch_losses
+from tapedist.training.trainer import EpochLoss, full_batch_losses, mini_batch_losses
 
 
 def _records(steps: int) -> np.ndarray:

@@ -17,10 +17,11 @@ from sample_sources import ArraySource
 import tapedist.runtime_flags
 from tapedist import reference as ref
 from tapedist.data.orders import BlockOrder, BlockPlan
-from tapedist.data.ranges import ranges
+from tapedist.data.ranges import Bounds, ranges
 from tapedist.training import block_pass, engines, losses, optimizers
 from tapedist.training.block_pass import BlockPass
-from tapedist.training.bounds import Bounds
+from tapedist.training.engine_setup import Setup
+from tapedist.training.engines import Call
 from tapedist.training.model import LinearModel
 from tapedist.training.steps import Problem
 
@@ -79,7 +80,7 @@ def _engine(case: Case) -> tuple[Any, np.ndarray]:
     """An engine and the state at its start."""
     source, optimizer = case.source(), RATES[case.optimizer]
     model = LinearModel(case.d, fit_intercept=case.fit_intercept)
-    setup = engines.Setup(
+    setup = Setup(
         source=source,
         strategy=tf.distribute.get_strategy(),
         problem=Problem(
@@ -107,7 +108,7 @@ def trained(case: Case) -> list[str]:
     engine, state = _engine(case)
     step, sums = 0, []
     while step < case.steps:
-        done = engine.run(state, step=step, num_steps=case.steps - step, limit=np.inf, interrupted=lambda: False)
+        done = engine.run(Call(state=state, step=step, num_steps=case.steps - step))
         assert done.applied == len(done.records)
         state, step = done.state, step + done.applied
         sums += done.records[:, :2].ravel().tolist()
@@ -201,7 +202,7 @@ SIZES: dict[str, dict[str, int]] = {
 )
 def test_moments_as_devices_sum_them(d: int, weighted: bool, dtype: str, monkeypatch: pytest.MonkeyPatch):
     """By the program of GPUs."""
-    monkeypatch.setattr("tapedist.training.engines.second_moments._suits_host", lambda *_: False)
+    monkeypatch.setattr("tapedist.training.engines._suits_host", lambda *_: False)
     for cache in ("auto", "none"):
         _check(Case(mode="moments", d=d, weighted=weighted, dtype=dtype, cache=cache))
 
@@ -282,10 +283,8 @@ def test_more_rows_than_one_sum_takes(mode: str, monkeypatch: pytest.MonkeyPatch
 def test_losses_that_are_not_told_move_no_parameter(mode: str, loss: str, dtype: str):
     case = Case(mode=mode, loss=loss, dtype=dtype, d=2, batch_size=300)
     engine, state = _engine(case)
-    few = engine.run(
-        state, step=0, num_steps=9, limit=np.inf, interrupted=lambda: False, measured=lambda epochs: epochs[1:2]
-    )
-    every = engine.run(state, step=0, num_steps=9, limit=np.inf, interrupted=lambda: False)
+    few = engine.run(Call(state=state, num_steps=9, measured=lambda epochs: epochs[1:2]))
+    every = engine.run(Call(state=state, num_steps=9))
     np.testing.assert_array_equal(few.state, every.state)
     told = np.arange(9) // engine.steps_per_epoch == 1
     np.testing.assert_array_equal(few.losses, np.where(told, every.losses, np.nan))
@@ -359,7 +358,7 @@ def test_an_interrupted_step_goes_on_in_blocks_of_another_size(mode: str, monkey
             monkeypatch.setattr(f"tapedist.data.orders.{name}", rows)
         engine, state = _engine(case)
         engine.restore(progress)
-        done = engine.run(state, step=0, num_steps=1, limit=np.inf, interrupted=lambda: True)
+        done = engine.run(Call(state=state, interrupted=lambda: True))
         progress, turns = engine.progress(), turns + 1
         if done is not None:
             break
@@ -409,7 +408,7 @@ def test_plain_sums_are_near(d: int, form: dict[str, Any], monkeypatch: pytest.M
     found = {}
     for arithmetic in ("exact", "plain"):
         engine, state = _engine(Case(d=d, arithmetic=arithmetic, **form))
-        done = engine.run(state, step=0, num_steps=4, limit=np.inf, interrupted=lambda: False)
+        done = engine.run(Call(state=state, num_steps=4))
         found[arithmetic] = done.state, done.records[:, 0] / done.records[:, 1]
     for exact, plain in zip(found["exact"], found["plain"], strict=True):
         np.testing.assert_allclose(plain, exact, rtol=2e-4)

@@ -19,7 +19,7 @@ from tapedist.data.exact_arithmetic import (
     sliced_product,
     slices,
 )
-from tapedist.regression.singular_values import condition, extremes
+from tapedist.regression.curvature import condition, extremes
 
 _RANDOM = np.random.default_rng(7)
 

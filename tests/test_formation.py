@@ -13,10 +13,8 @@ from typing import Any
 import pytest
 from conftest import Finished
 
-from tapedist.cluster.formation import await_peers
-from tapedist.cluster.network import PortReservation
-from tapedist.cluster.ports import exposure, listening
-from tapedist.cluster.proxies import without_proxy
+from tapedist.cluster.join import await_peers
+from tapedist.cluster.network import PortReservation, exposure, listening, without_proxy
 from tapedist.cluster.resolve import ClusterSpec
 from tapedist.errors import InputError, PeerLostError, TapedistError
 
@@ -210,7 +208,7 @@ def test_where_this_process_listens():
 def test_the_deadline_holds_while_python_cannot_run(run_python: Callable[..., Finished]):
     code = """
         import ctypes, time
-        from tapedist.cluster.deadline import deadline
+        from tapedist.cluster.join import deadline
         with deadline(0.2, words="never said", code=3):
             pass
         time.sleep(0.5)
@@ -282,10 +280,10 @@ def test_watchdog(peers: str, seconds: int, code: int, said: str, run_python: Ca
     ],
 )
 def test_a_gather_that_costs_more_than_the_work_is_told_once(gather_secs: float, batch_size: int, said: list[str]):
-    from tapedist.training.gather_cost import TolledCalls
+    from tapedist.training.schedule import GatherCostMonitor
 
     lines: list[str] = []
-    calls = TolledCalls(0, gather_secs=gather_secs, replicas=2, batch_size=batch_size, say=lines.append)
+    calls = GatherCostMonitor(0, gather_secs=gather_secs, replicas=2, batch_size=batch_size, say=lines.append)
     for _ in range(10):
         calls.observe(10, 0.1)
     assert len(lines) == len(said)
@@ -295,7 +293,7 @@ def test_a_gather_that_costs_more_than_the_work_is_told_once(gather_secs: float,
 
 
 def test_a_standstill_is_idle_outside_tensorflow():
-    from tapedist.cluster.stall import Standstill
+    from tapedist.cluster.watchdog import Standstill
 
     now, cpu, moved = [0.0], [0.0], [0.0]
     still = Standstill(10.0, clock=lambda: now[0], cpu_clock=lambda: cpu[0], moved=lambda: moved[0])
@@ -316,7 +314,7 @@ def test_a_standstill_is_idle_outside_tensorflow():
 
 
 def test_files_that_are_read_count_as_work(tmp_path: Path):
-    from tapedist.cluster.stall import _bytes_moved
+    from tapedist.cluster.watchdog import _bytes_moved
 
     if not Path("/proc/self/io").exists():
         pytest.skip("the system does not tell what a process reads")

@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 from conftest import Finished
 
-from tapedist.cluster.gpus import found_gpus, shares, visible_gpus
-from tapedist.cluster.launch import LaunchConfig
+from tapedist.cluster.launch import LaunchConfig, found_gpus, shares, visible_gpus
 from tapedist.cluster.resolve import ONE_PROCESS, ClusterSpec
 from tapedist.config import TrainConfig
 from tapedist.errors import InputError

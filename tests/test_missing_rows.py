@@ -113,7 +113,7 @@ BLOCKS = {
     "tapedist.data.orders:MOST_PRODUCT_ROWS": 64,
     "tapedist.data.orders:BLOCK_BYTES": 512,
 }
-NONE_HELD = {"tapedist.training.engines.batches:_RESIDENT_BYTES": 0}
+NONE_HELD = {"tapedist.training.engines:_RESIDENT_BYTES": 0}
 FORMS: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
     "resident": (STREAM, {}),
     "held": ({**STREAM, "cache": "device"}, BLOCKS),

@@ -39,8 +39,8 @@ BLOCKS = {
     "tapedist.data.orders:BLOCK_BYTES": 1024,
 }
 TRANSFERS = {
-    "tapedist.training.engines.batches:_RESIDENT_BYTES": 0,
-    "tapedist.training.engines.batches:_SUPERBATCH_BYTES": 65536,
+    "tapedist.training.engines:_RESIDENT_BYTES": 0,
+    "tapedist.training.engines:_SUPERBATCH_BYTES": 65536,
 }
 CASES: dict[str, tuple[list[str], dict[str, int]]] = {
     "batches": ([BATCHES, "--batch_size=1000", "--optimizer=adam", *SMALL], BLOCKS),  # Their test rows are streamed.

@@ -18,7 +18,7 @@ from oracle import batches
 from topology import run_jobs
 from warm import warm_python
 
-from tapedist.data.elements import ShuffledRows, batch_elements, block_elements, epoch_order, split_elements
+from tapedist.data.orders import ShuffledRows, batch_elements, block_elements, epoch_order, split_elements
 
 SEED = 9
 REPLICAS = (0, 2, 3, 5)  # 0: the default strategy.
@@ -252,7 +252,7 @@ import numpy as np
 import tapedist.runtime_flags
 import tensorflow as tf
 from tapedist.data import blocks, pipeline
-from tapedist.data.elements import batch_elements, epoch_order
+from tapedist.data.orders import batch_elements, epoch_order
 
 class Slow:
     num_features, weighted = 1, False
@@ -292,7 +292,7 @@ _DROPS = """
 import tapedist.runtime_flags
 import tensorflow as tf
 from tapedist.data import blocks, pipeline
-from tapedist.data.elements import block_elements
+from tapedist.data.orders import block_elements
 from tapedist.data.synthetic import SyntheticSource
 
 strategy = tf.distribute.MultiWorkerMirroredStrategy()
@@ -321,7 +321,7 @@ def test_what_is_too_small_is_0_as_where_numpy_reads(given: str, dtype: str, row
     import tensorflow as tf
 
     from tapedist.data import orders, pipeline
-    from tapedist.data.tiny import LEAST, flushed
+    from tapedist.data.ranges import LEAST, flushed
 
     least = LEAST[dtype]
     sizes = np.array([1, 1 - 2.0**-25, 1 - 2.0**-24, 1 - 2.0**-23, 0.5, 2.0**-20, 0, 2], given) * np.array(least, given)

@@ -17,8 +17,7 @@ from pyarrow import parquet
 from tapedist import cli
 from tapedist.config import TrainConfig
 from tapedist.data.array_source import ArraySource
-from tapedist.regression.evaluation import evaluate_rows
-from tapedist.regression.prediction import predict_rows
+from tapedist.regression.prediction import evaluate_rows, predict_rows
 from tapedist.results.result import TrainResult
 from tapedist.run.train import train
 from tapedist.sklearn import TapeRegressor

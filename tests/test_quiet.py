@@ -7,7 +7,7 @@ import resource
 
 import pytest
 
-from tapedist import process, quiet
+from tapedist import process
 from tapedist.errors import InputError
 
 
@@ -16,7 +16,7 @@ def _noise() -> None:
 
 
 def test_noise_is_kept_back(capfd: pytest.CaptureFixture[str]) -> None:
-    with quiet.quiet_start():
+    with process.quiet_start():
         _noise()
     os.write(2, b"after\n")
     assert capfd.readouterr().err == "after\n"
@@ -24,7 +24,7 @@ def test_noise_is_kept_back(capfd: pytest.CaptureFixture[str]) -> None:
 
 def test_a_failed_start_says_what_it_heard(capfd: pytest.CaptureFixture[str]) -> None:
     def failing() -> None:
-        with quiet.quiet_start():
+        with process.quiet_start():
             _noise()
             raise ImportError("no such library")
 
@@ -36,7 +36,7 @@ def test_a_failed_start_says_what_it_heard(capfd: pytest.CaptureFixture[str]) ->
 @pytest.mark.parametrize("error", [InputError("no GPU"), MemoryError(), KeyboardInterrupt()])
 def test_what_needs_no_explanation_stays_one_line(error: BaseException, capfd: pytest.CaptureFixture[str]) -> None:
     def leaving() -> None:
-        with quiet.quiet_start():
+        with process.quiet_start():
             _noise()
             raise error
 
@@ -46,12 +46,12 @@ def test_what_needs_no_explanation_stays_one_line(error: BaseException, capfd: p
 
 
 def test_noise_is_shown_on_request(capfd: pytest.CaptureFixture[str]) -> None:
-    with quiet.noise_shown(True):
-        with quiet.quiet_start():
+    with process.noise_shown(True):
+        with process.quiet_start():
             _noise()
-        with quiet.noise_shown(False), quiet.quiet_start():
+        with process.noise_shown(False), process.quiet_start():
             _noise()
-    with quiet.noise_shown(False), quiet.quiet_start():
+    with process.noise_shown(False), process.quiet_start():
         _noise()
     assert capfd.readouterr().err == "noise\n"
 
@@ -59,7 +59,7 @@ def test_noise_is_shown_on_request(capfd: pytest.CaptureFixture[str]) -> None:
 def test_descriptors_come_back(capfd: pytest.CaptureFixture[str]) -> None:
     before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
     for _ in range(3):
-        with quiet.quiet_start():
+        with process.quiet_start():
             _noise()
     after = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
     assert after == before

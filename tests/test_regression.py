@@ -18,7 +18,8 @@ import statsmodels.api as sm
 from tapedist.data.exact_moments import ExactMoments, as_columns
 from tapedist.data.ranges import ranges_of_blocks
 from tapedist.errors import InputError
-from tapedist.regression.distance import (
+from tapedist.regression.inference import student_t_p, student_t_quantile
+from tapedist.regression.summary import (
     LeastSquares,
     as_dict,
     distance,
@@ -27,7 +28,6 @@ from tapedist.regression.distance import (
     residual_metrics,
     truth_errors,
 )
-from tapedist.regression.inference import student_t_p, student_t_quantile
 from tapedist.results.coefficient_table import format_table
 
 Array = np.ndarray

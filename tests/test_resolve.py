@@ -8,7 +8,6 @@ import sys
 import pytest
 
 from tapedist.cluster import resolve as resolve_module
-from tapedist.cluster import slurm
 from tapedist.cluster.resolve import ClusterSpec, check_strategy, resolve, split_address
 from tapedist.errors import InputError
 
@@ -288,7 +287,7 @@ def test_missing_slurm_variable():
     ],
 )
 def test_nodelist(text, nodes):
-    assert slurm.expand_nodelist(text) == nodes
+    assert resolve_module.expand_nodelist(text) == nodes
 
 
 def test_resolving_imports_no_tensorflow():

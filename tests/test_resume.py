@@ -24,7 +24,7 @@ SMALL = {
     "tapedist.data.orders.MOST_PRODUCT_ROWS": 64,
     "tapedist.data.orders.BLOCK_BYTES": 256,
     "tapedist.data.orders.RESIDENT_BYTES": 0,
-    "tapedist.training.engines.batches._SUPERBATCH_BYTES": 8192,
+    "tapedist.training.engines._SUPERBATCH_BYTES": 8192,
 }
 COMMON = {
     "n_samples": 10_000,

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tapedist.training.schedule import CallLength, Schedule
-from tapedist.training.steps import MAX_STEPS_PER_CALL
+from tapedist.training.schedule import MAX_STEPS_PER_CALL, CallLength, Schedule
 
 SCHEDULES = st.builds(
     Schedule,

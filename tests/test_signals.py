@@ -19,7 +19,7 @@ from warm import warm_python
 from scripts.torturing.outcome import outcome
 from tapedist.config import TrainConfig
 from tapedist.errors import Interrupted
-from tapedist.signals import StopSignals
+from tapedist.process import StopSignals
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 SETTINGS: dict[str, Any] = {
@@ -132,8 +132,8 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 PHASES = {
     "opening the data": ("tapedist.run.session:open_source", 1),
     "loading the rows": ("tapedist.training.engines:full_batch", 1),
-    "the first step": ("tapedist.training.engines.stream:ResidentEngine.run", 1),
-    "training": ("tapedist.training.engines.stream:ResidentEngine.run", 4),
+    "the first step": ("tapedist.training.engines:ResidentEngine.run", 1),
+    "training": ("tapedist.training.engines:ResidentEngine.run", 4),
     "telling": ("tapedist.results.monitor:Monitor.advance", 5),
     # The first are those of the folder's mark, the flags and the environment.
     "the first save": ("tapedist.storage.files:PosixFileSystem.rename", 4),
@@ -141,7 +141,7 @@ PHASES = {
     "saving": ("tapedist.storage.files:PosixFileSystem.sync", 12),
     "testing": ("tapedist.training.trainer:Trainer._test_row", 3),
     "closing": ("tapedist.training.trainer:Trainer.close", 1),
-    "plotting": ("tapedist.results.run_figures:draw", 1),
+    "plotting": ("tapedist.results.figures:draw", 1),
     "the last file": ("tapedist.results.result:TrainResult.summary", 2),
 }
 

@@ -16,9 +16,10 @@ from sample_sources import ArraySource, Logarithm, TwoLayers, curve
 
 import tapedist.runtime_flags
 from tapedist.data.orders import Source
-from tapedist.data.ranges import ranges
+from tapedist.data.ranges import Bounds, ranges
 from tapedist.training import engines, losses, optimizers
-from tapedist.training.bounds import Bounds
+from tapedist.training.engine_setup import Setup
+from tapedist.training.engines import Call
 from tapedist.training.model import LinearModel, ModuleModel
 from tapedist.training.row_sums import LinearSums
 from tapedist.training.slot_steps import SlotSteps
@@ -33,8 +34,8 @@ STREAMED = {
 
 def _setup(
     source: Source, *, model: Any = None, loss: Any = losses.squared, cache: str = "auto", rate: float = 0.05
-) -> engines.Setup:
-    return engines.Setup(
+) -> Setup:
+    return Setup(
         source=source,
         strategy=tf.distribute.get_strategy(),
         problem=Problem(
@@ -57,7 +58,7 @@ def _run(
     step, found, call = 0, [], 0
     while step < steps:
         wanted = min(lengths[call % len(lengths)], steps - step)
-        result = engine.run(state, step=step, num_steps=wanted, limit=np.inf, interrupted=lambda: False)
+        result = engine.run(Call(state=state, step=step, num_steps=wanted))
         assert result.applied == len(result.records)
         state, step, call = result.state, step + result.applied, call + 1
         found += (result.records[:, 0] / result.records[:, 1]).tolist()
@@ -75,7 +76,7 @@ class Counted:
         return losses.squared(y_hat, y)
 
 
-def _engine(form: str, setup: engines.Setup) -> Any:
+def _engine(form: str, setup: Setup) -> Any:
     if "batches" in form:
         return engines.mini_batch(setup, batch_size=96, shuffle="rows" if "streamed" in form else "batches", seed=0)
     return engines.full_batch(setup, split="train", passes=9)
@@ -86,7 +87,7 @@ def _small(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if form in ("held", "streamed"):
         for name, value in STREAMED.items():
             monkeypatch.setattr(name, value)
-    monkeypatch.setattr("tapedist.training.engines.batches._SUPERBATCH_BYTES", 4096)
+    monkeypatch.setattr("tapedist.training.engines._SUPERBATCH_BYTES", 4096)
 
 
 FORMS = ["resident", "held", "streamed", "batches", "streamed batches"]
@@ -179,7 +180,7 @@ def test_a_batch_without_weight_moves_nothing():
     weights[20:40] = 0.0
     source = ArraySource(source.x, source.y, weights, train=100)
     batch = engines.mini_batch(_setup(source), batch_size=20, shuffle="none", seed=0)
-    result = batch.run(np.ones(4), step=0, num_steps=5, limit=np.inf, interrupted=lambda: False)
+    result = batch.run(Call(state=np.ones(4), num_steps=5))
     assert result.applied == 5
     np.testing.assert_array_equal(result.paths[1], result.paths[2])
     assert result.records[1, 1] == 0.0
@@ -229,10 +230,7 @@ def test_a_loss_is_the_record_of_a_step(weighted: bool, loss: Any, l2: float):
     moving = engines.full_batch(setup, split="train", passes=2)
     assert type(measuring) is not type(moving)
     for state in (np.zeros(4), np.array([0.5, -0.25, 3.0, 1e-3])):
-        records = [
-            engine.run(state, step=0, num_steps=1, limit=np.inf, interrupted=lambda: False).records
-            for engine in (measuring, moving)
-        ]
+        records = [engine.run(Call(state=state)).records for engine in (measuring, moving)]
         np.testing.assert_array_equal(*records)
 
 

@@ -4,7 +4,7 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 
-from tapedist.results.svg import Chart, log_ticks, ticks
+from tapedist.results.report_charts import Chart, log_ticks, ticks
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tapedist.config import TrainConfig
-from tapedist.data.tables.cells import number
+from tapedist.data.tables.csv import number
 from tapedist.data.tables.table import open_table
 from tapedist.errors import InputError
 from tapedist.text import READERS, written

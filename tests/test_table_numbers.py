@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tapedist.data.tables.decimals import decimals_to_floats
+from tapedist.data.tables.parquet import decimals_to_floats
 from tapedist.data.tables.table import check_table, open_table
 from tapedist.errors import InputError
 

@@ -17,9 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tapedist.cluster import together as module
+from tapedist.cluster import team as module
 from tapedist.cluster.network import PortReservation
-from tapedist.cluster.together import together
+from tapedist.cluster.team import together
 from tapedist.errors import InputError, Interrupted
 
 pytestmark = pytest.mark.usefixtures("all_cores")

@@ -15,8 +15,7 @@ from typing import Any
 import pytest
 from warm import warm_python
 
-from tapedist.cluster.network import check_tpu
-from tapedist.cluster.patience import TooLateError, within
+from tapedist.cluster.network import TooLateError, check_tpu, within
 from tapedist.errors import InputError
 
 

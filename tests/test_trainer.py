@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
 from tapedist.errors import DivergedError, Interrupted
+from tapedist.training.engines import Call, Engine
 from tapedist.training.interfaces import Row, Unobserved
 from tapedist.training.schedule import CallLength, Schedule
 from tapedist.training.state import TrainingState
@@ -19,43 +20,28 @@ from tapedist.training.steps import CallResult
 from tapedist.training.trainer import Trainer
 
 
-class FakeEngine:
+class FakeEngine(Engine):
     """Adds one to its only parameter; the loss of a step is a function of the step."""
 
     reason = "a test"
 
-    def __init__(self, loss: Callable[[int], float], *, per_epoch: int = 1, name: str = "stream"):
-        self.name, self.steps_per_epoch = name, per_epoch
+    def __init__(self, loss: Callable[[int], float], *, per_epoch: int = 1, full_batch: bool = True):
+        self.steps_per_epoch, self.full_batch = per_epoch, full_batch
         self.calls: list[tuple[int, int]] = []
         self._loss = loss
 
-    def run(
-        self,
-        state: np.ndarray,
-        *,
-        step: int,
-        num_steps: int,
-        limit: float,
-        interrupted: Callable[[], bool],
-        measured: Callable[[range], object] | None = None,
-    ) -> CallResult | None:
-        self.calls.append((step, num_steps))
-        if interrupted():
+    def run(self, call: Call) -> CallResult | None:
+        self.calls.append((call.step, call.num_steps))
+        if call.interrupted():
             return None
-        records = []
-        for i in range(num_steps):
-            loss = self._loss(step + i)
+        state, records = call.state, []
+        for i in range(call.num_steps):
+            loss = self._loss(call.step + i)
             records.append([loss, 1.0, 0.5, 1.0, *state])
-            if not loss <= limit or math.isinf(loss):
+            if not loss <= call.limit or math.isinf(loss):
                 return CallResult(state, np.array(records), i)
             state = state + 1.0
-        return CallResult(state, np.array(records), num_steps)
-
-    def progress(self) -> dict[str, np.ndarray]:
-        return {}
-
-    def restore(self, progress: Mapping[str, np.ndarray]) -> None:
-        pass
+        return CallResult(state, np.array(records), call.num_steps)
 
 
 class Notes(Unobserved):
@@ -121,7 +107,7 @@ def test_rows_fall_on_epochs_whatever_a_call_takes(steps_per_call: int):
 
 
 def test_a_mini_batch_epoch_has_one_row_with_its_mean():
-    engine = FakeEngine(lambda step: step + 1.0, per_epoch=4, name="mini_batch")
+    engine = FakeEngine(lambda step: step + 1.0, per_epoch=4, full_batch=False)
     bench, state = _bench(engine, epochs=11, steps_per_call=3), _state()
     bench.trainer.fit(state)
     assert [(row.step, row.epoch, row.loss) for row in bench.notes.rows] == [(4, 0, 2.5), (44, 10, 42.5)]
@@ -176,7 +162,7 @@ def test_the_first_step_may_diverge():
 
 @pytest.mark.parametrize("first", [0.0, 1e-12])
 def test_a_first_batch_that_fits_by_chance_is_no_measure_of_divergence(first: float):
-    engine = FakeEngine(lambda step: first if step == 0 else 2.0, per_epoch=4, name="mini_batch")
+    engine = FakeEngine(lambda step: first if step == 0 else 2.0, per_epoch=4, full_batch=False)
     bench, state = _bench(engine, epochs=3), _state()
     bench.trainer.fit(state)
     assert state.step == 12
@@ -193,8 +179,7 @@ def test_a_perfect_start_is_no_measure_of_divergence():
 @pytest.mark.parametrize("at", [1, 3, 9, 11])
 def test_a_stored_state_goes_on_as_if_nothing_had_happened(per_epoch: int, at: int):
     def bench() -> Bench:
-        name = "mini_batch" if per_epoch > 1 else "stream"
-        engine = FakeEngine(lambda step: 50.0 - step, per_epoch=per_epoch, name=name)
+        engine = FakeEngine(lambda step: 50.0 - step, per_epoch=per_epoch, full_batch=per_epoch == 1)
         return _bench(engine, epochs=12, schedule={"log_every_epochs": 1, "checkpoint_every_steps": at})
 
     whole, state = bench(), _state()

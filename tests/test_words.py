@@ -1,7 +1,7 @@
 import pytest
 
-from tapedist.results.sampling import caption, sampled, thinned
-from tapedist.results.words import printable
+from tapedist.results.report_charts import caption, sampled, thinned
+from tapedist.text import printable
 
 
 @pytest.mark.parametrize(

@@ -20,9 +20,9 @@ from tapedist.cluster import resolve
 from tapedist.cluster.join import joined
 from tapedist.config import TrainConfig
 from tapedist.flags import CommandLine
+from tapedist.process import StopSignals
 from tapedist.results.monitor import Monitor
 from tapedist.run import train
-from tapedist.signals import StopSignals
 
 
 def main(argv: list[str]) -> None:

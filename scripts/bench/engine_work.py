@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,7 +14,7 @@ from peer import RATE, Work, make_rows
 DEFAULTS = {"test_fraction": 0.0, "learning_rate": RATE}
 
 
-def engine_work(task: Mapping[str, Any], make: Callable[[], Any], **more: Any) -> Work:
+def engine_work(task: Mapping[str, Any], make: Callable[[], Any], run_steps: Callable[..., Any]) -> Work:
     """Steps of an engine.
 
     Args:
@@ -23,7 +22,7 @@ def engine_work(task: Mapping[str, Any], make: Callable[[], Any], **more: Any) -
             `steps`, `features`, and `config` with fields of `TrainConfig`; `table`, rows and features of what
             `config.data` names, if it does.
         make: the engine that `train` would run.
-        **more: arguments of its `run`.
+        run_steps: `(engine, state, step, number of steps) -> result`.
     """
     if task["table"]:
         _write_table(*task["table"], pathlib.Path(task["config"]["data"]))
@@ -39,9 +38,7 @@ def engine_work(task: Mapping[str, Any], make: Callable[[], Any], **more: Any) -
         end, state, records = next(ends), np.zeros(task["features"] + 1), np.zeros([1, 2])
         step = end - task["steps"]
         while step < end:
-            result = engine.run(
-                state, step=step, num_steps=end - step, limit=math.inf, interrupted=lambda: False, **more
-            )
+            result = run_steps(engine, state, step, end - step)
             state, step, records = result.state, step + result.applied, result.records
         loss = float(records[-1, 0] / records[-1, 1])
         return {"weight": float(state[0]), "bias": float(state[-1]), "loss": loss}

@@ -16,15 +16,14 @@ from engine_work import DEFAULTS, columns_of, engine_work
 from peer import RATE, Work, make_rows, starts
 
 import tapedist
-import tapedist.runtime_flags
 from tapedist.cluster import strategies
 from tapedist.config import TrainConfig
 from tapedist.data.array_source import ArraySource
 from tapedist.data.catalog import open_source
-from tapedist.data.ranges import ranges
+from tapedist.data.ranges import Bounds, ranges
 from tapedist.data.synthetic import SyntheticSource
 from tapedist.training import engines, losses, optimizers
-from tapedist.training.bounds import Bounds
+from tapedist.training.engine_setup import Setup
 from tapedist.training.model import LinearModel
 from tapedist.training.steps import Problem
 
@@ -41,7 +40,10 @@ def _engine(task: dict[str, Any]) -> Work:
     every = TrainConfig().log_every_epochs
     # As `train` has it: losses of the epochs that have a row.
     measured = lambda epochs: range(-(-epochs.start // every) * every, epochs.stop, every)  # noqa: E731
-    return engine_work(task, lambda: _open(task), measured=measured)
+    run_steps = lambda engine, state, step, num_steps: engine.run(  # noqa: E731
+        engines.Call(state=state, step=step, num_steps=num_steps, measured=measured)
+    )
+    return engine_work(task, lambda: _open(task), run_steps)
 
 
 def _open(task: dict[str, Any]) -> engines.Engine:
@@ -56,7 +58,7 @@ def _open(task: dict[str, Any]) -> engines.Engine:
         dtype=tf.as_dtype(config.dtype),
         arithmetic=config.arithmetic,
     )
-    setup = engines.Setup(
+    setup = Setup(
         source=source,
         strategy=_strategy(),
         problem=problem,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import tapedist.numerics
@@ -22,7 +23,10 @@ VERSION = f"tapedist {tapedist.__version__}, tensorflow {tf.__version__}"
 
 
 def make(task: dict[str, Any]) -> Work:
-    return engine_work(task, lambda: _open(task))
+    run_steps = lambda engine, state, step, num_steps: engine.run(  # noqa: E731
+        state, step=step, num_steps=num_steps, limit=math.inf, interrupted=lambda: False
+    )
+    return engine_work(task, lambda: _open(task), run_steps)
 
 
 def _open(task: dict[str, Any]) -> engines.Engine:

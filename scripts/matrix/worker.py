@@ -115,9 +115,9 @@ class _StopAfter:
 def _in_a_cluster(configs: Mapping[str, TrainConfig], spec: Any) -> Iterator[tuple[str, str]]:
     """One membership for all; collectives remember their group."""
     from tapedist.cluster.join import joined
+    from tapedist.process import StopSignals
     from tapedist.results.monitor import Monitor
     from tapedist.run import train
-    from tapedist.signals import StopSignals
 
     first = next(iter(configs.values()))
     with (

@@ -18,7 +18,7 @@ from ptx.rules import CONTROL, UNPINNED
 _MANY_BLOCKS = {
     "tapedist.data.orders.RESIDENT_BYTES": 0,
     "tapedist.data.orders.BLOCK_BYTES": 16384,
-    "tapedist.training.engines.batches._RESIDENT_BYTES": 0,
+    "tapedist.training.engines._RESIDENT_BYTES": 0,
 }
 
 
@@ -102,8 +102,9 @@ def _note_large(found: _Found) -> None:
     from tapedist.data.orders import TILE_ROWS
     from tapedist.training import losses, optimizers
     from tapedist.training.model import LinearModel
+    from tapedist.training.schedule import MAX_STEPS_PER_CALL
     from tapedist.training.slot_steps import SlotSteps
-    from tapedist.training.steps import MAX_STEPS_PER_CALL, Problem
+    from tapedist.training.steps import Problem
 
     for rows, d in LARGE:
         problem = Problem(
@@ -216,7 +217,7 @@ def _train(*, arrays: str = "", small: bool = False, own_loss: bool = False, **s
         source = tapedist.ArraySource(x, y, w if arrays == "weights" else None, test_rows=held)
     with contextlib.ExitStack() as stack:
         # Second moments by the program of GPUs, which CPUs leave to NumPy.
-        stack.enter_context(mock.patch("tapedist.training.engines.second_moments._suits_host", return_value=False))
+        stack.enter_context(mock.patch("tapedist.training.engines._suits_host", return_value=False))
         for place, size in _MANY_BLOCKS.items() if small else ():
             stack.enter_context(mock.patch(place, size))
         loss = (lambda y_hat, y: tapedist.times(y_hat - y, y_hat - y)) if own_loss else None

@@ -10,10 +10,10 @@ import enum
 import signal
 from collections.abc import Mapping
 
-from tapedist import signals
+from tapedist import process
 
 _PEER_LOST = 75
-_STOPPED = tuple(128 + number for number in (*signals.ALWAYS, *signals.UNLESS_HANDLED))
+_STOPPED = tuple(128 + number for number in (*process.ALWAYS, *process.UNLESS_HANDLED))
 
 # A worker that lost a peer leaves by itself within a moment; one that does not is the one that hangs.
 _SETTLE_SECS = 5.0

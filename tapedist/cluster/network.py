@@ -1,15 +1,23 @@
-"""Which addresses answer: plain TCP, no protocol. Used before a cluster forms and when a peer seems lost."""
+"""Which addresses answer, where this process listens, and calls into the network that may never return. No TensorFlow.
+
+Plain TCP, no protocol; used before a cluster forms and when a peer seems lost.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import ipaddress
 import os
+import re
 import socket
+import sys
+import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
-from tapedist.cluster.patience import TooLateError, within
 from tapedist.cluster.resolve import split_address
 from tapedist.errors import InputError
 from tapedist.text import shown
@@ -17,6 +25,12 @@ from tapedist.text import shown
 _MAX_PROBES = 64
 _TPU_SECS = 5.0
 _LOOKUP_EVERY_SECS = 0.5
+_LISTEN = "0A"
+_LISTEN_EVERY_SECS = 0.2
+
+Result = TypeVar("Result")
+# gRPC looks at the first of these that is set, and at no other.
+_EXEMPTIONS = ("no_grpc_proxy", "no_proxy")
 
 
 def unreachable(addresses: Iterable[str], timeout_secs: float) -> list[str]:
@@ -181,3 +195,110 @@ def _bound_socket() -> socket.socket:
     # After the bind, so that the kernel picked a port that nobody else holds.
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     return sock
+
+
+def listening(port: int) -> list[str]:
+    """Local addresses `host:port` on which this process listens at `port`; empty where the system does not tell.
+
+    Reads `/proc/net/tcp` and `/proc/net/tcp6` (Linux, `man 5 proc`): the address in hexadecimal, each group of four
+    bytes in the machine's byte order, the state (0A is LISTEN), and the socket's inode.
+    """
+    own, found = _own_sockets(), []
+    for name in ("tcp", "tcp6"):
+        try:
+            with open(f"/proc/net/{name}", encoding="ascii") as file:
+                rows = [line.split() for line in file][1:]
+        except OSError:
+            continue
+        for row in rows:
+            host, _, hex_port = row[1].partition(":")
+            if row[3] == _LISTEN and int(hex_port, 16) == port and row[9] in own:
+                found.append(_address(host, port))
+    return sorted(set(found))
+
+
+def _own_sockets() -> set[str]:
+    """Inodes of this process's sockets."""
+    inodes = set()
+    with contextlib.suppress(OSError):
+        for name in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(OSError):  # It was closed meanwhile.
+                match = re.fullmatch(r"socket:\[(\d+)\]", os.readlink(f"/proc/self/fd/{name}"))
+                if match:
+                    inodes.add(match[1])
+    return inodes
+
+
+def _address(host: str, port: int) -> str:
+    words = [bytes.fromhex(host[i : i + 8]) for i in range(0, len(host), 8)]
+    raw = b"".join(word[::-1] if sys.byteorder == "little" else word for word in words)
+    ip = ipaddress.ip_address(raw)
+    return f"[{ip}]:{port}" if ip.version == 6 else f"{ip}:{port}"
+
+
+def exposure(rank: int, address: str) -> str:
+    """One line that says where rank `rank`, told to use `address`, can be reached and by whom."""
+    port = int(address.rpartition(":")[2])
+    bound = listening(port)
+    everywhere = not bound or any(one.startswith(("[::]:", "0.0.0.0:")) for one in bound)
+    where = "open on all interfaces and unauthenticated" if everywhere else "unauthenticated"
+    return (
+        f"worker {rank} listens at {', '.join(bound) or f'port {port}'}: {where}; let only the other workers reach it, "
+        "by a firewall or a network of its own"
+    )
+
+
+class TooLateError(Exception):
+    """The call had not returned in time; it may still be under way."""
+
+
+def within(seconds: float, call: Callable[[], Result]) -> Result:
+    """What `call` returns or raises, if it does so in time.
+
+    It runs in a thread of its own, so that the caller's thread can go on and, if it is the main thread, hears signals
+    meanwhile. The call must let other threads run while it waits.
+
+    Args:
+        seconds: the limit.
+        call: what to do.
+
+    Raises:
+        TooLateError: if the limit has passed.
+    """
+    results: list[Result] = []
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            results.append(call())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=work, daemon=True, name="tapedist-call")
+    thread.start()
+    while thread.is_alive() and seconds > 0:
+        # In small parts: where a wait is not broken off by a signal, Python still hears it in between.
+        thread.join(min(_LISTEN_EVERY_SECS, seconds))
+        seconds -= _LISTEN_EVERY_SECS
+    if errors:
+        raise errors[0]
+    if not results:
+        raise TooLateError
+    return results[0]
+
+
+@contextlib.contextmanager
+def without_proxy(workers: Sequence[str], environ: MutableMapping[str, str] = os.environ) -> Iterator[None]:
+    """While entered, gRPC uses no proxy for `workers`, `host:port` each; nobody but gRPC reads the variable."""
+    name = _EXEMPTIONS[0]
+    before = environ.get(name)
+    hosts = [split_address(address)[0] for address in workers]
+    known = next((environ[name] for name in _EXEMPTIONS if name in environ), "")
+    environ[name] = ",".join(dict.fromkeys([*filter(None, known.split(",")), *hosts]))
+    try:
+        yield
+    finally:
+        if before is None:
+            environ.pop(name, None)
+        else:
+            environ[name] = before

@@ -59,7 +59,7 @@ def exchange() -> None:
     """One sum over the cluster that TF_CONFIG names, in which each worker's number is at its own place; prints it."""
     import tensorflow as tf
 
-    from tapedist.cluster.proxies import without_proxy
+    from tapedist.cluster.network import without_proxy
     from tapedist.cluster.resolve import resolve
 
     spec = resolve(os.environ)

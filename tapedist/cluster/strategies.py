@@ -12,8 +12,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tapedist.cluster.network import check_tpu
-from tapedist.cluster.patience import TooLateError, within
+from tapedist.cluster.network import TooLateError, check_tpu, within
 from tapedist.cluster.resolve import ONE_PROCESS, ClusterSpec
 from tapedist.config import TrainConfig
 from tapedist.errors import InputError, PeerLostError, TapedistError

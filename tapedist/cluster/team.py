@@ -5,24 +5,29 @@ Legend: `W` workers. Every method is a collective: all workers call it, in the s
 
 from __future__ import annotations
 
+import concurrent.futures
 import io
 import json
+import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import tensorflow as tf
 
 from tapedist import errors
 from tapedist.cluster.resolve import ClusterSpec
-from tapedist.cluster.together import Result, together
 from tapedist.cluster.watchdog import Watchdog, peer_lost
-from tapedist.errors import InputError, PeerLostError, TapedistError
-from tapedist.training.consensus import Alone, StopRequest, Turn
+from tapedist.errors import InputError, Interrupted, PeerLostError, TapedistError
+from tapedist.training.interfaces import Alone, StopRequest, Turn
 
 _ASK_EVERY_SECS = 0.5
 _MAX_SHOWN = 80
+_HEAR_EVERY_SECS = 0.3
+_GOES_ON, _DONE, _FAILED = range(3)
+
+Result = TypeVar("Result")
 
 
 class Team:
@@ -212,3 +217,62 @@ def _unpacked(payload: bytes) -> dict[str, np.ndarray]:
         raise InputError(*told["message"].split("\n")) if kind is InputError else kind(told["message"])
     with np.load(io.BytesIO(payload), allow_pickle=False) as arrays:
         return dict(arrays)
+
+
+class Gathering(Protocol):
+    """What `together` asks of a team of several workers."""
+
+    def gather(self, mine: np.ndarray) -> np.ndarray:
+        """Everybody's `mine` int64 `[k]`, as `[W, k]`."""
+
+
+def together(team: Gathering, request: StopRequest, work: Callable[[Callable[[], None]], Result]) -> Result:
+    """What `work` returns, once every worker's has returned; a collective of all workers.
+
+    It runs in a thread of its own, because workers take different times for it and have nothing to count along with:
+    the main thread agrees by the clock with those of the others on whether all are done or any was asked to stop.
+
+    Args:
+        team: the workers.
+        request: whether this worker was asked to stop.
+        work: takes `heed`, which it calls now and then and which raises to break it off.
+
+    Raises:
+        Interrupted: on all workers, if any of them was asked to stop.
+        Exception: what `work` raised here. The others' work goes on, to meet the same.
+    """
+    stop = threading.Event()
+
+    def heed() -> None:
+        if stop.is_set():
+            raise Interrupted(int(request.signum or 0))
+
+    pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="tapedist-work")
+    try:
+        future = pool.submit(work, heed)
+        signum = _watched(team, request, future)
+    finally:
+        stop.set()
+        pool.shutdown(wait=False)
+    if signum:
+        raise Interrupted(signum)
+    return future.result()
+
+
+def _watched(team: Gathering, request: StopRequest, future: concurrent.futures.Future[Result]) -> int:
+    """Waits for the end of everybody's work: the signal that asked a worker to stop, else 0."""
+    while True:
+        concurrent.futures.wait([future], timeout=_HEAR_EVERY_SECS)
+        state = (_FAILED if future.exception() else _DONE) if future.done() else _GOES_ON
+        everyones = team.gather(np.array([int(request.signum or 0), state]))
+        if signum := int(everyones[:, 0].max()):
+            return signum
+        if (everyones[:, 1] == _FAILED).any():
+            break
+        if (everyones[:, 1] == _DONE).all():
+            return 0
+    while not future.done():  # With nobody to agree with.
+        if request.signum:
+            return request.signum
+        concurrent.futures.wait([future], timeout=_HEAR_EVERY_SECS)
+    return 0

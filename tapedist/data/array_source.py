@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 
 from tapedist.data import frames
-from tapedist.data.ranges import Ranges, ranges_of_rows
+from tapedist.data.ranges import Ranges, holds_tiny, ranges_of_rows
 from tapedist.data.source import BLOCK_ROWS
 from tapedist.data.tables.columns import listed
 from tapedist.data.tables.gather import Units, write_tiles
 from tapedist.data.tables.spans import RowNumbers
-from tapedist.data.tiny import holds_tiny
 from tapedist.errors import InputError
 from tapedist.text import shown
 

@@ -10,11 +10,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from tapedist.data.elements import ElementPlan
+from tapedist.data.orders import ElementPlan
+from tapedist.data.ranges import flushed
 from tapedist.data.tables.gather import empty, empty_rows, write_tiles
 from tapedist.data.tables.spans import RowNumbers
 from tapedist.data.tables.windows import WindowReader, windows_that_fit
-from tapedist.data.tiny import flushed
 
 _SHORT_RUN = 512  # Rows; below, a list of row numbers costs less than a call for each run.
 _WINDOWS_BUDGET = 2**29

@@ -13,8 +13,11 @@ on the element's number, so a pipeline can start anywhere; there is no position 
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import functools
 import itertools
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,17 +25,65 @@ import numpy as np
 import tensorflow as tf
 
 from tapedist.data.element_rows import ElementRows
-from tapedist.data.element_stream import ElementStream
-from tapedist.data.elements import ElementPlan
-from tapedist.data.orders import Source
+from tapedist.data.orders import ElementPlan, Source
+from tapedist.data.ranges import LEAST, ROUNDS_UP
 from tapedist.data.tables.gather import empty, write_tiles
-from tapedist.data.tiny import LEAST, ROUNDS_UP
 
 _PREFETCH = 2
 _PLACES_AT_ONCE = 8  # Elements for which one call of Python says where their rows are: a call takes 0.3 ms.
 
 # What makes the element of a number and a replica of arguments of its own.
 _Make = Callable[..., tuple[tuple[tf.Tensor, ...], tf.Tensor]]
+
+
+class ElementStream(Iterator[Any]):
+    """The elements of a dataset, one after the other.
+
+    Args:
+        dataset: a distributed dataset.
+        stop: makes the dataset, which is a strategy's, end soon; None where its iterator may be destroyed at any time.
+    """
+
+    def __init__(self, dataset: Any, *, stop: Callable[[], object] | None = None):
+        self._stop = stop
+        self._iterator: Any = None  # What `__del__` finds if there is no making one.
+        self._iterator = iter(dataset)
+        _RUNNING.add(self)
+
+    def __next__(self) -> Any:
+        if self._iterator is None:
+            raise StopIteration
+        return next(self._iterator)
+
+    @property
+    def graph_iterator(self) -> Any:
+        """The iterator that a `tf.function` takes elements from when it is given one; to be held for a call only."""
+        return self._iterator
+
+    def close(self) -> None:
+        """Ends the pipeline, after the calls that are under way."""
+        iterator, self._iterator = self._iterator, None
+        if iterator is None or self._stop is None:
+            return
+        self._stop()
+        # Not element by element of all workers, which they would have to wish for at the same time. What a source
+        # raises has been heard by whoever asked for its elements, or was not asked for.
+        for local in iterator._iterators:
+            with contextlib.suppress(Exception):
+                while any(left.has_value() for left in local.get_next_as_optional_list()):
+                    pass
+
+    def __del__(self) -> None:
+        self.close()
+
+
+_RUNNING: weakref.WeakSet[ElementStream] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    for stream in list(_RUNNING):
+        stream.close()
 
 
 def distribute(

@@ -1,6 +1,9 @@
-"""Least and greatest values of each column: with them training bounds every term of its sums before it sees a row.
+"""What training knows of a split's numbers before it sees a row: their ranges, and from them bounds on every term.
 
-Minima and maxima have no order: the ranges of a split do not depend on who reads it or in which blocks.
+Minima and maxima have no order: the ranges of a split do not depend on who reads it or in which blocks. Bounds are
+ranges in the units and the type of training; they fix the grids of its sums.
+
+Numbers too small to train on become 0, because units of computing treat them in different ways.
 
 Legend: `d` features.
 """
@@ -18,7 +21,38 @@ from tapedist.data.source import RowArrays, row_blocks
 from tapedist.errors import InputError
 from tapedist.text import shown
 
+# The least magnitude of each type that is not 0: float32's denormals go; of float64 so much that products are normal.
+LEAST = {"float32": 2.0**-126, "float64": 2.0**-250}
+# From here on float64 rounds up to the least float32. A thread of TensorFlow, which flushes denormals, may round to 0
+# what lies between; so it is moved to where there is nothing to round.
+ROUNDS_UP = 2.0**-126 - 2.0**-150
+
+_PIECE = 16_384  # Temporaries that stay in the cache.
 _FEW_COLUMNS = 16  # Up to here columns are faster one by one.
+_LEAST = {"float32": 2.0**-126, "float64": 2.0**-250}
+
+
+def flushed(values: np.ndarray, dtype: Any) -> np.ndarray:
+    """`values` rounded to `dtype`, with 0 for what is then smaller than the type's least magnitude."""
+    dtype = np.dtype(dtype)
+    least, sizes = LEAST[dtype.name], np.abs(values)
+    if (sizes < least).any():
+        below = ROUNDS_UP if values.dtype.itemsize > dtype.itemsize else least
+        values = np.where(sizes < least, np.where(sizes < below, 0.0, np.sign(values) * least), values)
+    with np.errstate(over="ignore"):  # A loss that is not finite is told by name.
+        return values.astype(dtype, copy=False)
+
+
+def holds_tiny(values: np.ndarray) -> bool:
+    """Whether a number other than 0 is below the least magnitude of any type."""
+    if not values.size or values.min() >= LEAST["float32"] or values.max() <= -LEAST["float32"]:
+        return False
+    flat = values.reshape(-1)
+    for first in range(0, len(flat), _PIECE):
+        sizes = np.abs(flat[first : first + _PIECE])
+        if sizes.min() < LEAST["float32"] and ((sizes < LEAST["float32"]) & (sizes > 0)).any():
+            return True
+    return False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -137,3 +171,62 @@ def _check(values: np.ndarray, w: np.ndarray, what: str, split: str, done: int) 
             f"{what} of {split} row {done + row} is {values[row]:g}; must be "
             f"{'finite and at least 0' if values is w else 'finite'}; correct it or leave the row out"
         )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Bounds:
+    """Bounds of a split, in the units of training and in its type.
+
+    Attributes:
+        low: float64 `[d + 1]`, the least value of each feature and, last, of the target.
+        high: float64 `[d + 1]`, the largest.
+        weight: the largest weight.
+        least: smaller numbers count as 0.
+    """
+
+    low: np.ndarray
+    high: np.ndarray
+    weight: float
+    least: float
+
+    @classmethod
+    def of(cls, ranges: Ranges, *, dtype: str) -> Bounds:
+        """Bounds of rows that are rounded to `dtype`, "float32" or "float64"."""
+        least = _LEAST[dtype]
+
+        def as_trained(values: np.ndarray) -> np.ndarray:
+            with np.errstate(over="ignore"):  # What overflows is refused where it is read.
+                rounded = np.asarray(values).astype(dtype).astype(np.float64)
+            return np.where(np.abs(rounded) < least, 0.0, rounded)
+
+        weight = max(float(as_trained(np.array(ranges.weight))), least)
+        return cls(as_trained(ranges.low), as_trained(ranges.high), weight, least)
+
+    def largest(self) -> np.ndarray:
+        """Of each feature, of the target, of the weights: float64 `[d + 2]`."""
+        columns = np.maximum(np.maximum(np.abs(self.low), np.abs(self.high)), self.least)
+        return np.append(columns, self.weight)
+
+    def shifts(self) -> np.ndarray:
+        """What is subtracted from the columns before products of them are summed, float64 `[d + 1]`.
+
+        Near the middle of a column's range, and of so few bits that the differences have few.
+        """
+        spread = self.high - self.low
+        quantum = pow2(np.where(spread > 0, spread, 1.0)) / 32
+        middle = self.low / 2 + self.high / 2
+        quotient = middle / quantum
+        rounded = np.where(np.abs(quotient) < 2.0**52, np.rint(quotient) * quantum, middle)
+        return np.where(spread > 0, rounded, self.low)
+
+    def tops(self) -> np.ndarray:
+        """Powers of two that no shifted column exceeds, float64 `[d + 1]`."""
+        shifts = self.shifts()
+        largest = np.maximum(np.abs(self.low - shifts), np.abs(self.high - shifts))
+        return pow2(np.maximum(largest, self.least))
+
+
+def pow2(values: np.ndarray) -> np.ndarray:
+    """The least powers of two that are not below `values`, positive and normal."""
+    bits = np.ascontiguousarray(values, np.float64).view(np.int64) + (2**52 - 1)
+    return (bits & ~np.int64(2**52 - 1)).view(np.float64)

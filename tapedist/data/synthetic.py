@@ -21,10 +21,9 @@ import tensorflow as tf
 
 from tapedist.data import generator, synthetic_identity
 from tapedist.data.orders import split_sizes
-from tapedist.data.ranges import Ranges
+from tapedist.data.ranges import LEAST, Ranges
 from tapedist.data.tables.gather import write_tiles
 from tapedist.data.tables.spans import RowNumbers
-from tapedist.data.tiny import LEAST
 from tapedist.errors import InputError
 
 _SLACK = 1 + 2.0**-20  # More than roundings add.

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from tapedist.data.exact_arithmetic import folded
+from tapedist.regression.curvature import condition
 from tapedist.regression.double_double import Extended
-from tapedist.regression.singular_values import condition
 
 # Of R's `lm`: what is left of a column's length, relative to all of it.
 ALIASED_BELOW = 1e-7

@@ -6,9 +6,9 @@ import math
 import textwrap
 from collections.abc import Iterator, Sequence
 
-from tapedist.regression.distance import AGREES_WITHIN, Distance
 from tapedist.regression.inference import Coefficient
 from tapedist.regression.least_squares import LeastSquares, shown
+from tapedist.regression.summary import AGREES_WITHIN, Distance
 
 _SHOWN_COEFFICIENTS = 20
 _SHOWN_REASONS = 8

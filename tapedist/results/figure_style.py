@@ -19,9 +19,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
-from tapedist.results.words import number as number
-from tapedist.results.words import printable
 from tapedist.storage.files import OWN_PREFIX, storage_error
+from tapedist.text import number as number
+from tapedist.text import printable
 
 TRAIN, TEST, TRUTH = "#0072B2", "#D55E00", "#009E73"
 INK, QUIET, GRID = "#1F2328", "#6A737D", "#E4E7EB"

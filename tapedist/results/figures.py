@@ -1,4 +1,4 @@
-"""The figures of a run, as PNG files.
+"""The figures of a run, as PNG files: which rows are drawn, what is known beside them, and how.
 
 They are drawn with matplotlib's objects on its Agg canvas: no pyplot, no backend switch, no window, so that a program
 that uses tapedist keeps its own matplotlib state.
@@ -13,10 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import tensorflow as tf
 
+from tapedist.data.orders import Source
 from tapedist.regression.prediction import predict_rows
 from tapedist.results import figure_style as style
-from tapedist.results.sampling import caption, sampled, thinned
+from tapedist.results.report_charts import caption, sampled, thinned
+from tapedist.results.result import TrainResult
 from tapedist.runtime_flags import default_figure_settings
 from tapedist.storage.files import storage_error
 from tapedist.training.interfaces import Row
@@ -26,6 +29,7 @@ MOST_FEATURES = 3
 MOST_PARAMETERS = 8
 _MOST_VERTICES = 2000
 _LOG_RATIO = 10.0  # A loss that falls by more than this is drawn on a logarithmic axis.
+_MOST_ROWS = MOST_DOTS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -268,3 +272,63 @@ def _draw_path(
     if optimum is not None:
         diamond = axes.plot(epochs[-1:], [optimum], "D", markersize=7, clip_on=False, zorder=3)
         diamond[0].set(markerfacecolor="white", markeredgecolor=color, markeredgewidth=1.6)
+
+
+def draw(directory: Path, result: TrainResult, *, source: Source, path: Sequence[tuple[int, np.ndarray]]) -> list[Path]:
+    """Draws a run's figures; see `plots.draw_all`.
+
+    Args:
+        directory: where the files go.
+        result: what was found.
+        source: where rows come from; a few thousand of each split are drawn.
+        path: `(epoch, parameters)` over time.
+
+    Raises:
+        StorageError: if a file cannot be written.
+    """
+    linear = len(result.weights) > 0
+    return draw_all(
+        directory,
+        train=_sample(source, "train"),
+        test=_sample(source, "test"),
+        history=result.history,
+        fitted=_fitted(result) if linear else None,
+        truth=Line(weights=np.array(result.truth[0]), bias=result.truth[1]) if result.truth else None,
+        optimum=_optimum(result),
+        path=_path(result, path) if linear and path else None,
+        feature_names=source.feature_names,
+        target_name=source.target_name,
+    )
+
+
+def _fitted(result: TrainResult) -> Line:
+    return Line(weights=result.weights, bias=result.bias, center=result.center, bias_at_center=result.bias_at_center)
+
+
+def _optimum(result: TrainResult) -> Line | None:
+    fit = result.statistics.fit if result.statistics else None
+    if fit is None or fit.weights is None or fit.bias is None:
+        return None
+    return Line(weights=fit.weights, bias=fit.bias)
+
+
+def _path(result: TrainResult, path: Sequence[tuple[int, np.ndarray]]) -> ParameterPath:
+    """The path of a linear model, to its end: what was kept lies at the logged epochs, before their updates."""
+    d = len(result.weights)
+    before = [(epoch, theta) for epoch, theta in path if epoch < result.epochs]
+    steps = [*before, (result.epochs, result.parameters)]
+    return ParameterPath(
+        epochs=np.array([epoch for epoch, _ in steps]),
+        values=np.array([np.append(theta[:d], theta[d] if len(theta) > d else 0.0) for _, theta in steps]),
+    )
+
+
+def _sample(source: Source, split: str) -> Points:
+    """At most a few thousand rows of a split, evenly spread, always the same ones."""
+    total = source.num_rows(split)
+    if total == 0:
+        return Points(x=np.zeros([0, source.num_features]), y=np.zeros(0))
+    count = min(total, _MOST_ROWS)
+    indices = (np.arange(count, dtype=object) * total // count).astype(np.int64)
+    x, y = source.take(split, tf.constant(indices))[:2]
+    return Points(x=x.numpy(), y=y.numpy(), total=total)

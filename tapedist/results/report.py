@@ -12,8 +12,8 @@ import math
 import string
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from tapedist.regression.distance import AGREES_WITHIN
 from tapedist.regression.inference import Coefficient
+from tapedist.regression.summary import AGREES_WITHIN
 from tapedist.results import report_charts as charts
 from tapedist.results.report_charts import Predictions, text
 from tapedist.text import written

@@ -13,16 +13,14 @@ import numpy as np
 from tapedist.config import SYNTHETIC_FIELDS, TrainConfig
 from tapedist.data.orders import Source
 from tapedist.data.source import row_arrays
-from tapedist.regression.distance import AGREES_WITHIN
-from tapedist.regression.evaluation import Metrics, evaluate_rows
 from tapedist.regression.inference import Coefficient
 from tapedist.regression.least_squares import left_out
-from tapedist.regression.prediction import predict_rows
+from tapedist.regression.prediction import Metrics, evaluate_rows, predict_rows
+from tapedist.regression.summary import AGREES_WITHIN
 from tapedist.results.console import format_rate
 from tapedist.results.report import Parameter, ReportData, render
-from tapedist.results.report_charts import Predictions
-from tapedist.results.sampling import thinned
-from tapedist.results.words import number
+from tapedist.results.report_charts import Predictions, thinned
+from tapedist.text import number
 from tapedist.training.interfaces import Row
 
 _MOST_ROWS = 4096

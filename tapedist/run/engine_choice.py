@@ -12,10 +12,10 @@ from tapedist.data.source import row_blocks
 from tapedist.data.synthetic import SyntheticSource
 from tapedist.errors import InputError
 from tapedist.training import engines
-from tapedist.training.engines import Engine, Setup
-from tapedist.training.gather_cost import TolledCalls, gather_seconds
-from tapedist.training.measures import evaluator
-from tapedist.training.schedule import CallLength
+from tapedist.training.engine_setup import Setup
+from tapedist.training.engines import Engine, evaluator
+from tapedist.training.replicas import gather_seconds
+from tapedist.training.schedule import CallLength, GatherCostMonitor
 
 
 def choose_engine(
@@ -64,9 +64,9 @@ def choose_call_length(
 ) -> CallLength:
     """How many steps a compiled call takes; where steps gather, it also watches what that costs."""
     replicas = setup.strategy.num_replicas_in_sync
-    if replicas == 1 or engine.name == "moments":  # No step gathers.
+    if replicas == 1 or engine.on_moments:  # No step gathers.
         return CallLength(config.steps_per_call)
-    return TolledCalls(
+    return GatherCostMonitor(
         config.steps_per_call,
         gather_secs=gather_seconds(setup.strategy, width=num_parameters + 2 + setup.source.weighted),
         replicas=replicas,

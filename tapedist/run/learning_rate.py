@@ -1,26 +1,128 @@
-"""The learning rate of one run: settled before the first step, and explained where it was too large."""
+"""The learning rate of one run: what auto stands for, resolved before the first step, and advice after divergence."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tapedist.config import TrainConfig
+from tapedist.data.orders import BlockPlan, Source
 from tapedist.errors import DivergedError, InputError, TapedistError
+from tapedist.regression.curvature import Curvature, curvature, power_iteration
 from tapedist.regression.metric import largest_leverage, share_of_small_residuals
-from tapedist.training.descent_rate import Rate
+from tapedist.training.moments import Moments
+from tapedist.training.schedule import Rate
 from tapedist.training.state import TrainingState
 
 if TYPE_CHECKING:  # They import TensorFlow, which `in_metric` does without.
     from tapedist.run.objective import Objective
-    from tapedist.training.engines import Setup
+    from tapedist.training.engine_setup import Setup
 
 _HUBER_RATE = 1.8
 _FORGETTING = 20.0  # Natural logarithm of what is left of the distance to the start, where the loss is squared.
+_RATE_DIGITS = 9  # As many as anybody's eigenvalues have, by whatever algorithm.
+_MOST_POWER_ROWS = 100_000
+_MOST_POWER_NUMBERS = 2**24  # Their products are added elementwise, which takes its time.
+
+
+def auto_rate(moments: Moments, config: TrainConfig, *, l2: np.ndarray) -> float:
+    """The rate at which plain gradient descent converges fastest, to nine digits.
+
+    Args:
+        moments: of the rows that are trained on.
+        config: the run's settings.
+        l2: of the penalty on each weight in the units of these rows, `[d]`.
+
+    Raises:
+        InputError: if squares of the rows overflow.
+    """
+    rate = _curvature(moments, config, l2).auto_rate
+    if rate is None:  # No parameter matters, so neither does the rate.
+        return 1.0
+    return float(f"{rate:.{_RATE_DIGITS - 1}e}")
+
+
+def stable_rate(source: Source, config: TrainConfig, *, l2: np.ndarray) -> float:
+    """A stable rate of plain gradient descent on squared error, where the features are too many for their moments.
+
+    Half the bound, because its eigenvalue is estimated from below.
+
+    Args:
+        source: the rows that are trained on.
+        config: the run's settings.
+        l2: of the penalty on each weight in the units of these rows, `[d]`.
+    """
+    largest = _sampled_lambda_max(source, config, l2)
+    return float(f"{1 / largest:.{_RATE_DIGITS - 1}e}") if largest > 0 else 1.0
+
+
+def with_stable_bound(
+    error: DivergedError, config: TrainConfig, *, moments: Moments | None, source: Source, rate: float, l2: np.ndarray
+) -> DivergedError:
+    """`error` with the stable bound of the learning rate, and the advice that follows.
+
+    Args:
+        error: what the trainer raised.
+        config: the run's settings.
+        moments: of the rows that were trained on, where they are known.
+        source: these rows; asked for a sample where there are too many features for moments.
+        rate: the learning rate in use.
+        l2: of the penalty on each weight in the units of these rows, `[d]`.
+
+    Raises:
+        InputError: if squares of the rows overflow.
+    """
+    if moments is not None:
+        found = _curvature(moments, config, l2)
+    else:
+        largest = _sampled_lambda_max(source, config, l2)
+        found = Curvature(largest, 0.0, 0.0)
+    bound = found.stable_bound(config.optimizer, config.momentum)
+    if bound is None:
+        return DivergedError(f"{error}; lower --learning_rate={rate:g}")
+    formula = {"sgd": "2 / lambda_max", "momentum": "2 (1 + momentum) / lambda_max"}.get(
+        config.optimizer, "2 (1 + momentum) / ((1 + 2 momentum) lambda_max)"
+    )
+    if rate >= bound:
+        best = found.auto_rate if moments is not None and config.optimizer == "sgd" else None
+        known = config.mode == "full_batch" and best
+        advice = f"use one below it, or --learning_rate=auto ({best:.6g})" if known else "use one well below it"
+    elif config.mode == "full_batch":
+        advice = "lower the rate"
+    else:
+        advice = "the bound is that of full batch: mini-batches need less; lower the rate"
+    return DivergedError(
+        f"{error}; --learning_rate={rate:g} against the stable bound {bound:.6g} = {formula} of this data "
+        f"(lambda_max = {found.lambda_max:.6g}): {advice}"
+    )
+
+
+def _curvature(moments: Moments, config: TrainConfig, l2: np.ndarray) -> Curvature:
+    if not np.isfinite(moments.centred).all():
+        raise InputError(
+            "--standardize: the squares of these rows overflow, so that no learning rate fits; use --standardize=true, "
+            "or scale the columns"
+        )
+    return curvature(**dataclasses.asdict(moments), fit_intercept=config.fit_intercept, l2=l2)
+
+
+def _sampled_lambda_max(source: Source, config: TrainConfig, l2: np.ndarray) -> float:
+    most = min(_MOST_POWER_ROWS, max(1, _MOST_POWER_NUMBERS // source.num_features))
+    rows = min(source.num_rows("train"), most)
+    size = BlockPlan(rows, source.num_features, 8).block_rows
+
+    import tensorflow as tf
+
+    def blocks() -> Iterator[tuple[np.ndarray, ...]]:
+        for first in range(0, rows, size):
+            taken = source.take("train", tf.range(first, min(first + size, rows), dtype=tf.int64))
+            yield tuple(column.numpy().astype(np.float64) for column in taken)
+
+    return power_iteration(blocks, num_features=source.num_features, fit_intercept=config.fit_intercept, l2=l2)
 
 
 def settle(
@@ -75,11 +177,11 @@ def _fastest(
     say: Callable[[str], None],
 ) -> float:
     """The rate at which plain gradient descent on squared error converges fastest; arguments as in `settle`."""
-    from tapedist.run import rates
+    from tapedist.run import learning_rate
     from tapedist.training import engines
 
     if obstacle := objective.moments_obstacle(config):
-        rate = rates.stable_rate(setup.source, config, l2=_penalty(config, objective))
+        rate = learning_rate.stable_rate(setup.source, config, l2=_penalty(config, objective))
         say(f"Learning rate: {rate:.6g} = 1 / lambda_max of these rows, because {obstacle}")
         return rate
     known = engines.moments(setup)
@@ -91,7 +193,7 @@ def _fastest(
     if is_its_own:
         progress.clear()
         progress.update(known.progress())
-    rate = rates.auto_rate(moments, config, l2=_penalty(config, objective))
+    rate = learning_rate.auto_rate(moments, config, l2=_penalty(config, objective))
     say(f"Learning rate: {rate:.6g} = 2 / (lambda_min + lambda_max) of these rows")
     return rate
 
@@ -140,7 +242,7 @@ def in_metric(
     return Rate(first, hold, curvature), matrix
 
 
-def explained(
+def divergence_advice(
     error: DivergedError,
     config: TrainConfig,
     objective: Objective,
@@ -164,7 +266,7 @@ def explained(
     Raises:
         InputError: if squares of the rows overflow.
     """
-    from tapedist.run import rates
+    from tapedist.run import learning_rate
     from tapedist.training import engines
 
     if state.step == 0 and np.isnan(state.first_loss) and objective.is_linear:
@@ -173,7 +275,7 @@ def explained(
         return error
     moments = None if objective.moments_obstacle(config) else engines.moments(setup).moments(heed)
     l2 = _penalty(config, objective)
-    return rates.explained(error, config, moments=moments, source=setup.source, rate=rate, l2=l2)
+    return learning_rate.with_stable_bound(error, config, moments=moments, source=setup.source, rate=rate, l2=l2)
 
 
 def _penalty(config: TrainConfig, objective: Objective) -> np.ndarray:

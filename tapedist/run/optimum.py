@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,10 +12,9 @@ from tapedist.config import TrainConfig
 from tapedist.data.exact_arithmetic import folded
 from tapedist.data.standardize import RawUnits
 from tapedist.errors import InputError
-from tapedist.regression.distance import distance
 from tapedist.regression.least_squares import LeastSquares
 from tapedist.regression.metric import Gap, NewtonGap
-from tapedist.regression.summary import Statistics, intercept_at_zero, mean_absolute_error, optimum
+from tapedist.regression.summary import Statistics, distance, intercept_at_zero, mean_absolute_error, optimum
 from tapedist.text import shown
 from tapedist.training.state import TrainingState
 from tapedist.training.stopping import (
@@ -30,7 +29,7 @@ from tapedist.training.stopping import (
 
 if TYPE_CHECKING:  # They import TensorFlow, which nothing here needs.
     from tapedist.run.objective import Objective
-    from tapedist.training.engines import Engine, MomentsEngine
+    from tapedist.training.engines import Engine
 
 _MOST_LOOKS = 1000
 _AFFORDABLE = 5e9  # About two seconds of products.
@@ -76,9 +75,7 @@ class RunOptimum:
             self._fit = self._surveyed
         elif not self._known and self._has_meaning:
             config = self._config
-            moments = None
-            if engine.name == "moments" and self._rows_are_exact():
-                moments = cast("MomentsEngine", engine).moments(self._heed)
+            moments = engine.moments(self._heed) if self._rows_are_exact() else None
             self._fit = optimum(
                 self.source,
                 fit_intercept=config.fit_intercept,
@@ -190,7 +187,7 @@ def stopping_rules(
     if config.stop_at_se == "auto":
         rules += _finishing_rules(config, engine, optimum_of_run, gradient=gradient(_MOST_LOOKS))
         others = config.early_stop_gradient_norm or config.early_stop_patience
-        if engine.name == "moments" and not others:  # Whose epochs cost less than a look at their outcome.
+        if engine.on_moments and not others:  # Whose epochs cost less than a look at their outcome.
             pace *= 10
     elif config.stop_at_se:
         fit = optimum_of_run.fit(engine)
@@ -251,7 +248,7 @@ def _finishing_rules(
         rules.append(
             near_optimum(lambda state: newton(state[:count]).standard_errors if length(state) <= close else None, limit)
         )
-    precise = config.dtype == "float64" or engine.name == "moments"
+    precise = config.dtype == "float64" or engine.on_moments
     spread = metric.target_deviation if squared else min(metric.target_deviation, config.huber_delta)
     least = (_STILL if precise else _STILL_FLOAT32) * spread
     rules.append(settled(lambda state: length(state) <= least))

@@ -64,9 +64,9 @@ def keep(
     write_atomic(folder.model, _json(model))
     if config.plots:
         with runtime_flags.matplotlib_importable():
-            from tapedist.results import run_figures
+            from tapedist.results import figures
 
-        run_figures.draw(folder.plots, result, source=source, path=path)
+        figures.draw(folder.plots, result, source=source, path=path)
         page = report_page(config=config, model=model, environment=environment, history=result.history, source=source)
         write_atomic(folder.report, page)
     write_atomic(folder.done, _json(result.summary()))

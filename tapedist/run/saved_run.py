@@ -13,12 +13,12 @@ from tapedist.cluster.environment import numerics_class
 from tapedist.cluster.team import Solo, Team
 from tapedist.config import TrainConfig
 from tapedist.errors import InputError, StateError
+from tapedist.process import StopSignals
 from tapedist.results.monitor import Monitor
 from tapedist.results.result import TrainResult
 from tapedist.run import run_files
 from tapedist.run.objective import Objective
 from tapedist.run.persistence import RunStore, from_arrays, identity, to_arrays
-from tapedist.signals import StopSignals
 from tapedist.storage.run_folder import RunFolder
 from tapedist.training.state import TrainingState, digest
 

@@ -16,25 +16,23 @@ from tapedist.cluster.team import Solo, Team
 from tapedist.config import TrainConfig
 from tapedist.data.catalog import check_sizes, open_source
 from tapedist.data.orders import Source
-from tapedist.data.ranges import ranges
+from tapedist.data.ranges import Bounds, ranges
 from tapedist.data.synthetic import SyntheticSource
 from tapedist.errors import DivergedError, FitWarning, StateError
-from tapedist.results.advice import advice
+from tapedist.process import StopSignals
 from tapedist.results.monitor import Monitor
-from tapedist.results.result import TrainResult
+from tapedist.results.result import TrainResult, advice
 from tapedist.run import learning_rate
 from tapedist.run.engine_choice import choose_call_length, choose_engine, test_evaluator
 from tapedist.run.objective import Objective
 from tapedist.run.optimum import RunOptimum, stopping_rules
 from tapedist.run.saved_run import KeptRun
-from tapedist.signals import StopSignals
 from tapedist.storage.run_folder import RunFolder
 from tapedist.text import shown
-from tapedist.training import engines, losses, optimizers
-from tapedist.training.bounds import Bounds
-from tapedist.training.consensus import heed
-from tapedist.training.engines import Engine, Setup
-from tapedist.training.measures import full_gradient
+from tapedist.training import losses, optimizers
+from tapedist.training.engine_setup import Setup, memory_budget
+from tapedist.training.engines import Engine, full_gradient
+from tapedist.training.interfaces import heed
 from tapedist.training.replicas import local_devices
 from tapedist.training.schedule import Schedule
 from tapedist.training.state import TrainingState, digest
@@ -101,7 +99,7 @@ class Session:
         self._say_left_out()
         self._setup = _setup(
             config, self._objective, strategy,
-            budget=team.smallest(engines.memory_budget()), heed=self._heed, say=monitor.say,
+            budget=team.smallest(memory_budget()), heed=self._heed, say=monitor.say,
         )  # fmt: skip
         self._optimum = RunOptimum(config, self._objective, say=monitor.say, heed=self._heed)
         self._kept = KeptRun(
@@ -192,7 +190,7 @@ class Session:
         try:
             losses = self._fit(trainer, state, engine)
         except DivergedError as error:
-            raise learning_rate.explained(
+            raise learning_rate.divergence_advice(
                 error, config, self._objective, self._setup, state, rate=rate, heed=self._heed
             ) from None
         result = self._result(state, engine, *losses)

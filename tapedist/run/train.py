@@ -16,11 +16,11 @@ from tapedist.cluster.join import joined
 from tapedist.config import TrainConfig
 from tapedist.data.orders import Source
 from tapedist.errors import DivergedError, InputError, Interrupted
+from tapedist.process import StopSignals
 from tapedist.results.monitor import Monitor
 from tapedist.results.result import TrainResult
 from tapedist.run import surroundings
 from tapedist.run.session import Session
-from tapedist.signals import StopSignals
 from tapedist.storage.run_folder import RunFolder
 from tapedist.training import losses
 

@@ -1,25 +1,269 @@
-"""The folder of one run: who may write to it, and what lies where. Whether it is ours, `run_place.py` knows.
+"""The folder of one run: whether it is ours, who may write to it, and what lies where.
 
-Nothing is written into a folder that is neither empty nor ours, and nothing in it is ever cleaned but our own temporary
-files.
+A folder is ours when it holds the marker `.tapedist`. Nothing is written into a folder that is neither empty nor ours,
+and nothing in it is ever cleaned but our own temporary files. One live process may write to it, by a lock that dies
+with its process.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
+import json
 import os
 import re
 import shutil
+import socket
+import stat
+import time
+import weakref
 from pathlib import Path
 from types import TracebackType
 
-from tapedist.errors import InputError
-from tapedist.storage import run_place
+from tapedist.errors import InputError, StateError
 from tapedist.storage.files import OWN_PREFIX, POSIX, storage_error, write_atomic
-from tapedist.storage.run_lock import RunLock, is_alive
-from tapedist.storage.run_place import LOCK, MARKER, marker_text, read_marker
 
+SCHEMA = 1
+_FORMAT = "tapedist run folder"
+MARKER = OWN_PREFIX
+LOCK = f"{OWN_PREFIX}.lock"
+# What a run keeps, by the attributes of `RunFolder`.
+MEMBERS = {
+    "metrics": "metrics.jsonl",
+    "flags": "config.flags",
+    "environment": "env.json",
+    "model": "model.json",
+    "checkpoints": "checkpoints",
+    "events": "events",
+    "plots": "plots",
+    "report": "report.html",
+    "export": "export",
+    "done": "done.json",
+}
+# How long to wait for the holder, who has the lock already, to have written who it is.
+_INTRODUCTION_SECS = 2.0
 _TEMPORARY = re.compile(re.escape(OWN_PREFIX) + r"-([0-9]{1,9})-.+")
+
+
+def marker_text() -> str:
+    """What the marker of a folder of ours holds."""
+    return json.dumps({"format": _FORMAT, "schema": SCHEMA}) + "\n"
+
+
+def read_marker(folder: str | Path) -> int | None:
+    """The schema that a folder's marker names; None if it is missing or not ours."""
+    try:
+        fd = os.open(os.path.join(folder, MARKER), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return None
+    with open(fd, "rb") as file:
+        try:
+            marker = json.loads(file.read(4096))
+            known = marker["format"] == _FORMAT and type(marker["schema"]) is int
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
+            return None
+        return int(marker["schema"]) if known else None
+
+
+def check(path: str | Path, *, write: bool = True) -> None:
+    """Refuses a path that may not be the folder of a run; touches nothing.
+
+    A link is followed only to a folder beside it (`latest -> 2026-11-23`): one that leads elsewhere may have been
+    placed there by somebody else.
+
+    Args:
+        path: the folder, which may be missing.
+        write: whether it must be writable.
+
+    Raises:
+        InputError: if it may not; `problems` says why.
+        StateError: if a later version of tapedist made it.
+    """
+    text = os.fspath(path)
+    problem = _wrong_name(text)
+    try:
+        problem = problem or _wrong_link(text) or _wrong_place(text, write) or _wrong_content(text, write)
+    except OSError as error:
+        problem = f"cannot be looked at ({error.strerror}); use another path"
+    if problem:
+        raise InputError(f"--run_dir={text!r}: {problem}")
+
+
+def _wrong_name(text: str) -> str | None:
+    if not text:
+        return "must name a folder"
+    if not text.isprintable():
+        return "must not hold control characters; rename the path"
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
+        return "must be a local path, because saving needs rename and fsync; train into a local folder and copy it out"
+    return None
+
+
+def _wrong_link(text: str) -> str | None:
+    link = text.rstrip("/") or text
+    if not os.path.islink(link):
+        return None
+    target = os.path.realpath(link)
+    if not os.path.isdir(target):
+        return f"is a link to {target!r}, which is no folder; remove the link"
+    if os.path.dirname(target) != os.path.realpath(os.path.dirname(os.path.abspath(link))):
+        return f"is a link that leads outside its folder, to {target!r}; give that path itself"
+    return None
+
+
+def _wrong_place(text: str, write: bool) -> str | None:
+    """Judges the folder, or of a missing one the nearest parent that exists."""
+    place = os.path.realpath(text)
+    while True:
+        try:
+            mode = os.stat(place).st_mode
+            break
+        except (FileNotFoundError, NotADirectoryError):
+            place = os.path.dirname(place)
+    shown = "" if place == os.path.realpath(text) else f"its parent {place!r} "
+    if not stat.S_ISDIR(mode):
+        return f"{shown}is a file; give a folder"
+    if write and not os.access(place, os.W_OK | os.X_OK):
+        return f"{shown}is not writable; use another folder or change its permissions"
+    return None
+
+
+def _wrong_content(text: str, write: bool) -> str | None:
+    try:
+        names = os.listdir(text)
+    except FileNotFoundError:
+        return None
+    # Listed before the marker is read: whatever a run beside us writes, it writes the marker first.
+    foreign = sorted(name for name in names if not name.startswith(OWN_PREFIX))
+    marker = read_marker(text)
+    if marker is None and foreign:
+        fix = "give a new or an empty folder" if write else "give the --run_dir of a training run"
+        return f"is not empty and not a run folder (it holds {foreign[0]!r}); {fix}"
+    if marker is not None and marker > SCHEMA:
+        raise StateError(
+            f"--run_dir={text!r}: was made by a later version (schema {marker}, this one knows up to {SCHEMA}); "
+            "continue with that version"
+        )
+    for name in (MARKER, LOCK, *MEMBERS.values()):
+        if os.path.islink(os.path.join(text, name)):
+            return f"holds a link in the place of {name}; remove it"
+    return None
+
+
+class RunLock:
+    """The exclusive right to write to a run folder.
+
+    The kernel drops the lock when the process ends, however it ends; the file stays, and says nothing by being there.
+    """
+
+    def __init__(self, path: Path):
+        """Takes the lock.
+
+        Args:
+            path: the lock's file, made if missing.
+
+        Raises:
+            InputError: if a live process holds it (pid and host are named), or the disk knows no locks.
+            StorageError: if the file cannot be written.
+        """
+        self._fd = _opened(path)
+        try:
+            _lock(self._fd, path)
+            while not _is_at(self._fd, path):  # A start that was refused has taken the file away meanwhile.
+                fresh = _opened(path)
+                os.close(self._fd)
+                self._fd = fresh
+                _lock(self._fd, path)
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
+        except BaseException as error:
+            os.close(self._fd)
+            if isinstance(error, OSError):
+                raise storage_error("lock the run folder by", path, error) from error
+            raise
+        _held.add(self)
+
+    def release(self) -> None:
+        """Lets the next process in; may be called again."""
+        if self._fd >= 0:
+            with contextlib.suppress(OSError):  # Only so that nobody reads who held it last.
+                os.ftruncate(self._fd, 0)
+            self._abandon()
+
+    def _abandon(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process of this host runs (or waits to be reaped) under `pid`."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _opened(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+    except OSError as error:
+        raise storage_error("lock the run folder by", path, error) from error
+
+
+def _is_at(fd: int, path: Path) -> bool:
+    """Whether `path` still names the open file."""
+    try:
+        found = os.stat(path, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(found, os.fstat(fd))
+
+
+def _lock(fd: int, path: Path) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(
+            f"--run_dir={str(path.parent)!r}: is in use by {_holder(fd)}; wait for it, stop it, or use another folder"
+        ) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL):
+            raise
+        raise InputError(
+            f"--run_dir={str(path.parent)!r}: must be on a disk that supports locks ({error.strerror}); use a local one"
+        ) from None
+
+
+def _holder(fd: int) -> str:
+    """Who holds the lock; what a dead holder left in the file is not believed."""
+    give_up = time.monotonic() + _INTRODUCTION_SECS
+    while time.monotonic() < give_up:
+        try:
+            holder = json.loads(os.pread(fd, 4096, 0))
+            pid, host = int(holder["pid"]), str(holder["host"])
+        except (ValueError, TypeError, KeyError):
+            pid, host = 0, ""
+        if pid > 0 and (host != socket.gethostname() or is_alive(pid)):
+            return f"the process with pid {pid} on host {host!r}"
+        time.sleep(0.01)
+    return "another process"
+
+
+_held: weakref.WeakSet[RunLock] = weakref.WeakSet()
+
+
+def _drop_inherited() -> None:
+    # A forked child shares the open file, and so would keep the lock after its parent died.
+    for lock in list(_held):
+        lock._abandon()
+
+
+os.register_at_fork(after_in_child=_drop_inherited)
 
 
 class RunFolder:
@@ -39,18 +283,21 @@ class RunFolder:
         done: written last by training; its presence means success.
     """
 
+    metrics: Path
+    flags: Path
+    environment: Path
+    model: Path
+    checkpoints: Path
+    events: Path
+    plots: Path
+    report: Path
+    export: Path
+    done: Path
+
     def __init__(self, root: Path, lock: RunLock | None = None, made: list[Path] | None = None):
         self.root = root
-        self.metrics = root / "metrics.jsonl"
-        self.flags = root / "config.flags"
-        self.environment = root / "env.json"
-        self.model = root / "model.json"
-        self.checkpoints = root / "checkpoints"
-        self.events = root / "events"
-        self.plots = root / "plots"
-        self.report = root / "report.html"
-        self.export = root / "export"
-        self.done = root / "done.json"
+        for name, member in MEMBERS.items():
+            setattr(self, name, root / member)
         self._lock = lock
         self._made = made  # Folders that `open` made for a new run; None if the run was there.
 
@@ -138,21 +385,6 @@ class RunFolder:
                 (self.root / name).unlink()
             for directory in reversed(self._made):
                 directory.rmdir()
-
-
-def check(path: str | Path, *, write: bool = True) -> None:
-    """Whether `RunFolder.open` may use `path`; touches nothing. See `run_place.check`.
-
-    Args:
-        path: the folder, which may be missing.
-        write: whether it must be writable.
-
-    Raises:
-        InputError: if it may not; `problems` says why.
-        StateError: if a later version of tapedist made it.
-    """
-    members = [member.name for member in vars(RunFolder(Path(path))).values() if isinstance(member, Path)]
-    run_place.check(path, write=write, members=members[1:])  # The first is the folder itself.
 
 
 def _make_directories(root: Path) -> list[Path]:

@@ -17,8 +17,8 @@ import numpy as np
 import tensorflow as tf
 
 from tapedist import reference
+from tapedist.data.ranges import Bounds
 from tapedist.errors import WrongAnswerError
-from tapedist.training.bounds import Bounds
 from tapedist.training.losses import ResidualLoss
 from tapedist.training.model import LinearModel
 from tapedist.training.moment_steps import MomentSteps

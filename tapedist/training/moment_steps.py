@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tapedist.data.element_stream import ElementStream
 from tapedist.data.exact_arithmetic import SLICE_BITS, SLICE_ROWS
+from tapedist.data.pipeline import ElementStream
 from tapedist.training import exact
 from tapedist.training.block_pass import block_loop
 from tapedist.training.host_moments import SLICES, block_sums, pairs

@@ -28,8 +28,8 @@ from typing import Any
 import numpy as np
 
 from tapedist.data.exact_arithmetic import SLICE_BITS
+from tapedist.data.ranges import Bounds, pow2
 from tapedist.training import exact
-from tapedist.training.bounds import Bounds, pow2
 from tapedist.training.host_moments import SLICES, pairs
 
 

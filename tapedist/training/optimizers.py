@@ -15,8 +15,8 @@ import numpy as np
 import tensorflow as tf
 
 from tapedist.config import TrainConfig
-from tapedist.training.descent_rate import Rate
 from tapedist.training.exact import flushed, folded, pin
+from tapedist.training.schedule import Rate
 
 # (parameters [P], slots [s, P], gradient [P], number, *constants) -> (parameters [P], slots [s, P]); all float64, and
 # the number of the update counts from 1.

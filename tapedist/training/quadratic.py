@@ -21,10 +21,11 @@ import numpy as np
 import tensorflow as tf
 
 from tapedist.training import exact
-from tapedist.training import records as step_records
+from tapedist.training import steps as step_records
 from tapedist.training.moments import Moments
 from tapedist.training.row_sums import Totals, value_and_gradient
-from tapedist.training.steps import MAX_STEPS_PER_CALL, CallResult, StepPrograms
+from tapedist.training.schedule import MAX_STEPS_PER_CALL
+from tapedist.training.steps import CallResult, StepPrograms
 
 # Columns whose remaining sum of squares is below this share of their own are taken as dependent.
 _DEPENDENT = 1e-13

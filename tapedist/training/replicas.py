@@ -1,16 +1,20 @@
-"""What every replica does: the package's only `strategy.run`, and sums on their way between host and replicas.
+"""What every replica does: the package's only `strategy.run`, sums between host and replicas, and what they cost.
 
-Legend: `R` replicas, `K` sums.
+Legend: `R` replicas, `K` sums, `P` parameters.
 """
 
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable, Hashable
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
+
+_REPEATS = 20
+# The first call compiles, and the second is a step or two.
 
 
 def local_devices(strategy: tf.distribute.Strategy) -> tuple[str, ...]:
@@ -98,3 +102,28 @@ class Replicas:
     @functools.cached_property
     def _add(self) -> Any:
         return tf.function(lambda sums: self.on_replicas(all_added, sums), autograph=False)
+
+
+def gather_seconds(strategy: tf.distribute.Strategy, *, width: int) -> float:
+    """Seconds that one exchange of a step takes, by a few of them in a row; a collective of all workers.
+
+    Args:
+        strategy: with at least two replicas.
+        width: how many sums are added.
+    """
+    replicas = Replicas(strategy=strategy)
+    value = replicas.given_to_first(np.zeros([2, width], np.int64))
+
+    def gathers(value: tf.Tensor, repeats: tf.Tensor) -> tf.Tensor:
+        def one(i: tf.Tensor, last: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            found = strategy.experimental_local_results(replicas.on_replicas(all_added, value))[0]
+            return i + 1, last + found[0, 0]
+
+        start = (tf.constant(0), tf.zeros([], tf.int64))
+        return tf.while_loop(lambda i, _: i < repeats, one, start, parallel_iterations=1)[1]
+
+    compiled = tf.function(gathers, autograph=False, reduce_retracing=True)
+    compiled(value, tf.constant(1)).numpy()
+    start = time.perf_counter()
+    compiled(value, tf.constant(_REPEATS)).numpy()
+    return (time.perf_counter() - start) / _REPEATS

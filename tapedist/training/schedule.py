@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+MAX_STEPS_PER_CALL = 4096
+_WARM_CALLS = 3  # Before the time of a step is believed.
 _CALL_SECONDS = 0.5
 _GROWTH = 8
 _AT_ONE_PACE = 100
@@ -109,10 +111,7 @@ class CallLength:
     """
 
     def __init__(self, fixed: int):
-        from tapedist.training.steps import MAX_STEPS_PER_CALL  # Here, because TensorFlow comes with it.
-
-        self._most = MAX_STEPS_PER_CALL
-        self._fixed = min(fixed, self._most)
+        self._fixed = min(fixed, MAX_STEPS_PER_CALL)
         self._next = self._fixed or 1
         self._warm = False
 
@@ -125,4 +124,62 @@ class CallLength:
             self._warm = True
             return
         affordable = int(_CALL_SECONDS * steps / max(seconds, 1e-9))
-        self._next = max(1, min(affordable, steps * _GROWTH, self._most))
+        self._next = max(1, min(affordable, steps * _GROWTH, MAX_STEPS_PER_CALL))
+
+
+class GatherCostMonitor(CallLength):
+    """A `CallLength` that compares the time of a step with that of its gather, and speaks up once.
+
+    Args:
+        fixed: see `CallLength`.
+        gather_secs: what a step's gather takes.
+        replicas: `R`.
+        batch_size: rows of a step, if more of them would help; 0 in full batch.
+        say: takes the notice.
+    """
+
+    def __init__(self, fixed: int, *, gather_secs: float, replicas: int, batch_size: int, say: Callable[[str], None]):
+        super().__init__(fixed)
+        self._gather_secs = gather_secs
+        self._replicas = replicas
+        self._batch_size = batch_size
+        self._say = say
+        self._calls = 0
+
+    def observe(self, steps: int, seconds: float) -> None:
+        super().observe(steps, seconds)
+        self._calls += 1
+        if self._calls == _WARM_CALLS and self._gather_secs > seconds / steps / 2:
+            self._say(self._notice(seconds / steps))
+
+    def _notice(self, step_secs: float) -> str:
+        cost = min(self._gather_secs, step_secs)
+        remedy = "fewer devices or workers"
+        if self._batch_size:
+            # Work grows with the rows, the gather does not.
+            work = max(step_secs - cost, 0.1 * step_secs)
+            more = 2 ** max(1, int(cost / work - 1).bit_length())
+            remedy += f", or --batch_size={self._batch_size * more} or more (another answer)"
+        return (
+            f"Notice: a step takes {step_secs * 1e3:.2g} ms, about {cost * 1e3:.2g} ms of it to add the sums "
+            f"of {self._replicas} replicas; {remedy}, would be faster"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Rate:
+    """A learning rate over the steps: constant, then `1 / (1 / first + curvature * (step - hold))`.
+
+    Such a decay, with the inverse Hessian as the metric, is as efficient as any method that sees each row once (Bottou
+    and LeCun, "Large scale online learning", 2003); the constant beginning forgets where training started (Bottou,
+    Curtis and Nocedal, "Optimization methods for large-scale machine learning", 2018, 4.1).
+
+    Attributes:
+        first: the rate of the first steps.
+        hold: steps that it is kept for; infinite for a constant rate.
+        curvature: the least one of the loss in the metric.
+    """
+
+    first: float
+    hold: float = math.inf
+    curvature: float = 1.0

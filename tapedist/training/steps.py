@@ -36,7 +36,6 @@ from tapedist.training.optimizers import Optimizer
 from tapedist.training.replicas import Replicas, all_added
 from tapedist.training.row_sums import LinearSums, ModuleSums, PlainSums, RowSums, Totals
 
-MAX_STEPS_PER_CALL = 4096
 _PACKAGE = __name__.partition(".")[0] + "."
 _MAX_RECORDED_PARAMETERS = 16
 _RECORD_HEAD = 4
@@ -349,3 +348,20 @@ def _all(truths: tf.Tensor) -> tf.Tensor:
 def _is_plain(function: Callable[..., Any]) -> bool:
     """Whether all that a function looks at are its arguments, as far as this package can promise."""
     return inspect.isfunction(function) and not function.__closure__ and function.__module__.startswith(_PACKAGE)
+
+
+def empty(steps: int, *, width: int) -> tf.Tensor:
+    """Records of up to `steps` steps, float64 `[width]` each."""
+    return tf.raw_ops.TensorListReserve(element_shape=[width], num_elements=steps, element_dtype=tf.float64)
+
+
+def with_row(records: tf.Tensor, step: tf.Tensor, record: tf.Tensor) -> tf.Tensor:
+    """`records` with `record` `[width]` at `step`."""
+    return tf.raw_ops.TensorListSetItem(input_handle=records, index=step, item=record)
+
+
+def stacked(records: tf.Tensor, steps: int, *, width: int) -> tf.Tensor:
+    """All records as one float64 tensor `[steps, width]`; those never set are zeros."""
+    return tf.raw_ops.TensorListStack(
+        input_handle=records, element_shape=[width], element_dtype=tf.float64, num_elements=steps
+    )

@@ -1,27 +1,29 @@
-"""The outer loop: when to log, evaluate, save and stop. What a step computes is in `steps.py`, where rows are in
-`engines/`.
+"""The outer loop: when to log, evaluate, save and stop.
+
+What a step computes is in `steps.py`, where rows are in `engines.py`.
+
+Rows of `metrics.jsonl` are made from the records of steps, and depend on step numbers only, never on how many steps a
+call ran. A run has diverged when its loss or an update is not finite, or its loss is a million times the first.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
-from typing import NoReturn
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 
-from tapedist.errors import Interrupted
-from tapedist.training.consensus import Alone, Consensus, StopRequest, Turn, heed
-from tapedist.training.divergence import diverged, loss_limit
-from tapedist.training.engines import Engine
-from tapedist.training.epochs import full_batch_losses, mini_batch_losses
-from tapedist.training.interfaces import Observer, Row
-from tapedist.training.measures import evaluator
+from tapedist.errors import DivergedError, Interrupted
+from tapedist.training.engines import Call, Engine, evaluator
+from tapedist.training.interfaces import Alone, Consensus, Observer, Row, StopRequest, Turn, heed
 from tapedist.training.schedule import CallLength, Schedule
 from tapedist.training.state import TrainingState
 from tapedist.training.steps import CallResult
 from tapedist.training.stopping import Stopping
+
+_FACTOR = 1e6
 
 
 class Trainer:
@@ -61,7 +63,7 @@ class Trainer:
         wall_clock: Callable[[], float] = time.time,
     ):
         self._engine = engine
-        self._full_batch = engine.name != "mini_batch"
+        self._full_batch = engine.full_batch
         self._schedule = schedule
         self._observer = observer
         self._evaluate = evaluate
@@ -159,12 +161,14 @@ class Trainer:
         limit = loss_limit(state.first_loss)
         start = self._clock()
         result = self._engine.run(
-            state.vector,
-            step=state.step,
-            num_steps=num_steps,
-            limit=limit,
-            interrupted=lambda: self._consensus.interrupted(self._stop.signum or int(self._save_is_due())),
-            measured=self._schedule.measured,
+            Call(
+                state=state.vector,
+                step=state.step,
+                num_steps=num_steps,
+                limit=limit,
+                interrupted=lambda: self._consensus.interrupted(self._stop.signum or int(self._save_is_due())),
+                measured=self._schedule.measured,
+            )
         )
         if result is None:
             return
@@ -228,3 +232,83 @@ class Trainer:
 
 def _stopped(state: TrainingState, signum: int) -> Interrupted:
     return Interrupted(signum, f" after {state.step} updates")
+
+
+class EpochLoss(NamedTuple):
+    """A training row in the making.
+
+    Attributes:
+        step: updates done when the loss is known.
+        epoch: the epoch it belongs to.
+        loss: weighted mean of the per-example loss.
+        penalty: the L2 penalty at the epoch's first parameters.
+    """
+
+    step: int
+    epoch: int
+    loss: float
+    penalty: float
+
+
+def full_batch_losses(records: np.ndarray, *, step: int, logged: Iterable[int]) -> Iterator[EpochLoss]:
+    """Each step is an epoch, and its record is the loss over the whole split at the parameters before its update.
+
+    Args:
+        records: float64 `[steps, columns]`, see `steps.py`.
+        step: updates done before the first record.
+        logged: epochs that have a row.
+    """
+    for epoch in logged:
+        loss, weight, penalty = records[epoch - step, :3]
+        yield EpochLoss(epoch, epoch, float(loss / weight), float(penalty))
+
+
+def mini_batch_losses(
+    records: np.ndarray, sums: np.ndarray, *, step: int, per_epoch: int, logs: Callable[[int], bool]
+) -> Iterator[EpochLoss]:
+    """The weighted mean over an epoch's batches, each at the parameters before its update.
+
+    Args:
+        records: float64 `[steps, columns]`, see `steps.py`.
+        sums: float64 `[3]`, changed in place: `(sum w*loss, sum w, first penalty)` of the epoch under way.
+        step: updates done before the first record.
+        per_epoch: steps in an epoch.
+        logs: whether an epoch has a row.
+    """
+    begin = 0
+    while begin < len(records):
+        epoch, within = divmod(step + begin, per_epoch)
+        end = min(len(records), begin + per_epoch - within)
+        if within == 0:
+            sums[:] = 0.0, 0.0, records[begin, 2]
+        # Added one after the other, so that the sum does not depend on where calls end.
+        sums[:2] = np.add.accumulate(np.vstack([sums[:2], records[begin:end, :2]]), axis=0)[-1]
+        if within + end - begin == per_epoch and logs(epoch):
+            yield EpochLoss(step + end, epoch, float(sums[0] / sums[1]), float(sums[2]))
+        begin = end
+
+
+def loss_limit(first_loss: float) -> float:
+    """What a loss must not pass; no bound before the first is known (NaN), or where it is nothing to measure by."""
+    return _FACTOR * first_loss if first_loss > 0 else math.inf
+
+
+def diverged(step: int, losses: np.ndarray, *, limit: float, known: float) -> DivergedError:
+    """The error for a call whose last step failed.
+
+    Args:
+        step: updates applied.
+        losses: the call's losses, the failed step's last.
+        limit: what the loss must not pass.
+        known: the last loss of the calls before; NaN if there was none.
+    """
+    last, before = float(losses[-1]), np.append(known, losses[:-1])
+    before = before[np.isfinite(before)]
+    if not math.isfinite(last):
+        what = f"the loss is {last}"
+    elif last > limit:
+        what = f"the loss reached {last:.6g}, a million times the first"
+    else:
+        what = f"the next parameters would not be finite (the loss is {last:.6g})"
+    told = f"; the last good loss was {before[-1]:.6g}" if len(before) else ""
+    return DivergedError(f"diverged after {step} updates: {what}{told}")

@@ -15,8 +15,7 @@ from tapedist.errors import StateError
 from tapedist.storage.checkpoints import Checkpoint
 from tapedist.training.state import TrainingState
 from tapedist.verification.comparison import check_checkpoint, check_model, check_path
-from tapedist.verification.recomputation import Moment, Recomputation
-from tapedist.verification.rules import AskedRules
+from tapedist.verification.recomputation import AskedRules, Moment, Recomputation
 from tapedist.verification.stored import StoredRun, path_of
 
 _PROGRESS_SECONDS = 5.0

@@ -13,8 +13,16 @@ import re
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
 
-from tapedist.data.tables.files import TableFile, shown
-from tapedist.data.tables.formats import HEAD_BYTES, KNOWN, content_problem, holds_rows, name_problem, table_format
+from tapedist.data.tables.files import (
+    HEAD_BYTES,
+    KNOWN,
+    TableFile,
+    content_problem,
+    holds_rows,
+    name_problem,
+    shown,
+    table_format,
+)
 from tapedist.errors import InputError
 
 _MOST_LISTED = 5

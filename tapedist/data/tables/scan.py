@@ -1,24 +1,33 @@
-"""The one pass over a table when it is opened: every cell is checked, hashed and, if need be, kept."""
+"""The one pass over a table when it is opened: every cell is checked, hashed and, if need be, kept.
+
+Beside the reading, threads of their own take the digest of the numbers and the ranges of the splits. While a table is
+scanned it is known which rows test by their hash, but not which are the last ones: where those test, each chunk's
+extremes are kept, and the one chunk that lies on both sides is read again.
+"""
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
+import hashlib
+import os
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
+from tapedist.data.ranges import holds_tiny
 from tapedist.data.tables.columns import Roles
-from tapedist.data.tables.digests import ColumnDigests
-from tapedist.data.tables.ranges import ScannedExtremes
 from tapedist.data.tables.reader import Cell, RowBatch, TableReader
-from tapedist.data.tables.split import CHUNK_ROWS, HashSplit
+from tapedist.data.tables.split import CHUNK_ROWS, HashSplit, RowSplit
 from tapedist.data.tables.store import MemoryStore, ScratchStore
-from tapedist.data.tiny import holds_tiny
 from tapedist.errors import InputError
 
 _LOOKED_AT = 20  # Cells that tell a blank column from one of bad numbers.
 # The smallest magnitude that float32 rounds to infinity: half a unit above its largest number.
 _FLOAT32_LIMIT = (2 - 2.0**-24) * 2.0**127
+# Least and greatest value of each column, float64 `[columns]` each.
+Extremes = tuple[np.ndarray, np.ndarray]
 
 
 @dataclasses.dataclass
@@ -274,3 +283,136 @@ def _joined(held: list[tuple[RowBatch, int, int]], num_columns: int) -> RowBatch
         raise IndexError(row)
 
     return RowBatch(columns, explain)
+
+
+class ColumnDigests:
+    """SHA-256 of column names and of each column's little-endian float64 bytes in row order.
+
+    Columns are hashed side by side in threads, the last chunk's while the next is decoded; which the interpreter's lock
+    does not hinder.
+
+    Args:
+        names: of the columns.
+    """
+
+    def __init__(self, names: Sequence[str]):
+        self._names = names
+        self._hashes = [hashlib.sha256() for _ in names]
+        self._pool = concurrent.futures.ThreadPoolExecutor(
+            len(os.sched_getaffinity(0)), thread_name_prefix="tapedist-hash"
+        )
+        self._under_way: list[concurrent.futures.Future[None]] = []
+
+    def update(self, columns: Sequence[np.ndarray]) -> None:
+        """Adds rows; `columns` must not be changed afterwards."""
+        self._settle()
+        pairs = zip(self._hashes, columns, strict=True)
+        self._under_way = [self._pool.submit(_add, digest, column) for digest, column in pairs]
+
+    def hexdigest(self) -> str:
+        """The digest of all; nothing may be added any more."""
+        self._settle()
+        self._pool.shutdown()
+        parts = [
+            hashlib.sha256(name.encode()).digest() + digest.digest()
+            for name, digest in zip(self._names, self._hashes, strict=True)
+        ]
+        return hashlib.sha256(b"".join(parts)).hexdigest()
+
+    def _settle(self) -> None:
+        for future in self._under_way:
+            future.result()
+
+
+def _add(digest: Any, column: np.ndarray) -> None:
+    digest.update(np.ascontiguousarray(column, "<f8").data)
+
+
+class ScannedExtremes:
+    """Extremes of the kept rows of positive weight.
+
+    Args:
+        num_columns: features, then the target and the weight if there are any.
+        weighted: whether the last column is a weight.
+        by_hash: which rows test; None where the last ones do.
+        test_fraction: of the rows.
+    """
+
+    def __init__(self, num_columns: int, *, weighted: bool, by_hash: HashSplit | None, test_fraction: float):
+        self._weighted, self._by_hash = weighted, by_hash
+        self._per_chunk = by_hash is None and test_fraction > 0
+        splits = 2 if by_hash else 1
+        self._low, self._high = np.full((splits, num_columns), np.inf), np.full((splits, num_columns), -np.inf)
+        self._chunks: list[Extremes] = []
+
+    def add(self, columns: Sequence[np.ndarray], number: int, ends: np.ndarray, dropped: np.ndarray | None) -> None:
+        """Takes in a chunk.
+
+        Args:
+            columns: its cells.
+            number: of the chunk.
+            ends: minimum and maximum of each column, `[columns, 2]`, or beyond them.
+            dropped: the rows that are not used, boolean, or None.
+        """
+        if self._per_chunk:
+            found = (ends[:, 0], ends[:, 1])
+            counts = self._counts(columns, dropped)
+            self._chunks.append(found if counts is None else _extremes(columns, counts))
+            return
+        # Few chunks hold a new extreme; only those are looked at row by row.
+        new = (ends[:, 0] < self._low.max(axis=0)) | (ends[:, 1] > self._high.min(axis=0))
+        if not new.any():
+            return
+        counts = self._counts(columns, dropped)
+        tests = self._by_hash.tests(number, len(columns[0])) if self._by_hash else None
+        chosen = [columns[position] for position in np.flatnonzero(new).tolist()]
+        for split in range(len(self._low)):
+            of_split = None if tests is None else tests == bool(split)
+            picked = of_split if counts is None else counts if of_split is None else counts & of_split
+            low, high = _extremes(chosen, picked)
+            self._low[split, new] = np.minimum(self._low[split, new], low)
+            self._high[split, new] = np.maximum(self._high[split, new], high)
+
+    def of(self, split: str, rows: RowSplit, read: Callable[[str, range], Sequence[np.ndarray]]) -> Extremes:
+        """Extremes of a split.
+
+        Args:
+            split: "train" or "test".
+            rows: which rows are whose.
+            read: `(split, rows) -> columns`, for the chunk that holds rows of both splits.
+        """
+        if not self._per_chunk:
+            place = ("train", "test").index(split)
+            return self._low[place], self._high[place]
+        trains, ends = rows.count("train"), rows.kept_ends
+        lies_on_both = np.flatnonzero((ends[:-1] < trains) & (ends[1:] > trains))
+        whole = ends[1:] <= trains if split == "train" else ends[:-1] >= trains
+        found = [self._chunks[chunk] for chunk in np.flatnonzero(whole)]
+        for chunk in lies_on_both.tolist():
+            part = range(ends[chunk], trains) if split == "train" else range(ends[chunk + 1] - trains)
+            columns = read(split, part)
+            counts = self._counts(columns, None)
+            found.append(_extremes(columns, counts))
+        if not found:
+            return self._low[0], self._high[0]
+        lows, highs = zip(*found, strict=True)
+        return np.min(lows, axis=0), np.max(highs, axis=0)
+
+    @property
+    def least_weight(self) -> float:
+        """The least positive weight."""
+        return float(min([low[-1] for low, _ in self._chunks], default=self._low[:, -1].min()))
+
+    def _counts(self, columns: Sequence[np.ndarray], dropped: np.ndarray | None) -> np.ndarray | None:
+        """Which rows count, or None if all do."""
+        if self._weighted and not (columns[-1] > 0).all():
+            return columns[-1] > 0 if dropped is None else (columns[-1] > 0) & ~dropped
+        return None if dropped is None else ~dropped
+
+
+def _extremes(columns: Sequence[np.ndarray], picked: np.ndarray | None) -> Extremes:
+    """Infinite where no row is picked."""
+    values = columns if picked is None else [column[picked] for column in columns]
+    # `fmin` passes over cells that await their column's mean.
+    low = [np.fmin.reduce(column, initial=np.inf) for column in values]
+    return np.array(low), np.array([np.fmax.reduce(column, initial=-np.inf) for column in values])

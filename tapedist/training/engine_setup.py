@@ -11,13 +11,12 @@ import numpy as np
 import tensorflow as tf
 
 from tapedist.data import orders, pipeline
-from tapedist.data.element_stream import ElementStream
-from tapedist.data.elements import ElementPlan, block_elements, split_elements
-from tapedist.data.orders import BlockOrder, BlockPlan, Source
+from tapedist.data.orders import BlockOrder, BlockPlan, ElementPlan, Source, block_elements, split_elements
+from tapedist.data.pipeline import ElementStream
+from tapedist.data.ranges import Bounds
 from tapedist.errors import WrongAnswerError
 from tapedist.training import exact
 from tapedist.training.block_pass import BlockPass
-from tapedist.training.bounds import Bounds
 from tapedist.training.replicas import Replicas, local_devices
 from tapedist.training.row_sums import LinearSums, PlainSums
 from tapedist.training.steps import Problem

@@ -72,6 +72,7 @@ GROUPS = {
 
 _NUMBERS = Rule(lambda v: len(v) > 0 and all(map(math.isfinite, v)), "must be finite numbers")
 _EPOCHS = between(0, 2**53, means="evaluate the initial parameters")
+_MOST_FEATURES = 512
 
 
 def _or_auto(rule: Rule, text: str) -> Rule:
@@ -500,3 +501,14 @@ def _wrong_folders(config: TrainConfig) -> Iterator[str]:
         yield f"--init_from={shown(config.init_from)}: is --run_dir itself; a run continues by more --num_epochs"
     if config.resume == "must" and not config.run_dir:
         yield "--resume=must: needs --run_dir, the folder of the run to continue"
+
+
+def moments_obstacle(config: TrainConfig, *, num_features: int, is_linear: bool, own_loss: bool) -> str:
+    """Why the `moments` engine cannot serve a run; empty if it can."""
+    if not is_linear:
+        return "the model is not the linear one"
+    if own_loss or config.loss != "squared":
+        return "the loss is not squared error"
+    if num_features > _MOST_FEATURES:
+        return f"{num_features} features are more than {_MOST_FEATURES}"
+    return ""

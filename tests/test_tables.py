@@ -14,11 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from tapedist.data.permutations import epoch_rows
+from tapedist.data.source import spans
 from tapedist.data.tables import csv_blocks, table
 from tapedist.data.tables.csv import _Parser
 from tapedist.data.tables.csv_blocks import Block
 from tapedist.data.tables.files import TableFile
-from tapedist.data.tables.spans import spans
 from tapedist.data.tables.split import CHUNK_ROWS, RowSplit, row_hash
 from tapedist.data.tables.store import SegmentCache
 from tapedist.data.tables.table import check_table, open_table

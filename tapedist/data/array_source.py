@@ -16,10 +16,9 @@ import numpy as np
 
 from tapedist.data import frames
 from tapedist.data.ranges import Ranges, holds_tiny, ranges_of_rows
-from tapedist.data.source import BLOCK_ROWS
+from tapedist.data.source import BLOCK_ROWS, RowNumbers
 from tapedist.data.tables.columns import listed
 from tapedist.data.tables.gather import Units, write_tiles
-from tapedist.data.tables.spans import RowNumbers
 from tapedist.errors import InputError
 from tapedist.text import shown
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from tapedist.data.orders import ElementPlan
 from tapedist.data.ranges import flushed
+from tapedist.data.source import RowNumbers
 from tapedist.data.tables.gather import empty, empty_rows, write_tiles
-from tapedist.data.tables.spans import RowNumbers
 from tapedist.data.tables.windows import WindowReader, windows_that_fit
 
 _SHORT_RUN = 512  # Rows; below, a list of row numbers costs less than a call for each run.

@@ -22,8 +22,8 @@ import tensorflow as tf
 from tapedist.data import generator, synthetic_identity
 from tapedist.data.orders import split_sizes
 from tapedist.data.ranges import LEAST, Ranges
+from tapedist.data.source import RowNumbers
 from tapedist.data.tables.gather import write_tiles
-from tapedist.data.tables.spans import RowNumbers
 from tapedist.errors import InputError
 
 _SLACK = 1 + 2.0**-20  # More than roundings add.

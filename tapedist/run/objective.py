@@ -10,17 +10,15 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tapedist.config import TrainConfig
+from tapedist.config import TrainConfig, moments_obstacle
 from tapedist.data.orders import Source
 from tapedist.data.standardize import RawUnits, StandardUnits
 from tapedist.errors import InputError
 from tapedist.regression.metric import Metric
-from tapedist.regression.summary import Survey
-from tapedist.run.linear_units import linear_units
+from tapedist.regression.summary import Survey, linear_units
 from tapedist.storage.model_file import warm_start
 from tapedist.training import losses
 from tapedist.training.model import LinearModel, ModuleModel
-from tapedist.training.obstacles import moments_obstacle
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

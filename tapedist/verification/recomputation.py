@@ -14,18 +14,16 @@ from typing import Any
 import numpy as np
 
 from tapedist import reference
-from tapedist.config import TrainConfig
+from tapedist.config import TrainConfig, moments_obstacle
 from tapedist.data.orders import Source
 from tapedist.data.standardize import RawUnits, StandardUnits
 from tapedist.errors import InputError
 from tapedist.reference.loops import advanced
 from tapedist.regression.metric import Metric
-from tapedist.regression.summary import Survey
+from tapedist.regression.summary import Survey, linear_units
 from tapedist.run import learning_rate
-from tapedist.run.linear_units import linear_units
 from tapedist.run.optimum import RunOptimum, stopping_rules
 from tapedist.storage.model_file import warm_start
-from tapedist.training.obstacles import moments_obstacle
 from tapedist.training.schedule import Schedule
 from tapedist.training.stopping import StopMemory, Stopping
 from tapedist.verification.stored import TrainedRows

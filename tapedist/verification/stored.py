@@ -15,9 +15,8 @@ from tapedist.config import TrainConfig
 from tapedist.data import catalog, synthetic_identity
 from tapedist.data.orders import Source
 from tapedist.data.ranges import Ranges
-from tapedist.data.source import RowArrays, row_arrays
+from tapedist.data.source import RowArrays, RowNumbers, row_arrays
 from tapedist.data.standardize import RawUnits, StandardUnits
-from tapedist.data.tables.spans import RowNumbers
 from tapedist.errors import InputError, StateError
 from tapedist.run import run_files
 from tapedist.run.persistence import identity

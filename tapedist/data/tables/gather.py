@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tapedist.data.source import RowNumbers, ascending_spans, ascends, cut, places_in, spans, take_into
 from tapedist.data.tables.scan import CellRule
-from tapedist.data.tables.spans import RowNumbers, ascending_spans, ascends, cut, places_in, spans, take_into
 
 _BUFFER_BYTES = 2**19
 _ALIGNMENT = 64  # TensorFlow takes over arrays that begin there and copies others.

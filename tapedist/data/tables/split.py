@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tapedist.data.orders import split_sizes
-from tapedist.data.tables.spans import RowNumbers, places_in, spans, take_into
+from tapedist.data.source import RowNumbers, places_in, spans, take_into
 
 CHUNK_ROWS = 65_536
 _CHUNKS_HELD = 64

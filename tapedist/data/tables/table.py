@@ -20,13 +20,13 @@ import numpy as np
 
 from tapedist.data.permutations import WINDOW_ROWS
 from tapedist.data.ranges import LEAST, Ranges, ranges_of_rows
+from tapedist.data.source import RowNumbers
 from tapedist.data.tables.columns import Column, Roles, choose, listed
 from tapedist.data.tables.files import shown
 from tapedist.data.tables.gather import RowGather, Units, empty_rows
 from tapedist.data.tables.listing import FoundFiles, find_files
 from tapedist.data.tables.reader import SegmentStore, TableReader
 from tapedist.data.tables.scan import CellRule, Scanned, holds_numbers, scan
-from tapedist.data.tables.spans import RowNumbers
 from tapedist.data.tables.split import CHUNK_ROWS, HashSplit, RowSplit
 from tapedist.data.tables.store import MemoryStore, ScratchStore, SegmentCache
 from tapedist.errors import InputError, TapedistError

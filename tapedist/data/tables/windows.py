@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from tapedist.data.permutations import WINDOW_ROWS, WindowOrder
-from tapedist.data.tables.spans import RowNumbers, places_in, spans, take_into
+from tapedist.data.source import RowNumbers, places_in, spans, take_into
 
 _LEAST_HELD = 3  # Two that an element may lie in, and the next.
 

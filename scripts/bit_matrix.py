@@ -149,7 +149,7 @@ class Matrix:
         chosen = {config: words for config, words in self._configs.items() if config not in _MANY_ROWS}
         started, stopped = time.monotonic(), []
         found: dict[str, str] = {}
-        constants = {**_SMALL, "tapedist.training.block_pass:_TURNS_PER_CALL": 1}
+        constants = {**_SMALL, "tapedist.training.block_pass:_VISITS_PER_CALL": 1}
         for devices, asks in ((3, 12), (2, 25), (0, 0)):
             on = ["--strategy=mirrored", f"--num_virtual_devices={devices}"] if devices else []
             more = [*on, "--cache=none", "--checkpoint_every_steps=0"]

@@ -25,7 +25,7 @@ from tapedist.cluster.launch import LaunchConfig
 from tapedist.command_options import EvaluateOptions, PredictOptions, RunOptions, VerifyOptions
 from tapedist.config import GROUPS, TrainConfig
 from tapedist.errors import InputError, TapedistError
-from tapedist.text import quoted, shown, written
+from tapedist.text import display, quoted, to_text
 from tapedist.version import __version__
 
 _MAX_LINES = 20
@@ -274,7 +274,7 @@ def _explained(error: BaseException) -> tuple[int, Sequence[str]]:
     if isinstance(error, MemoryError):
         return 2, ["out of memory; free some, or lower --batch_size, or use --cache=none"]
     if isinstance(error, OSError) and error.errno in process.STORAGE_ERRNOS:
-        where = f" {shown(str(error.filename))}" if error.filename else ""
+        where = f" {display(str(error.filename))}" if error.filename else ""
         return 6, [f"cannot write{where}: {error.strerror}; make room or choose another --run_dir"]
     what = f"{type(error).__name__}: {error}".strip().rstrip(":")
     return 1, [f"bug in tapedist: {what}; --verbosity=1 shows the traceback, please report it"]
@@ -322,7 +322,7 @@ def command_help(name: str, command: _Command) -> str:
         if field.name in command.groups:
             lines.append(f"\n{command.groups[field.name]}:\n")
         if field.name != command.rest:
-            lines.append(_row(f"--{field.name}={written(field.default)}", _field_help(field)))
+            lines.append(_row(f"--{field.name}={to_text(field.default)}", _field_help(field)))
     lines += [
         "\nCommon to all commands:\n",
         _row("--flagfile=FILE", "Reads flags from a file, one --name=value per line; # begins a comment."),

@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Iterator
 
 from tapedist.config import SYNTHETIC
-from tapedist.options import COUNT, SWITCHES, Options, Rule, option
-from tapedist.text import shown
+from tapedist.options import NON_NEGATIVE_INT, SWITCHES, Options, Rule, option
+from tapedist.text import display
 
 _BAD_ROWS = ("error", "drop")
 
@@ -38,7 +38,7 @@ class EvaluateOptions(RunOptions):
         for name, default in (("weight", ""), ("on_bad_rows", "error")):
             value = getattr(self, name)
             if not self.data and value != default:
-                yield f"--{name}={shown(value)}: needs --data; the run's own rows are taken as they were trained on"
+                yield f"--{name}={display(value)}: needs --data; the run's own rows are taken as they were trained on"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,5 +79,5 @@ class VerifyOptions(RunOptions):
         0,
         "Recompute this many epochs or a few more, from the nearest stored state before them, which is taken as given; "
         "0 recomputes all from the start.",
-        rule=COUNT,
+        rule=NON_NEGATIVE_INT,
     )

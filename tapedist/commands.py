@@ -29,7 +29,7 @@ from tapedist.run import run_files
 from tapedist.storage.files import write_atomic
 from tapedist.storage.model_file import FittedModel, read_content, read_model
 from tapedist.storage.run_folder import RunFolder
-from tapedist.text import shown
+from tapedist.text import display
 
 _PREDICT_ROWS = 65_536
 _FAR = 0.1  # Standard errors from the optimum beyond which its intervals are not the model's.
@@ -162,7 +162,7 @@ def _check_columns(data: str, needed: Sequence[str]) -> None:
     missing = [name for name in needed if name not in present]
     if missing:
         raise InputError(
-            f"--data={files.shown(data)}: lacks {listed(missing)}, which the run was trained on; "
+            f"--data={files.display(data)}: lacks {listed(missing)}, which the run was trained on; "
             f"present: {listed(present)}"
         )
 
@@ -192,7 +192,7 @@ def _wants_interval(options: PredictOptions, model: FittedModel) -> bool:
         if fit and not fit["degrees_of_freedom"]:
             why = f": {fit['num_rows']} rows leave none for {fit['rank']} parameters; train on more rows"
         raise InputError(
-            f"--interval=true: the run in {shown(options.run_dir)} has no standard errors{why}, or drop --interval"
+            f"--interval=true: the run in {display(options.run_dir)} has no standard errors{why}, or drop --interval"
         )
     far = ((model.statistics or {}).get("learned") or {}).get("max_standard_errors")
     if far is None or far > _FAR:

@@ -15,14 +15,14 @@ from typing import Any
 
 from tapedist.errors import InputError
 from tapedist.options import (
-    COUNT,
-    EVERY,
+    AT_LEAST_ONE,
     FINITE,
     FRACTION,
     INT64_MAX,
+    NON_NEGATIVE_INT,
     NOT_NEGATIVE,
     POSITIVE,
-    RANK,
+    RANK_OR_NONE,
     SWITCHES,
     Default,
     Options,
@@ -30,7 +30,7 @@ from tapedist.options import (
     between,
     option,
 )
-from tapedist.text import shown
+from tapedist.text import display
 
 # Fields that do not change the answer, but what every worker must do for it.
 _SHARED = (
@@ -155,14 +155,16 @@ class Settings(Options):
         rule=_or_auto(NOT_NEGATIVE, f"{NOT_NEGATIVE.text}, or auto; try 0.01"),
     )
     early_stop_patience: int = option(
-        0, "Stop after so many checks in a row without a better test loss; 0 does not.", rule=COUNT
+        0, "Stop after so many checks in a row without a better test loss; 0 does not.", rule=NON_NEGATIVE_INT
     )
     early_stop_gradient_norm: float = option(
         0.0,
         "Stop when the norm of the loss's gradient over all training rows is at most this; 0 does not.",
         rule=NOT_NEGATIVE,
     )
-    early_stop_every_epochs: int = option(10, "Epochs between the checks of the rules that stop early.", rule=EVERY)
+    early_stop_every_epochs: int = option(
+        10, "Epochs between the checks of the rules that stop early.", rule=AT_LEAST_ONE
+    )
     arithmetic: str = option(
         "auto",
         "exact: the same bits on any number of devices, any processor and in any order of rows; fast: "
@@ -186,7 +188,7 @@ class Settings(Options):
         changes_answer=False,
     )  # fmt: skip
     worker_index: int = option(
-        -1, "This process's place in --workers; -1 where it has none.", rule=RANK, changes_answer=False
+        -1, "This process's place in --workers; -1 where it has none.", rule=RANK_OR_NONE, changes_answer=False
     )
     cluster_timeout_secs: float = option(
         300.0, "How long to wait for all workers at the start, in seconds.", rule=POSITIVE, changes_answer=False
@@ -225,9 +227,9 @@ class Settings(Options):
         60.0, "Seconds between saves; 0 saves only at the end.", rule=NOT_NEGATIVE, changes_answer=False
     )
     checkpoint_every_steps: int = option(
-        0, "Updates between saves; 0 leaves it to the clock.", rule=COUNT, changes_answer=False
+        0, "Updates between saves; 0 leaves it to the clock.", rule=NON_NEGATIVE_INT, changes_answer=False
     )
-    log_every_epochs: int = option(10, "Epochs between loss lines.", rule=EVERY, changes_answer=False)
+    log_every_epochs: int = option(10, "Epochs between loss lines.", rule=AT_LEAST_ONE, changes_answer=False)
     statistics: str = option(
         "auto",
         "Compute the least-squares optimum and standard errors of a linear model. auto: where it is quick, and for "
@@ -238,7 +240,7 @@ class Settings(Options):
     eval_every_epochs: int = option(
         0,
         "Epochs between test losses; 0 evaluates at the end only.",
-        rule=Rule(COUNT.allows, "must be 0 (at the end only) or more"),
+        rule=Rule(NON_NEGATIVE_INT.allows, "must be 0 (at the end only) or more"),
         changes_answer=False,
     )
     plots: bool = option(True, "Draw the figures at the end.", changes_answer=False)
@@ -269,21 +271,23 @@ class TrainConfig(Settings):
         """What `standardize` means for this source."""
         return self.from_table if self.standardize == "auto" else self.standardize == "true"
 
-    def resolved(self, *, own_rows: bool = False, own_model: bool = False, own_loss: bool = False) -> TrainConfig:
+    def resolved(
+        self, *, custom_rows: bool = False, custom_model: bool = False, custom_loss: bool = False
+    ) -> TrainConfig:
         """This config with a value in the place of each auto that has one without a look at the rows.
 
         What still says auto afterwards is what gives a finished fit without a setting: the learning rate is found from
         the rows, training ends by `close_enough`, and `most_epochs` is only a limit.
 
         Args:
-            own_rows: whether the rows are arrays or a source of the caller's, rather than `data`.
-            own_model: whether the model is not the linear one.
-            own_loss: whether the loss is the caller's, rather than `loss`.
+            custom_rows: whether the rows are arrays or a source of the caller's, rather than `data`.
+            custom_model: whether the model is not the linear one.
+            custom_loss: whether the loss is the caller's, rather than `loss`.
         """
-        of_user = own_rows or self.from_table
+        of_user = custom_rows or self.from_table
         rate: float | str = self.learning_rate
         if isinstance(rate, Default):
-            known = of_user and not (own_model or own_loss) and not list(_rate_obstacles(self))
+            known = of_user and not (custom_model or custom_loss) and not list(_rate_obstacles(self))
             rate = "auto" if known else _TUTORIAL_RATE
         finishes = of_user and rate == "auto"
         changes: dict[str, Any] = {"learning_rate": str(rate) if isinstance(rate, str) else rate}
@@ -294,7 +298,7 @@ class TrainConfig(Settings):
         if self.init == "auto":
             changes["init"] = "zeros" if of_user else "normal"
         if self.standardize == "auto" and of_user:
-            changes["standardize"] = "false" if own_model else "true"
+            changes["standardize"] = "false" if custom_model else "true"
         return dataclasses.replace(self, **changes)
 
     def with_arithmetic(self, strategy: str) -> TrainConfig:
@@ -343,14 +347,14 @@ class TrainConfig(Settings):
     def without_effect(self) -> Iterator[str]:
         """What was set and says nothing, by reason; no error, because flagfiles are shared among runs."""
         idle = {
-            f"--data={shown(self.data)}": (SYNTHETIC_FIELDS, self.from_table),
+            f"--data={display(self.data)}": (SYNTHETIC_FIELDS, self.from_table),
             f"--optimizer={self.optimizer}": (("momentum",), self.optimizer not in ("momentum", "nesterov")),
             f"--loss={self.loss}": (("huber_delta",), self.loss != "huber"),
         }
         for reason, (names, applies) in idle.items():
             changed = [name for name in names if applies and _changed(self, name)]
             if changed:
-                listed = ", ".join(f"--{name}={shown(getattr(self, name))}" for name in changed)
+                listed = ", ".join(f"--{name}={display(getattr(self, name))}" for name in changed)
                 yield f"no effect with {reason}: {listed}"
 
     def without_effect_beside(self, source: Any) -> Iterator[str]:
@@ -359,7 +363,7 @@ class TrainConfig(Settings):
         agrees = {"test_fraction"} if not self.test_fraction and not source.num_rows("test") else set()
         changed = [name for name in fields if _changed(self, name) and name not in agrees]
         if changed:
-            listed = ", ".join(f"--{name}={shown(getattr(self, name))}" for name in changed)
+            listed = ", ".join(f"--{name}={display(getattr(self, name))}" for name in changed)
             split = "; ArraySource(..., test_rows=N) holds rows out" if "test_fraction" in changed else ""
             yield f"no effect with rows from a source of your own: {listed}{split}"
         own = dataclasses.replace(self, **{name: getattr(Settings, name) for name in fields})
@@ -408,7 +412,7 @@ def _wrong_rows(config: TrainConfig) -> Iterator[str]:
         yield "--data=: must name a source; use 'synthetic' or a table's path"
     if len(config.m) not in (1, config.num_features):
         yield (
-            f"--m={shown(config.m)}: has {len(config.m)} values for "
+            f"--m={display(config.m)}: has {len(config.m)} values for "
             f"--num_features={config.num_features}; give one value, or one per feature"
         )
     if config.from_table:
@@ -416,7 +420,7 @@ def _wrong_rows(config: TrainConfig) -> Iterator[str]:
     for name in ("target", "features", "weight"):
         if value := getattr(config, name):
             yield (
-                f"--{name}={shown(value)}: has no meaning with --data={SYNTHETIC}, which has no columns to choose; "
+                f"--{name}={display(value)}: has no meaning with --data={SYNTHETIC}, which has no columns to choose; "
                 "name your table by --data=PATH"
             )
     if config.on_bad_rows != "error":
@@ -458,7 +462,7 @@ def _rate_obstacles(config: TrainConfig) -> Iterator[str]:
 
 def _wrong_stops(config: TrainConfig) -> Iterator[str]:
     if config.stop_at_se and config.stop_at_se != "auto":
-        given = f"--stop_at_se={shown(config.stop_at_se)}"
+        given = f"--stop_at_se={display(config.stop_at_se)}"
         if config.loss != "squared":
             yield (
                 f"{given}: needs --loss=squared, not {config.loss}, because standard errors belong to least squares; "
@@ -466,7 +470,7 @@ def _wrong_stops(config: TrainConfig) -> Iterator[str]:
             )
         if config.l2:
             yield (
-                f"{given}: has no meaning with --l2={shown(config.l2)}, which leads away from the least-squares "
+                f"{given}: has no meaning with --l2={display(config.l2)}, which leads away from the least-squares "
                 "optimum; use --early_stop_gradient_norm"
             )
         if config.statistics == "false":
@@ -494,20 +498,20 @@ def _wrong_devices(config: TrainConfig) -> Iterator[str]:
 def _wrong_folders(config: TrainConfig) -> Iterator[str]:
     if config.run_dir.startswith("gs://"):
         yield (
-            f"--run_dir={shown(config.run_dir)}: must be a local path, because saving needs rename and fsync; "
+            f"--run_dir={display(config.run_dir)}: must be a local path, because saving needs rename and fsync; "
             "train into a local folder and copy it out"
         )
     if config.init_from and config.init_from == config.run_dir:
-        yield f"--init_from={shown(config.init_from)}: is --run_dir itself; a run continues by more --num_epochs"
+        yield f"--init_from={display(config.init_from)}: is --run_dir itself; a run continues by more --num_epochs"
     if config.resume == "must" and not config.run_dir:
         yield "--resume=must: needs --run_dir, the folder of the run to continue"
 
 
-def moments_obstacle(config: TrainConfig, *, num_features: int, is_linear: bool, own_loss: bool) -> str:
+def why_not_moments(config: TrainConfig, *, num_features: int, is_linear: bool, custom_loss: bool) -> str:
     """Why the `moments` engine cannot serve a run; empty if it can."""
     if not is_linear:
         return "the model is not the linear one"
-    if own_loss or config.loss != "squared":
+    if custom_loss or config.loss != "squared":
         return "the loss is not squared error"
     if num_features > _MOST_FEATURES:
         return f"{num_features} features are more than {_MOST_FEATURES}"

@@ -18,7 +18,7 @@ from absl import flags
 
 from tapedist.errors import InputError
 from tapedist.options import Default
-from tapedist.text import READERS, quoted, shown, written, wrong_characters
+from tapedist.text import READERS, display, quoted, to_text, wrong_characters
 
 HELP_FLAGS = ("help", "helpfull", "h")
 _GONE = {"virtual_shards": "is gone, because sums no longer depend on how rows are divided; drop it"}
@@ -125,7 +125,7 @@ class CommandLine(Generic[Options]):
         if name not in self._given:
             return problem
         place, text = self._given[name]
-        return place + problem.replace(f"--{name}={shown(self._flags[name].value)}:", f"--{name}={shown(text)}:", 1)
+        return place + problem.replace(f"--{name}={display(self._flags[name].value)}:", f"--{name}={display(text)}:", 1)
 
     def _parse(self, words: list[str], *, place: str, including: tuple[tuple[int, int], ...]) -> None:
         words.reverse()
@@ -141,14 +141,14 @@ class CommandLine(Generic[Options]):
                 self.help_wanted = True
             elif name.startswith("no") and name[2:] in self._flags and self._flags[name[2:]].boolean:
                 if equals:
-                    self._refuse(name[2:], f"--{name}={shown(value)}: takes no value; write --{name[2:]}=false", place)
+                    self._refuse(name[2:], f"--{name}={display(value)}: takes no value; use --{name[2:]}=false", place)
                 else:
                     self._set(name[2:], "false", place)
             elif name in _GONE and name not in self._flags:
                 if not equals and words and not words[-1].startswith("--"):
                     equals, value = "=", words.pop()
                 if not self._of_older:
-                    self._problems.append(f"{place}--{name}{equals}{shown(value) if equals else ''}: {_GONE[name]}")
+                    self._problems.append(f"{place}--{name}{equals}{display(value) if equals else ''}: {_GONE[name]}")
             elif name != "flagfile" and name not in self._flags:
                 self._unknown(name, equals + value, place)
             elif equals or (name in self._flags and self._flags[name].boolean):
@@ -172,7 +172,7 @@ class CommandLine(Generic[Options]):
             # After `=` no shell puts the home folder in the place of `~`.
             self._flags[name].parse(os.path.expanduser(text) if name in self._paths else text)
         except flags.IllegalFlagValueError as error:
-            self._refuse(name, f"--{name}={shown(text)}: {error}", place)
+            self._refuse(name, f"--{name}={display(text)}: {error}", place)
         else:
             self._doubtful.discard(name)
             self._given[name] = place, text
@@ -184,7 +184,7 @@ class CommandLine(Generic[Options]):
     def _not_a_flag(self, word: str) -> str:
         last = next(reversed(self._given), "")
         if word.endswith(".flags"):
-            fix = f"did you mean --flagfile={shown(word)}?"
+            fix = f"did you mean --flagfile={display(word)}?"
         elif last and self._flags[last].boolean and word.lower() in ("true", "false"):
             fix = f"write --{last}={word}, with '=' in place of the space"
         else:
@@ -192,7 +192,7 @@ class CommandLine(Generic[Options]):
         return f"{quoted(word)}: is not a flag; {fix}"
 
     def _unknown(self, name: str, value: str, place: str) -> None:
-        problem = f"--{shown(name + value)}: is not a flag"
+        problem = f"--{display(name + value)}: is not a flag"
         if name.partition(" ")[0] in self._flags:
             problem += "; write --NAME=VALUE, with '=' in place of the space"
         elif near := difflib.get_close_matches(name, [*self._flags, "flagfile"], n=1):
@@ -220,7 +220,7 @@ class CommandLine(Generic[Options]):
         for number, line in enumerate(lines, start=1):
             line = line.strip()
             if line and not line.startswith(("#", "//")):
-                self._parse([line], place=f"{shown(name)}:{number}: ", including=(*including, identity))
+                self._parse([line], place=f"{display(name)}:{number}: ", including=(*including, identity))
 
 
 def _flags_named(problem: str) -> list[str]:
@@ -264,4 +264,4 @@ def config_to_flagfile(config: Any) -> str:
         config: an instance of a dataclass made of `options.option` fields.
     """
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    return "".join(f"--{name}={written(v)}\n" for name, v in values.items() if not isinstance(v, Default))
+    return "".join(f"--{name}={to_text(v)}\n" for name, v in values.items() if not isinstance(v, Default))

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from tapedist.errors import InputError
-from tapedist.text import plain, shown, written, wrong_characters
+from tapedist.text import display, plain, to_text, wrong_characters
 
 SWITCHES = ("auto", "true", "false")
 INT64_MAX = 2**63 - 1
@@ -46,9 +46,9 @@ FINITE = Rule(math.isfinite, "must be finite")
 NOT_NEGATIVE = Rule(lambda v: 0 <= v < math.inf, "must be finite and not negative")
 POSITIVE = Rule(lambda v: 0 < v < math.inf, "must be finite and above 0")
 FRACTION = Rule(lambda v: 0 <= v < 1, "must be in [0, 1)")
-COUNT = Rule(lambda v: 0 <= v <= INT64_MAX, "must not be negative")
-EVERY = Rule(lambda v: 1 <= v <= INT64_MAX, "must be at least 1")
-RANK = Rule(lambda v: v >= -1, "must be -1 (none) or more")
+NON_NEGATIVE_INT = Rule(lambda v: 0 <= v <= INT64_MAX, "must not be negative")
+AT_LEAST_ONE = Rule(lambda v: 1 <= v <= INT64_MAX, "must be at least 1")
+RANK_OR_NONE = Rule(lambda v: v >= -1, "must be -1 (none) or more")
 
 
 def between(least: int, most: int, *, means: str = "") -> Rule:
@@ -113,7 +113,7 @@ class Options:
                 listed = "a list of numbers" if field.type == "tuple[float, ...]" else "a list of names"
                 wanted = listed if kind is tuple else f"of type {kind.__name__}"
                 given = type(value).__name__
-                yield f"--{field.name}={shown(repr(value))}: must be {wanted}, not {given}{_hint(value, kind)}"
+                yield f"--{field.name}={display(repr(value))}: must be {wanted}, not {given}{_hint(value, kind)}"
 
     def _wrong_values(self) -> Iterator[str]:
         for field in dataclasses.fields(self):
@@ -128,7 +128,7 @@ def _coerced_field(value: Any, field: dataclasses.Field[Any]) -> Any:
     """`value` as the field's type; a library user may write a switch as a bool, and one name without a list."""
     value = plain(value)
     if field.metadata["choices"] == SWITCHES and isinstance(value, bool):
-        return written(value)
+        return to_text(value)
     if field.type in _NUMBERS_OR_WORDS and isinstance(value, str):
         return value
     if field.type == "tuple[str, ...]":
@@ -176,10 +176,10 @@ def _wrong_value(field: dataclasses.Field[Any], value: Any) -> Iterator[str]:
     choices, rule = field.metadata["choices"], field.metadata["rule"]
     if choices:
         if value not in choices:
-            yield f"--{field.name}={shown(value)}: must be one of {', '.join(choices)}"
+            yield f"--{field.name}={display(value)}: must be one of {', '.join(choices)}"
     elif rule:
         if not rule.allows(value):
-            yield f"--{field.name}={shown(value)}: {rule.text}"
+            yield f"--{field.name}={display(value)}: {rule.text}"
     else:
         for word in value if isinstance(value, tuple) else (value,):
             if isinstance(word, str) and (problem := wrong_characters(word)):

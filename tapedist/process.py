@@ -221,8 +221,8 @@ def signals_raise() -> Iterator[None]:
 class StopSignals:
     """While entered, turns signals into `Interrupted`; only the main thread may, elsewhere nothing is installed.
 
-    Where nothing is lost, the first signal raises at once. Inside `noted` there is something to save first: there it is
-    noted, and whoever runs there asks for `signum` now and then.
+    Where nothing is lost, the first signal raises at once. Inside `deferred` there is something to save first:
+    there it is noted, and whoever runs there asks for `signum` now and then.
 
     Where a library turns what was raised at once into another error, the block ends by `Interrupted` all the same.
 
@@ -256,7 +256,7 @@ class StopSignals:
             raise Interrupted(self.signum) from error
 
     @contextlib.contextmanager
-    def noted(self) -> Iterator[None]:
+    def deferred(self) -> Iterator[None]:
         """A part of the run that a signal must not break off: it leaves by itself, or is so short that it ends first.
 
         Raises:

@@ -14,10 +14,10 @@ from typing import Any
 _MAX_SHOWN = 60
 
 
-def shown(value: Any) -> str:
+def display(value: Any) -> str:
     """`value` as an error message may show it: short, on one line, without control characters."""
     try:
-        text = written(value)
+        text = to_text(value)
     except ValueError:  # An int of thousands of digits.
         text = hex(value)
     text = _short(text)
@@ -65,7 +65,7 @@ def wrong_characters(text: str) -> str:
     return ""
 
 
-def written(value: Any) -> str:
+def to_text(value: Any) -> str:
     """`value` as a flag says it; the functions of `READERS` read it back.
 
     Args:
@@ -74,21 +74,21 @@ def written(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, tuple):
-        words, line = [written(item) for item in value], io.StringIO()
+        words, line = [to_text(item) for item in value], io.StringIO()
         bare = all(word == word.strip() for word in words)  # The blanks at a line's ends are nobody's.
         csv.writer(line, lineterminator="", quoting=csv.QUOTE_MINIMAL if bare else csv.QUOTE_ALL).writerow(words)
         return line.getvalue()
     return value if isinstance(value, str) else repr(value)
 
 
-def _truth(text: str) -> bool:
+def _parse_bool(text: str) -> bool:
     words = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
     if text.lower() not in words:
         raise ValueError("must be true or false")
     return words[text.lower()]
 
 
-def _whole(text: str) -> int:
+def _parse_int(text: str) -> int:
     """Reads 12, -3, 1_000_000 and, because rows come in billions, 1e9."""
     if match := re.fullmatch(r"([+-]?\d{1,20})[eE]\+?(\d{1,2})", text):
         return int(match[1]) * 10 ** int(match[2])
@@ -98,7 +98,7 @@ def _whole(text: str) -> int:
         raise ValueError("must be a whole number") from None
 
 
-def _real(text: str) -> float:
+def _parse_float(text: str) -> float:
     try:
         value = float(text)
     except ValueError:
@@ -108,22 +108,22 @@ def _real(text: str) -> float:
     return value
 
 
-def _real_or_word(text: str) -> float | str:
-    return text if text.isalpha() and text.lower() not in ("nan", "inf", "infinity") else _real(text)
+def _parse_float_or_word(text: str) -> float | str:
+    return text if text.isalpha() and text.lower() not in ("nan", "inf", "infinity") else _parse_float(text)
 
 
-def _whole_or_word(text: str) -> int | str:
-    return text if text.isalpha() else _whole(text)
+def _parse_int_or_word(text: str) -> int | str:
+    return text if text.isalpha() else _parse_int(text)
 
 
-def _reals(text: str) -> tuple[float, ...]:
+def _parse_floats(text: str) -> tuple[float, ...]:
     try:
-        return tuple(_real(item) for item in text.split(","))
+        return tuple(_parse_float(item) for item in text.split(","))
     except ValueError:
         raise ValueError("must be numbers separated by commas, like 9 or 9,-2.5") from None
 
 
-def _names(text: str) -> tuple[str, ...]:
+def _parse_names(text: str) -> tuple[str, ...]:
     try:
         names = next(csv.reader([text], strict=True, skipinitialspace=True), [])
     except csv.Error:
@@ -133,14 +133,14 @@ def _names(text: str) -> tuple[str, ...]:
 
 # How a field is read, by its annotation as written. A reader raises ValueError with the rule that the text breaks.
 READERS: dict[str, Callable[[str], Any]] = {
-    "bool": _truth,
-    "int": _whole,
-    "float": _real,
-    "float | str": _real_or_word,
-    "int | str": _whole_or_word,
+    "bool": _parse_bool,
+    "int": _parse_int,
+    "float": _parse_float,
+    "float | str": _parse_float_or_word,
+    "int | str": _parse_int_or_word,
     "str": str,
-    "tuple[float, ...]": _reals,
-    "tuple[str, ...]": _names,
+    "tuple[float, ...]": _parse_floats,
+    "tuple[str, ...]": _parse_names,
 }
 
 

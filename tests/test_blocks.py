@@ -125,10 +125,10 @@ def _rows(ranges: np.ndarray) -> list[int]:
     return [row for first, end in ranges.tolist() for row in range(first, end)]
 
 
-def _visited(order: BlockOrder, turns: int) -> list[list[int]]:
+def _visited(order: BlockOrder, visits: int) -> list[list[int]]:
     """Row numbers of each replica in their order."""
     return [
-        list(itertools.chain(*(order.block(turn, replica) for turn in range(turns))))
+        list(itertools.chain(*(order.block(visit, replica) for visit in range(visits))))
         for replica in range(order.num_replicas)
     ]
 
@@ -138,22 +138,26 @@ def _visited(order: BlockOrder, turns: int) -> list[list[int]]:
 def test_a_pass_visits_every_row_once_in_their_order(order: BlockOrder):
     wanted = _rows(order.remaining)
     assert order.rows == len(wanted)
-    assert list(itertools.chain(*_visited(order, order.turns))) == wanted
-    taken = [[len(order.block(turn, r)) for turn in range(order.turns + 2)] for r in range(order.num_replicas)]
+    assert list(itertools.chain(*_visited(order, order.visits))) == wanted
+    taken = [[len(order.block(visit, r)) for visit in range(order.visits + 2)] for r in range(order.num_replicas)]
     assert max(map(max, taken)) <= order.block_rows
     counts = [sum(map(bool, blocks)) for blocks in taken]
-    assert max(counts) == order.turns
+    assert max(counts) == order.visits
     assert max(counts) - min(counts) <= 1
-    assert order.after(order.turns).shape == (0, 2)
+    assert order.after(order.visits).shape == (0, 2)
 
 
 @settings(deadline=None)
 @given(
-    order=_orders(), turns=st.integers(0, 30), replicas=REPLICAS, block_rows=st.integers(1, 300), more=st.integers(0, 9)
+    order=_orders(),
+    visits=st.integers(0, 30),
+    replicas=REPLICAS,
+    block_rows=st.integers(1, 300),
+    more=st.integers(0, 9),
 )
-def test_a_pass_goes_on_anywhere(order: BlockOrder, turns: int, replicas: int, block_rows: int, more: int):
-    left = order.after(turns)
-    visited = list(itertools.chain(*_visited(order, turns)))
+def test_a_pass_goes_on_anywhere(order: BlockOrder, visits: int, replicas: int, block_rows: int, more: int):
+    left = order.after(visits)
+    visited = list(itertools.chain(*_visited(order, visits)))
     assert sorted(visited + _rows(left)) == _rows(order.remaining)
     assert (left[:, 0] < left[:, 1]).all()
     assert (left[1:, 0] > left[:-1, 1]).all()  # Merged.
@@ -166,9 +170,9 @@ def test_a_pass_over_2_to_the_62_rows_is_arithmetic():
     n = 2**62 - 1
     order = BlockOrder.whole(n, 2**18, 7)
     assert order.rows == n
-    assert order.turns == -(-(2**44) // 7)
-    assert order.block(order.turns - 1, 6).stop == n
-    assert order.after(order.turns - 1).shape == (7 - (-(2**44) % 7), 2)
+    assert order.visits == -(-(2**44) // 7)
+    assert order.block(order.visits - 1, 6).stop == n
+    assert order.after(order.visits - 1).shape == (7 - (-(2**44) % 7), 2)
     assert BlockOrder(order.after(10**6), 2**10, 3).rows == n - 7 * 10**6 * 2**18
 
 
@@ -184,10 +188,10 @@ def test_elements_go_on_with_whole_passes(n: int, block_rows: int, replicas: int
         assert all(first.shape == counts.shape == (1,) for first, counts in found)
         return sorted(row for first, counts in found for row in range(int(first[0]), int(first[0] + counts[0])))
 
-    assert rows(range(order.turns)) == _rows(order.remaining)
+    assert rows(range(order.visits)) == _rows(order.remaining)
     for epoch in range(2):
-        first = order.turns + epoch * whole.turns
-        assert rows(range(first, first + whole.turns)) == list(range(n))
+        first = order.visits + epoch * whole.visits
+        assert rows(range(first, first + whole.visits)) == list(range(n))
 
 
 @settings(deadline=None)

@@ -19,7 +19,7 @@ from conftest import REPO, Finished
 import tapedist
 from tapedist import cli, config, errors, process
 from tapedist.config import TrainConfig
-from tapedist.text import written
+from tapedist.text import to_text
 
 Run = Callable[..., Finished]
 
@@ -48,7 +48,7 @@ def test_help_names_each_flag_with_its_default(capsys: pytest.CaptureFixture[str
     assert cli.main(["train", "--help"]) == 0
     text = capsys.readouterr().out
     for field in dataclasses.fields(TrainConfig):
-        assert f"\n  --{field.name}={written(field.default)}" in text
+        assert f"\n  --{field.name}={to_text(field.default)}" in text
         for choice in field.metadata["choices"] or ():
             assert choice in text
     for heading in config.GROUPS.values():

@@ -84,7 +84,7 @@ def test_plain_lines_where_there_is_no_terminal():
             console.record(row(epoch, 0.5, split="test"))
     console.advance(epoch=30, step=30, loss=1.0, examples_per_sec=1e9)
     console.close()
-    console.say("Learned W: 9.00, learned B: -2.00")
+    console.log("Learned W: 9.00, learned B: -2.00")
     assert stream.getvalue().splitlines() == [
         "Training samples: 8000",
         "Test samples: 2000",
@@ -144,7 +144,7 @@ def test_a_terminal_gets_a_bar_with_rate_and_remaining_time(width):
         console.record(row(1000, 4.25))
         console.advance(epoch=1000, step=1000, loss=None, examples_per_sec=1.6e9)
         console.close()
-        console.say("Learned W: 9.00")
+        console.log("Learned W: 9.00")
 
     text = _drawn(width, calls)
     assert "Training samples: 8000" in text
@@ -302,7 +302,7 @@ def _shown(stream):
         console.record(row(epoch, 2.0))
         console.advance(epoch=epoch, step=epoch, loss=2.0, examples_per_sec=1e6)
     console.close()
-    console.say("Learned")
+    console.log("Learned")
 
 
 @pytest.mark.parametrize("kind", [Bare, BareTerminal, Undecided, io.StringIO])
@@ -327,8 +327,8 @@ def test_objects_that_take_no_text_silence_the_console_only(kind, caplog):
 def test_characters_that_the_output_has_not_are_escaped():
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     console = Console(log_every_epochs=1, stream=stream)
-    console.say("größe")
-    console.say("next")
+    console.log("größe")
+    console.log("next")
     console.close()
     assert stream.buffer.getvalue() == rb"gr\xf6\xdfe" + b"\nnext\n"
 

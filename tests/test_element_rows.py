@@ -77,7 +77,7 @@ def _plans(n: int, replicas: int, **form: Any) -> Iterator[tuple[str, ElementPla
     for tiles, tile_rows in ((1, 700), (5, 128), (44, 16)):
         order = BlockOrder.whole(n, tiles * tile_rows, replicas)
         blocks = block_elements(order, order, split="train", tiles=tiles, tile_rows=tile_rows, **form)
-        yield f"blocks of {tiles} tiles", blocks, order.turns
+        yield f"blocks of {tiles} tiles", blocks, order.visits
         tiles = share_tiles(n, replicas, tile_rows)
         split = split_elements(n, replicas, split="train", tiles=tiles, tile_rows=tile_rows, **form)
         yield f"split in tiles of {tile_rows}", split, 1
@@ -147,11 +147,11 @@ def test_a_window_is_read_once_an_epoch(table: TableSource, monkeypatch: pytest.
     asked: list[Any] = []
     original = TableSource.read_into
 
-    def noted(self: TableSource, out: Any, split: str, rows: Any, **settings: Any) -> None:
+    def deferred(self: TableSource, out: Any, split: str, rows: Any, **settings: Any) -> None:
         asked.append(rows)
         original(self, out, split, rows, **settings)
 
-    monkeypatch.setattr(TableSource, "read_into", noted)
+    monkeypatch.setattr(TableSource, "read_into", deferred)
     read = ElementRows(table, made, np.float32)
     for element in range(plan.steps_per_epoch // 4):
         read(element, 0)
@@ -168,11 +168,11 @@ def test_windows_decode_only_the_row_groups_that_they_span(tmp_path: Path, monke
     decoded: list[int] = []
     original = RowGroups.load
 
-    def noted(self: RowGroups, segment: int) -> list[np.ndarray]:
+    def deferred(self: RowGroups, segment: int) -> list[np.ndarray]:
         decoded.append(segment)
         return original(self, segment)
 
-    monkeypatch.setattr(RowGroups, "load", noted)
+    monkeypatch.setattr(RowGroups, "load", deferred)
     plan = BatchPlan(4000, 100)
     order = epoch_order(plan, shuffle="rows", seed=5)
     made = batch_elements(

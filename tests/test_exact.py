@@ -314,14 +314,14 @@ def _host_pass(n: int, block_rows: int, replicas: int, passes: int = 3) -> Block
 
     def elements(order: BlockOrder, passes: int) -> Any:
         orders = [order, *[whole] * (passes - 1)]
-        return iter([[o.block(turn, r) for r in range(replicas)] for o in orders for turn in range(o.turns)])
+        return iter([[o.block(visit, r) for r in range(replicas)] for o in orders for visit in range(o.visits)])
 
     host: Any = _Host(replicas)
     return BlockPass(host, zero=np.zeros(n, np.int64), order=whole, passes=passes, elements=elements)
 
 
-def _met(sums: list[np.ndarray], blocks: Iterator[list[range]], turns: int) -> list[np.ndarray]:
-    for _ in range(turns):
+def _met(sums: list[np.ndarray], blocks: Iterator[list[range]], visits: int) -> list[np.ndarray]:
+    for _ in range(visits):
         for mine, rows in zip(sums, next(blocks), strict=True):
             mine[rows.start : rows.stop] += 1
     return sums
@@ -329,7 +329,7 @@ def _met(sums: list[np.ndarray], blocks: Iterator[list[range]], turns: int) -> l
 
 @pytest.mark.parametrize("seed", range(8))
 def test_a_pass_that_moves_between_topologies_meets_every_row_once(seed: int, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(block_pass, "_TURNS_PER_CALL", 1)
+    monkeypatch.setattr(block_pass, "_VISITS_PER_CALL", 1)
     g = np.random.default_rng(seed)
     n = int(g.integers(1, 300))
     for _ in range(3):
@@ -348,22 +348,22 @@ def test_a_pass_that_moves_between_topologies_meets_every_row_once(seed: int, mo
 
 @pytest.mark.parametrize("mode", ["stream", "moments"])
 def test_an_interrupted_step_goes_on_in_blocks_of_another_size(mode: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(block_pass, "_TURNS_PER_CALL", 2)
+    monkeypatch.setattr(block_pass, "_VISITS_PER_CALL", 2)
     monkeypatch.setattr("tapedist.data.orders.RESIDENT_BYTES", 0)
     case = Case(mode=mode, cache="none", steps=1, weighted=True)
     progress: dict[str, np.ndarray] = {}
-    done, turns = None, 0
+    done, visits = None, 0
     for rows in itertools.cycle((64, 32, 48)):
         for name in ("TILE_ROWS", "LEAST_PRODUCT_ROWS", "MOST_PRODUCT_ROWS", "MOST_BLOCK_ROWS"):
             monkeypatch.setattr(f"tapedist.data.orders.{name}", rows)
         engine, state = _engine(case)
         engine.restore(progress)
         done = engine.run(Call(state=state, interrupted=lambda: True))
-        progress, turns = engine.progress(), turns + 1
+        progress, visits = engine.progress(), visits + 1
         if done is not None:
             break
         assert 0 < np.diff(progress["remaining"]).sum() < case.n
-    assert turns > 3
+    assert visits > 3
     assert ref.digest(done.state[: len(case.start)]) == specified(case)[0]
 
 

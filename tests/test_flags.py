@@ -20,7 +20,7 @@ from tapedist.config import TrainConfig
 from tapedist.errors import InputError
 from tapedist.flags import CommandLine, config_to_flagfile
 from tapedist.options import option
-from tapedist.text import written
+from tapedist.text import to_text
 
 # Arguments of `tapedist train` -> what stands after `tapedist: error: `, a line each. The files are made by `files`.
 BAD = {
@@ -414,7 +414,7 @@ def _mutated(rng: random.Random, text: str) -> str:
 
 
 def _random_words(rng: random.Random, folder: Path) -> list[str]:
-    defaults = {field.name: written(field.default) for field in dataclasses.fields(TrainConfig)}
+    defaults = {field.name: to_text(field.default) for field in dataclasses.fields(TrainConfig)}
     defaults |= {"flagfile": "fuzz.flags", "help": "", "noplots": ""}
     words = []
     for _ in range(rng.randrange(1, 6)):

@@ -14,7 +14,7 @@ import pytest
 from conftest import Finished
 
 from tapedist.cluster.join import await_peers
-from tapedist.cluster.network import PortReservation, exposure, listening, without_proxy
+from tapedist.cluster.network import PortReservation, listening, listening_notice, without_proxy
 from tapedist.cluster.resolve import ClusterSpec
 from tapedist.errors import InputError, PeerLostError, TapedistError
 
@@ -199,9 +199,9 @@ def test_where_this_process_listens():
     with socket.create_server(("127.0.0.1", 0)) as inside, socket.create_server(("", 0)) as outside:
         ports = [server.getsockname()[1] for server in (inside, outside)]
         assert [listening(port) for port in ports] == [[f"127.0.0.1:{ports[0]}"], [f"0.0.0.0:{ports[1]}"]]
-        line = exposure(1, f"somewhere:{ports[1]}")
+        line = listening_notice(1, f"somewhere:{ports[1]}")
         assert line.startswith(f"worker 1 listens at 0.0.0.0:{ports[1]}: open on all interfaces and unauthenticated;")
-        assert "open on all interfaces" not in exposure(0, f"localhost:{ports[0]}")
+        assert "open on all interfaces" not in listening_notice(0, f"localhost:{ports[0]}")
     assert listening(ports[0]) == []
 
 
@@ -283,7 +283,7 @@ def test_a_gather_that_costs_more_than_the_work_is_told_once(gather_secs: float,
     from tapedist.training.schedule import GatherCostMonitor
 
     lines: list[str] = []
-    calls = GatherCostMonitor(0, gather_secs=gather_secs, replicas=2, batch_size=batch_size, say=lines.append)
+    calls = GatherCostMonitor(0, gather_secs=gather_secs, replicas=2, batch_size=batch_size, log=lines.append)
     for _ in range(10):
         calls.observe(10, 0.1)
     assert len(lines) == len(said)
@@ -293,10 +293,10 @@ def test_a_gather_that_costs_more_than_the_work_is_told_once(gather_secs: float,
 
 
 def test_a_standstill_is_idle_outside_tensorflow():
-    from tapedist.cluster.watchdog import Standstill
+    from tapedist.cluster.watchdog import StallDetector
 
     now, cpu, moved = [0.0], [0.0], [0.0]
-    still = Standstill(10.0, clock=lambda: now[0], cpu_clock=lambda: cpu[0], moved=lambda: moved[0])
+    still = StallDetector(10.0, clock=lambda: now[0], cpu_clock=lambda: cpu[0], moved=lambda: moved[0])
 
     def after(seconds: int, *, computing: float = 0.0, moving: float = 0.0) -> list[str]:
         found = []

@@ -9,7 +9,7 @@ from tapedist.results.console import Console
 from tapedist.results.events import EventFiles
 from tapedist.results.monitor import Monitor
 from tapedist.storage.metrics_file import MetricsFile, read_rows
-from tapedist.training.interfaces import Observer, Row, Unobserved
+from tapedist.training.interfaces import NullObserver, Observer, Row
 
 
 def drive(observer: Observer, steps: range) -> None:
@@ -31,7 +31,7 @@ def test_one_call_reaches_console_and_files(tmp_path):
         events=EventFiles(tmp_path / "events"),
     )
     drive(monitor, range(20))
-    monitor.say("Learned W: 9.00")
+    monitor.log("Learned W: 9.00")
     monitor.close()
     assert len(read_rows(tmp_path / "metrics.jsonl")) == 20
     assert len(list((tmp_path / "events").iterdir())) == 1
@@ -45,7 +45,7 @@ def test_the_summary_stands_below_the_bar(tmp_path, monkeypatch):
     monitor.begin(epochs=20, first_epoch=0, train_rows=80, test_rows=20, steps_per_epoch=1)
     monitor.advance(epoch=20, step=20, loss=2.0, examples_per_sec=1e6)
     monitor.end()
-    monitor.say("Learned W: 9.00")
+    monitor.log("Learned W: 9.00")
     monitor.close()
     assert "epoch 20/20" in stream.getvalue()
     assert "epoch" not in stream.getvalue().partition("Learned W: 9.00")[2]
@@ -61,7 +61,7 @@ def test_a_resumed_run(tmp_path):
     assert [row.step for row in read_rows(tmp_path / "metrics.jsonl")] == list(range(20))
 
 
-@pytest.mark.parametrize("observer", [Monitor(), Monitor.of_run(None, log_every_epochs=1, quiet=True), Unobserved()])
+@pytest.mark.parametrize("observer", [Monitor(), Monitor.of_run(None, log_every_epochs=1, quiet=True), NullObserver()])
 def test_nothing_to_keep(observer, capsys):
     drive(observer, range(3))
     observer.rewind(0)

@@ -62,7 +62,7 @@ def _found(rows: tuple[np.ndarray, ...], *, fit_intercept: bool, slices: int) ->
     at, l2 = np.linspace(-1.0, 1.0, count), np.full(count, 0.125)
     l2[source.num_features :] = 0.0
     gaps = [
-        metric.NewtonGap(measured, source, delta=delta, l2=penalty, heed=_nothing)(at)
+        metric.NewtonGap(measured, source, delta=delta, l2=penalty, check_stop=_nothing)(at)
         for delta in (np.inf, 2.0)
         for penalty in (l2, 0 * l2)
     ]
@@ -110,7 +110,7 @@ def test_rows_have_no_order(intercept: bool, weighted: bool, slices: int, monkey
 
 
 def _small_ranges(size: int) -> Any:
-    def row_ranges(source: Any, split: str, *, heed: Any = _nothing, **_: Any) -> Iterator[range]:
+    def row_ranges(source: Any, split: str, *, check_stop: Any = _nothing, **_: Any) -> Iterator[range]:
         n = source.num_rows(split)
         for first in range(0, n, size):
             yield range(first, min(first + size, n))

@@ -123,7 +123,7 @@ def _main() -> None:
             whole = orders.BlockOrder.whole(n, 126, count)
             tiles = orders.share_tiles(126, 1, tile_rows)
             element = block_elements(whole, whole, split="train", tiles=tiles, tile_rows=tile_rows, **layout)
-            found[f"blocks {form} {n}/{replicas}"] = _visited(strategy, source, element, range(whole.turns))
+            found[f"blocks {form} {n}/{replicas}"] = _visited(strategy, source, element, range(whole.visits))
             tiles = orders.share_tiles(n, count, tile_rows)
             element = split_elements(n, count, split="train", tiles=tiles, tile_rows=tile_rows, **layout)
             found[f"split {form} {n}/{replicas}"] = _visited(strategy, source, element, range(1))
@@ -284,7 +284,7 @@ def test_a_stream_ends_before_it_is_dropped():
         "mode": "mini_batch", "n_samples": 3_000_000, "num_features": 7, "batch_size": 150_000, "num_epochs": 1,
         "cache": "none", "test_fraction": 0.0, "statistics": "false", "learning_rate": 0.01,
     }  # fmt: skip
-    found = run_jobs({str(turn): {"config": config} for turn in range(5)}, replicas=2)
+    found = run_jobs({str(visit): {"config": config} for visit in range(5)}, replicas=2)
     assert len({outcome["digest"] for outcome in found.values()}) == 1
 
 

@@ -131,12 +131,12 @@ def test_ranges_of_tables_are_found_while_they_are_scanned(
     read: list[Any] = []
     original = TableSource.rows
 
-    def noted(self: TableSource, split: str, indices: Any) -> Any:
+    def deferred(self: TableSource, split: str, indices: Any) -> Any:
         read.append(indices)
         return original(self, split, indices)
 
     with monkeypatch.context() as patch:
-        patch.setattr(TableSource, "rows", noted)
+        patch.setattr(TableSource, "rows", deferred)
         found = {name: ranges(source, name) for name in ("train", "test")}
         assert sum(map(len, read)) <= 512
     for name, one in found.items():
@@ -198,19 +198,19 @@ def _own(**changes: Any) -> Source:
 def test_an_own_source_is_passed_over_once_and_that_is_said():
     source, said = _own(w=np.arange(100.0) % 3), list[str]()
     source.x[0] = 1e9  # Of weight 0.
-    found = ranges(source, "train", say=said.append)
+    found = ranges(source, "train", log=said.append)
     counts = source.w > 0
     _equal(found, Ranges(*(end(np.c_[source.x, source.y][counts], axis=0) for end in (np.min, np.max)), 2.0))
     assert len(said) == 1
     assert "ranges(split)" in said[0]
-    _equal(ranges(source, "test", say=said.append), Ranges.none(2))
+    _equal(ranges(source, "test", log=said.append), Ranges.none(2))
     assert len(said) == 1
 
 
 def test_an_own_source_may_know_its_ranges():
     source, wanted = _own(), Ranges(np.zeros(3), np.ones(3))
     source.ranges = lambda split: wanted
-    assert ranges(source, "train", say=pytest.fail) is wanted
+    assert ranges(source, "train", log=pytest.fail) is wanted
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -235,11 +235,11 @@ def test_weights_that_are_none_are_named(value: float):
 
 
 def test_a_pass_can_be_broken_off():
-    def heed() -> None:
+    def check_stop() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        ranges(_own(), "train", heed=heed)
+        ranges(_own(), "train", check_stop=check_stop)
 
 
 @pytest.mark.parametrize("left_out", [(), (1,)])

@@ -62,7 +62,7 @@ class StopAfter:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def noted(self) -> StopAfter:
+    def deferred(self) -> StopAfter:
         return self
 
     @property

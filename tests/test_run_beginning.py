@@ -131,7 +131,7 @@ def test_a_crash_while_the_earlier_run_goes_refuses_nothing(
         patch.setattr(shutil, "rmtree", remove_half)
         patch.setattr("tapedist.storage.run_folder.os.getpid", lambda: 999_999_999)  # Of a process that is no more.
         with RunFolder.open(finished) as folder, pytest.raises(KeyboardInterrupt):
-            folder.forget_run()
+            folder.clear()
     assert list(finished.glob(".tapedist-999999999-checkpoints"))
     _train(finished, seed=3)
     assert not list(finished.glob(".tapedist-*"))

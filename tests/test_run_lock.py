@@ -35,7 +35,7 @@ def start(folder: Path, code: str = _HOLDER) -> subprocess.Popen[str]:
     return subprocess.Popen(command, text=True, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
 
-def say(process: subprocess.Popen[str]) -> None:
+def log(process: subprocess.Popen[str]) -> None:
     assert process.stdin is not None
     process.stdin.write("\n")
     process.stdin.flush()
@@ -53,7 +53,7 @@ def test_of_twenty_simultaneous_starts_one_wins(tmp_path: Path) -> None:
         for process in processes:
             assert line(process) == "ready"
         for process in processes:
-            say(process)
+            log(process)
         answers = {process.pid: line(process) for process in processes}
         winners = [pid for pid, answer in answers.items() if answer == "won"]
         assert len(winners) == 1
@@ -74,7 +74,7 @@ def test_of_twenty_simultaneous_starts_one_wins(tmp_path: Path) -> None:
 def test_the_lock_dies_with_its_process_and_the_next_holder_is_named(tmp_path: Path) -> None:
     with start(tmp_path / "run") as process:
         assert line(process) == "ready"
-        say(process)
+        log(process)
         assert line(process) == "won"
         with pytest.raises(InputError, match=f"pid {process.pid} on host"):
             RunFolder.open(tmp_path / "run")
@@ -94,7 +94,7 @@ def test_a_forked_child_does_not_keep_the_lock(tmp_path: Path) -> None:
     code = _HOLDER.replace('print("won", flush=True)', "import os; os.write(1, b'%d\\n' % os.fork())")
     with start(tmp_path / "run", code) as process:
         assert line(process) == "ready"
-        say(process)
+        log(process)
         child = max(int(line(process)), int(line(process)))  # The parent prints its child's number, the child 0.
         process.kill()
         process.wait()

@@ -59,7 +59,7 @@ def test_a_noted_signal_waits_for_the_end() -> None:
     ended = []
 
     def noted_part(stop: StopSignals) -> None:
-        with stop.noted():
+        with stop.deferred():
             signal.raise_signal(signal.SIGTERM)
             assert stop.signum == signal.SIGTERM
             signal.raise_signal(signal.SIGTERM)
@@ -68,13 +68,13 @@ def test_a_noted_signal_waits_for_the_end() -> None:
     with StopSignals() as stop, pytest.raises(Interrupted):
         noted_part(stop)
     assert ended
-    with StopSignals() as stop, stop.noted():
+    with StopSignals() as stop, stop.deferred():
         assert stop.signum is None
 
 
 def test_what_the_noted_part_raises_goes_first() -> None:
     def failing_part(stop: StopSignals) -> None:
-        with stop.noted():
+        with stop.deferred():
             signal.raise_signal(signal.SIGTERM)
             raise ZeroDivisionError
 
@@ -84,7 +84,7 @@ def test_what_the_noted_part_raises_goes_first() -> None:
 
 def test_a_second_interrupt_leaves_at_once() -> None:
     def impatient_user(first: signal.Signals) -> None:
-        with StopSignals() as stop, stop.noted():
+        with StopSignals() as stop, stop.deferred():
             signal.raise_signal(first)
             signal.raise_signal(signal.SIGINT)
             pytest.fail("still here")
@@ -97,7 +97,7 @@ def test_a_second_interrupt_leaves_at_once() -> None:
 def test_several_processes_always_note() -> None:
     with StopSignals(always_noted=True) as stop:
         signal.raise_signal(signal.SIGTERM)
-        with stop.noted():
+        with stop.deferred():
             pass
         assert stop.signum == signal.SIGTERM
 

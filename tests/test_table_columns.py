@@ -16,7 +16,7 @@ from tapedist.config import TrainConfig
 from tapedist.data.tables.csv import number
 from tapedist.data.tables.table import open_table
 from tapedist.errors import InputError
-from tapedist.text import READERS, written
+from tapedist.text import READERS, to_text
 
 LABELS = "because they are row labels, as pandas and R write them: "
 
@@ -269,9 +269,9 @@ def test_the_target_may_have_any_name_that_a_feature_may_have(name: str, parse_f
         config = parse_flags(words)
         source = _opened(config.data, target=config.target, weight=config.weight)
         assert (source.target_name, source.feature_names) == (name, ("a",))
-    config = parse_flags(["--data=t.parquet", "--target=a", f"--weight={name}", f"--features={written(('w',))}"])
+    config = parse_flags(["--data=t.parquet", "--target=a", f"--weight={name}", f"--features={to_text(('w',))}"])
     assert _opened(config.data, target="a", weight=config.weight, features=config.features).weighted
-    config = parse_flags(["--data=t.parquet", "--target=a", f"--features={written((name,))}"])
+    config = parse_flags(["--data=t.parquet", "--target=a", f"--features={to_text((name,))}"])
     assert _opened(config.data, target="a", features=config.features).feature_names == (name,)
     assert TrainConfig(data="t.parquet", target="a", features=(name,)).features == (name,)
 

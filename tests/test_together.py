@@ -19,7 +19,7 @@ import pytest
 
 from tapedist.cluster import team as module
 from tapedist.cluster.network import PortReservation
-from tapedist.cluster.team import together
+from tapedist.cluster.team import run_with_stop_agreement
 from tapedist.errors import InputError, Interrupted
 
 pytestmark = pytest.mark.usefixtures("all_cores")
@@ -45,7 +45,7 @@ class _Threads:
 
 
 def _all(monkeypatch: pytest.MonkeyPatch, work: Callable[[int, SimpleNamespace, Callable[[], None]], Any]) -> list[Any]:
-    """What `together` returns or raises on each worker; `work` gets its rank, its request and `heed`."""
+    """What `run_with_stop_agreement` returns or raises on each worker; `work` gets rank, request and `check_stop`."""
     monkeypatch.setattr(module, "_ASK_EVERY_SECS", 0.01)
     team = _Threads()
 
@@ -53,7 +53,7 @@ def _all(monkeypatch: pytest.MonkeyPatch, work: Callable[[int, SimpleNamespace, 
         team.rank.value = rank
         request = SimpleNamespace(signum=None)
         try:
-            return together(team, request, lambda heed: work(rank, request, heed))
+            return run_with_stop_agreement(team, request, lambda check_stop: work(rank, request, check_stop))
         except Exception as error:
             return error
 
@@ -64,11 +64,11 @@ def _all(monkeypatch: pytest.MonkeyPatch, work: Callable[[int, SimpleNamespace, 
 def test_each_gets_its_own_result_when_all_are_done(monkeypatch: pytest.MonkeyPatch):
     ended, last = [], threading.Event()
 
-    def work(rank: int, request: SimpleNamespace, heed: Callable[[], None]) -> int:
+    def work(rank: int, request: SimpleNamespace, check_stop: Callable[[], None]) -> int:
         if rank == 2:
             last.set()
         assert last.wait(30)
-        heed()
+        check_stop()
         ended.append(rank)
         return 10 * rank
 
@@ -79,12 +79,12 @@ def test_each_gets_its_own_result_when_all_are_done(monkeypatch: pytest.MonkeyPa
 def test_all_leave_by_the_stop_of_one(monkeypatch: pytest.MonkeyPatch):
     heard: list[int] = []
 
-    def work(rank: int, request: SimpleNamespace, heed: Callable[[], None]) -> None:
+    def work(rank: int, request: SimpleNamespace, check_stop: Callable[[], None]) -> None:
         if rank == 1:
             request.signum = signal.SIGTERM
         try:
             while True:
-                heed()
+                check_stop()
                 threading.Event().wait(0.001)
         finally:
             heard.append(rank)
@@ -100,12 +100,12 @@ def test_all_leave_by_the_stop_of_one(monkeypatch: pytest.MonkeyPatch):
 def test_an_error_of_one_is_told_at_once_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch):
     told = threading.Event()
 
-    def work(rank: int, request: SimpleNamespace, heed: Callable[[], None]) -> int:
+    def work(rank: int, request: SimpleNamespace, check_stop: Callable[[], None]) -> int:
         if rank == 0:
             told.set()
             raise InputError("row 3")
         assert told.wait(30)
-        heed()
+        check_stop()
         return rank
 
     first, *others = _all(monkeypatch, work)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from warm import warm_python
 
-from tapedist.cluster.network import TooLateError, check_tpu, within
+from tapedist.cluster.network import CallTimeoutError, check_tpu, within
 from tapedist.errors import InputError
 
 
@@ -110,6 +110,6 @@ def test_a_call_in_time_is_as_if_called_directly() -> None:
 
 def test_a_late_call_is_left_behind() -> None:
     release = threading.Event()
-    with pytest.raises(TooLateError):
+    with pytest.raises(CallTimeoutError):
         within(0.05, release.wait)
     release.set()

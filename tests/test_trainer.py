@@ -13,7 +13,7 @@ import pytest
 
 from tapedist.errors import DivergedError, Interrupted
 from tapedist.training.engines import Call, Engine
-from tapedist.training.interfaces import Row, Unobserved
+from tapedist.training.interfaces import NullObserver, Row
 from tapedist.training.schedule import CallLength, Schedule
 from tapedist.training.state import TrainingState
 from tapedist.training.steps import CallResult
@@ -44,7 +44,7 @@ class FakeEngine(Engine):
         return CallResult(state, np.array(records), call.num_steps)
 
 
-class Notes(Unobserved):
+class Notes(NullObserver):
     """Keeps rows."""
 
     def __init__(self) -> None:

@@ -168,17 +168,17 @@ def test_what_is_interrupted_has_sums_to_compare(tmp_path: Path, capsys: pytest.
         assert f"of {stored.name}" in verify(tmp_path / name, capsys=capsys, code=3)
 
 
-def _interrupt_after(patched: pytest.MonkeyPatch, turns: int) -> None:
+def _interrupt_after(patched: pytest.MonkeyPatch, visits: int) -> None:
     """A signal when so many parts of passes are done."""
     from tapedist.training.block_pass import BlockPass
 
-    patched.setattr("tapedist.training.block_pass._TURNS_PER_CALL", 1)
+    patched.setattr("tapedist.training.block_pass._VISITS_PER_CALL", 1)
     whole, done = BlockPass.run, [0]
 
     def counted(self: BlockPass, add: Any, *, interrupted: Any) -> Any:
         def add_one(*arguments: Any) -> Any:
             done[0] += 1
-            if done[0] == turns:
+            if done[0] == visits:
                 signal.raise_signal(signal.SIGINT)
             return add(*arguments)
 

@@ -103,7 +103,7 @@ class _StopAfter:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def noted(self) -> _StopAfter:
+    def deferred(self) -> _StopAfter:
         return self
 
     @property

@@ -179,7 +179,7 @@ def _caught() -> Iterator[_Found]:
     call, concrete = Function.__call__, Function.get_concrete_function
     found = _Found(concrete)
 
-    def noted(before: Any) -> Any:
+    def deferred(before: Any) -> Any:
         def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
             found.note(self, args, kwargs)
             return before(self, *args, **kwargs)
@@ -187,19 +187,19 @@ def _caught() -> Iterator[_Found]:
         return wrapper
 
     with (
-        mock.patch.object(Function, "__call__", noted(call)),
-        mock.patch.object(Function, "get_concrete_function", noted(concrete)),
+        mock.patch.object(Function, "__call__", deferred(call)),
+        mock.patch.object(Function, "get_concrete_function", deferred(concrete)),
     ):
         yield found
 
 
-def _train(*, arrays: str = "", small: bool = False, own_loss: bool = False, **settings: Any) -> str:
+def _train(*, arrays: str = "", small: bool = False, custom_loss: bool = False, **settings: Any) -> str:
     """The digest of one run.
 
     Args:
         arrays: rows of arrays in place of synthetic ones: "x", "weights" for weighted ones, or "".
         small: whether splits are cut into blocks as those of many rows are.
-        own_loss: whether squared error is given as a loss of one's own.
+        custom_loss: whether squared error is given as a loss of one's own.
         **settings: of `TrainConfig`.
     """
     import numpy as np
@@ -220,7 +220,7 @@ def _train(*, arrays: str = "", small: bool = False, own_loss: bool = False, **s
         stack.enter_context(mock.patch("tapedist.training.engines._suits_host", return_value=False))
         for place, size in _MANY_BLOCKS.items() if small else ():
             stack.enter_context(mock.patch(place, size))
-        loss = (lambda y_hat, y: tapedist.times(y_hat - y, y_hat - y)) if own_loss else None
+        loss = (lambda y_hat, y: tapedist.times(y_hat - y, y_hat - y)) if custom_loss else None
         return train.train(tapedist.TrainConfig(**settings), source=source, loss=loss).digest
 
 

@@ -19,7 +19,7 @@ from scripts.torturing.process import TrainingProcess, Watch, newest_save
 _lines_lock = threading.Lock()
 
 
-def say(line: str) -> None:
+def log(line: str) -> None:
     with _lines_lock:
         print(f"{dt.datetime.now():%H:%M:%S}  {line}", flush=True)
 
@@ -60,7 +60,7 @@ class Torturer:
         if code:
             raise SystemExit(f"torture: the undisturbed {self.mode} run left with {code}: {process.errors}")
         reference = Reference(outcome(run_dir), start, time.monotonic() - process.began - start)
-        say(f"{self.mode}: undisturbed, {start:.1f} s to start, {reference.train_secs:.1f} s to train")
+        log(f"{self.mode}: undisturbed, {start:.1f} s to start, {reference.train_secs:.1f} s to train")
         return reference
 
     def live(self, blows: list[Blow]) -> None:
@@ -109,7 +109,7 @@ class Torturer:
             self._fail(f"{process.run_dir.name}: {blow} left with {code}: {process.errors}")
         if blow.signum != signal.SIGKILL:
             self.tally.leaving_secs.append(seconds)
-        say(f"{self.tally.left:3} left  {self.mode}: {blow.kind:6} in {blow.phase:5} -> {code} after {seconds:.2f} s")
+        log(f"{self.tally.left:3} left  {self.mode}: {blow.kind:6} in {blow.phase:5} -> {code} after {seconds:.2f} s")
         if blow.kind == "save":
             return any(name.startswith("tmp-") for name in os.listdir(process.run_dir / "checkpoints"))
         if blow.kind == "double":
@@ -163,9 +163,9 @@ class Torturer:
         if different:
             self._fail(f"{run_dir.name}: differs from the undisturbed run in {', '.join(different)}")
         else:
-            say(f"{self.mode}: finished, equal")
+            log(f"{self.mode}: finished, equal")
             shutil.rmtree(run_dir)
 
     def _fail(self, what: str) -> None:
         self.tally.failures.append(what)
-        say(f"FAILED  {what}")
+        log(f"FAILED  {what}")

@@ -1,4 +1,4 @@
-"""Ties a process to its parent, then becomes the program: `python tether.py PARENT_PID PROGRAM [ARGUMENT...]`.
+"""Ties a process to its parent, then becomes the program: `python die_with_parent.py PARENT_PID PROGRAM [ARGUMENT...]`.
 
 Run as a file, not as a module, so that it starts in a few milliseconds. On Linux the kernel kills the program as soon
 as the parent is gone, whatever ended it. Elsewhere the program is only started.

@@ -21,7 +21,7 @@ from typing import Any, Literal, TextIO
 from tapedist.cluster.network import PortReservation, port_in_use, unreachable
 from tapedist.cluster.resolve import ClusterSpec, resolve
 from tapedist.errors import InputError
-from tapedist.options import RANK, Options, option
+from tapedist.options import RANK_OR_NONE, Options, option
 
 Status = Literal["ok", "warning", "failed"]
 Findings = Mapping[str, Any]
@@ -226,7 +226,7 @@ def exchange(argv: Sequence[str] = (), timeout_secs: float = 60.0) -> Check:
     """
     name = "Two processes"
     argv = argv or (sys.executable, "-m", "tapedist.cluster.probe", "exchange")
-    tether = str(Path(__file__).with_name("tether.py"))
+    die_with_parent = str(Path(__file__).with_name("die_with_parent.py"))
     reservation = PortReservation(2)
     addresses = tuple(f"127.0.0.1:{port}" for port in reservation.ports)
     processes = []
@@ -236,7 +236,7 @@ def exchange(argv: Sequence[str] = (), timeout_secs: float = 60.0) -> Check:
             own = {"TF_CONFIG": ClusterSpec(addresses, rank, name).to_tf_config(), "CUDA_VISIBLE_DEVICES": "-1"}
             processes.append(
                 subprocess.Popen(
-                    [sys.executable, "-I", "-S", tether, str(os.getpid()), *argv],
+                    [sys.executable, "-I", "-S", die_with_parent, str(os.getpid()), *argv],
                     env=dict(os.environ) | own, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                 )
             )  # fmt: skip
@@ -276,7 +276,7 @@ class DoctorConfig(Options):
 
     run_dir: str = option("", "The folder that a run would be kept in; empty checks this folder.", path=True)
     workers: tuple[str, ...] = option((), "Addresses of all processes, host:port each, in rank order.")
-    worker_index: int = option(-1, "This process's place in --workers; -1 where it has none.", rule=RANK)
+    worker_index: int = option(-1, "This process's place in --workers; -1 where it has none.", rule=RANK_OR_NONE)
 
 
 def run_checks(config: DoctorConfig, environ: Mapping[str, str]) -> Iterator[Check]:

@@ -25,10 +25,10 @@ from typing import Any
 import tensorflow as tf
 
 from tapedist.cluster import strategies
-from tapedist.cluster.network import check_own_name, exposure, port_taken, without_proxy
+from tapedist.cluster.network import check_own_name, listening_notice, port_taken, without_proxy
 from tapedist.cluster.resolve import ClusterSpec, is_this_machine, split_address
 from tapedist.cluster.strategies import Choice
-from tapedist.cluster.team import Solo, Team
+from tapedist.cluster.team import SingleProcessTeam, Team
 from tapedist.cluster.watchdog import Watchdog
 from tapedist.config import TrainConfig
 from tapedist.errors import InputError, Interrupted, PeerLostError
@@ -394,7 +394,7 @@ class _Listener:
 @contextlib.contextmanager
 def joined(
     config: TrainConfig, spec: ClusterSpec, *, stop_signal: Callable[[], int | None], quiet: bool
-) -> Iterator[tuple[tf.distribute.Strategy, Choice, Team | Solo]]:
+) -> Iterator[tuple[tf.distribute.Strategy, Choice, Team | SingleProcessTeam]]:
     """A strategy over all workers of `spec`, and the team they make, watched until the block is left.
 
     Args:
@@ -409,12 +409,12 @@ def joined(
         Interrupted: if a stop was asked for meanwhile.
     """
     if spec.num_workers == 1:
-        yield *strategies.create(config, spec=spec), Solo()
+        yield *strategies.create(config, spec=spec), SingleProcessTeam()
         return
     with without_proxy(spec.workers):
         strategy, choice = _form(config, spec, stop_signal)
         if not quiet:
-            print(f"tapedist: {exposure(spec.index, spec.address)}", file=sys.stderr, flush=True)
+            print(f"tapedist: {listening_notice(spec.index, spec.address)}", file=sys.stderr, flush=True)
         with Watchdog(spec, config.peer_timeout_secs) as watchdog:
             yield strategy, choice, Team(strategy, spec, watchdog)
 

@@ -192,7 +192,7 @@ def main(
         while True:
             reservation = PortReservation(config.num_workers if config.num_workers > 1 else 0)
             addresses = tuple(f"{_HOST}:{port}" for port in reservation.ports)
-            console.say(f"starting {_workers_at(config.num_workers, addresses)}; logs in {log_dir}")
+            console.log(f"starting {_workers_at(config.num_workers, addresses)}; logs in {log_dir}")
             commands = [
                 _command(
                     rank, addresses, restarts, config, log_dir, [*program, *config.worker_argv], {**environ, **gpus}
@@ -207,7 +207,7 @@ def main(
                 _report_failure(verdict, workers, console)
                 return verdict.code
             restarts += 1
-            console.say(f"restarting all workers from the last checkpoint ({restarts} of {config.max_restarts})")
+            console.log(f"restarting all workers from the last checkpoint ({restarts} of {config.max_restarts})")
 
 
 def _shares_of_gpus(config: LaunchConfig, environ: Mapping[str, str]) -> list[dict[str, str]]:
@@ -265,6 +265,6 @@ def _report_failure(verdict: Verdict, workers: Sequence[Worker], console: Consol
     if not verdict.code or verdict.rank is None or len(workers) == 1:
         return
     worker = workers[verdict.rank]
-    console.say(f"worker {worker.rank} ended the run; the end of {worker.log}:")
+    console.log(f"worker {worker.rank} ended the run; the end of {worker.log}:")
     for line in worker.tail:
         console.write(console.err, f"[{worker.rank}] {line}\n")

@@ -20,7 +20,7 @@ from typing import TypeVar
 
 from tapedist.cluster.resolve import split_address
 from tapedist.errors import InputError
-from tapedist.text import shown
+from tapedist.text import display
 
 _MAX_PROBES = 64
 _TPU_SECS = 5.0
@@ -73,14 +73,14 @@ def check_tpu(address: str) -> None:
         return
     target = address.removeprefix("grpc://")
     try:
-        silent = within(_TPU_SECS + 1, lambda: unreachable([target], _TPU_SECS))
-    except TooLateError:  # The name server's fault.
+        silent = call_with_timeout(_TPU_SECS + 1, lambda: unreachable([target], _TPU_SECS))
+    except CallTimeoutError:  # The name server's fault.
         silent = [target]
     except InputError as error:
-        raise InputError(*(f"--tpu={shown(address)}: {problem}" for problem in error.problems)) from None
+        raise InputError(*(f"--tpu={display(address)}: {problem}" for problem in error.problems)) from None
     if silent:
         raise InputError(
-            f"--tpu={shown(address)}: nothing accepts a connection there within {_TPU_SECS:g} s; must be the "
+            f"--tpu={display(address)}: nothing accepts a connection there within {_TPU_SECS:g} s; must be the "
             "grpc://host:port of a running TPU; check the address, its state and the firewall, or use --tpu=local on a "
             "TPU VM"
         )
@@ -236,7 +236,7 @@ def _address(host: str, port: int) -> str:
     return f"[{ip}]:{port}" if ip.version == 6 else f"{ip}:{port}"
 
 
-def exposure(rank: int, address: str) -> str:
+def listening_notice(rank: int, address: str) -> str:
     """One line that says where rank `rank`, told to use `address`, can be reached and by whom."""
     port = int(address.rpartition(":")[2])
     bound = listening(port)
@@ -248,11 +248,11 @@ def exposure(rank: int, address: str) -> str:
     )
 
 
-class TooLateError(Exception):
+class CallTimeoutError(Exception):
     """The call had not returned in time; it may still be under way."""
 
 
-def within(seconds: float, call: Callable[[], Result]) -> Result:
+def call_with_timeout(seconds: float, call: Callable[[], Result]) -> Result:
     """What `call` returns or raises, if it does so in time.
 
     It runs in a thread of its own, so that the caller's thread can go on and, if it is the main thread, hears signals
@@ -263,7 +263,7 @@ def within(seconds: float, call: Callable[[], Result]) -> Result:
         call: what to do.
 
     Raises:
-        TooLateError: if the limit has passed.
+        CallTimeoutError: if the limit has passed.
     """
     results: list[Result] = []
     errors: list[BaseException] = []
@@ -283,7 +283,7 @@ def within(seconds: float, call: Callable[[], Result]) -> Result:
     if errors:
         raise errors[0]
     if not results:
-        raise TooLateError
+        raise CallTimeoutError
     return results[0]
 
 

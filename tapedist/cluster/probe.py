@@ -19,8 +19,8 @@ def devices() -> None:
 
     build = tf.sysconfig.get_build_info()
     found = [device.device_type for device in tf.config.list_physical_devices()]
-    _say(version=tf.__version__, devices=found, cuda=str(build.get("cuda_version", "")))
-    _say(rows_per_sec=speed_estimate(2.0))
+    _log(version=tf.__version__, devices=found, cuda=str(build.get("cuda_version", "")))
+    _log(rows_per_sec=speed_estimate(2.0))
 
 
 def speed_estimate(seconds: float, *, rows: int = 2**20) -> float:
@@ -69,13 +69,13 @@ def exchange() -> None:
         numbers = strategy.experimental_distribute_values_from_function(
             lambda _: tf.one_hot(spec.index, spec.num_workers, on_value=tf.constant(spec.index + 1, tf.int64))
         )
-        _say(exchanged=total(numbers).numpy().tolist())
+        _log(exchanged=total(numbers).numpy().tolist())
 
 
 PROGRAMS: dict[str, Callable[[], None]] = {"devices": devices, "exchange": exchange}
 
 
-def _say(**facts: Any) -> None:
+def _log(**facts: Any) -> None:
     print(json.dumps(facts), flush=True)
 
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import tensorflow as tf
 
-from tapedist.cluster.network import TooLateError, check_tpu, within
+from tapedist.cluster.network import CallTimeoutError, call_with_timeout, check_tpu
 from tapedist.cluster.resolve import ONE_PROCESS, ClusterSpec
 from tapedist.config import TrainConfig
 from tapedist.errors import InputError, PeerLostError, TapedistError
-from tapedist.text import shown
+from tapedist.text import display
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,10 +260,10 @@ def _tpu(address: str, timeout_secs: float) -> tf.distribute.Strategy:
             return tf.distribute.TPUStrategy(connect())
         check_tpu(address)
         # TensorFlow waits for ever for a server that accepts and says nothing, and deaf to signals.
-        return tf.distribute.TPUStrategy(within(timeout_secs, connect))
-    except TooLateError:
+        return tf.distribute.TPUStrategy(call_with_timeout(timeout_secs, connect))
+    except CallTimeoutError:
         raise PeerLostError(
-            f"--tpu={shown(address)}: accepts connections, but gave no answer within --cluster_timeout_secs="
+            f"--tpu={display(address)}: accepts connections, but gave no answer within --cluster_timeout_secs="
             f"{timeout_secs:g}; check that a TensorFlow server of a TPU runs there, and try again"
         ) from None
     except (ValueError, tf.errors.OpError, RuntimeError, OSError, ImportError) as error:  # OSError: no network.
@@ -271,5 +271,5 @@ def _tpu(address: str, timeout_secs: float) -> tf.distribute.Strategy:
             raise
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(
-            f"--tpu={shown(address)}: cannot be reached ({first_line}); check the name and the zone"
+            f"--tpu={display(address)}: cannot be reached ({first_line}); check the name and the zone"
         ) from error

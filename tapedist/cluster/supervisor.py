@@ -22,7 +22,7 @@ from typing import IO, Any, TextIO
 from tapedist import process
 from tapedist.cluster.exit_policy import Action, Verdict, describe, judge
 
-_TETHER = str(Path(__file__).with_name("tether.py"))
+_DIE_WITH_PARENT = str(Path(__file__).with_name("die_with_parent.py"))
 _CHUNK = 65_536
 _TAIL_LINES = 20
 
@@ -49,7 +49,7 @@ class Console:
         self.out = out
         self.err = err
 
-    def say(self, message: str) -> None:
+    def log(self, message: str) -> None:
         """One line from the launcher itself, on stderr."""
         self.write(self.err, f"tapedist: {message}\n")
 
@@ -84,7 +84,7 @@ class Worker:
         self._log: IO[bytes] | None = open(command.log, "ab", buffering=0)  # noqa: SIM115 (closed by poll)
         # Its own process group: Ctrl-C in the terminal reaches the launcher only, which forwards it once.
         self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", _TETHER, str(os.getpid()), *command.argv],
+            [sys.executable, "-I", "-S", _DIE_WITH_PARENT, str(os.getpid()), *command.argv],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -119,7 +119,7 @@ class Worker:
             try:
                 self._log.write(b"".join(line + b"\n" for line in lines))
             except OSError as error:
-                self._console.say(f"warning: cannot write {self.log}: {error.strerror}; its log ends here")
+                self._console.log(f"warning: cannot write {self.log}: {error.strerror}; its log ends here")
                 self._log.close()
                 self._log = None
         texts = [line.decode("utf-8", "replace") for line in lines]
@@ -268,10 +268,10 @@ class Supervisor:
         name = signal.Signals(signum).name
         if self.stop_signal is None:
             self.stop_signal = signum
-            self._console.say(f"{name}: asking the workers to save and leave")
+            self._console.log(f"{name}: asking the workers to save and leave")
             attempt.send(self.stop_signal)
         elif signum == signal.SIGINT:
-            self._console.say(f"{name} again: killing the workers")
+            self._console.log(f"{name} again: killing the workers")
             attempt.kill_soon()
 
 
@@ -313,7 +313,7 @@ class _Attempt:
             self._deadline = time.monotonic() + verdict.grace_secs
         elif time.monotonic() >= self._deadline:
             stuck = ", ".join(str(worker.rank) for worker in self.alive())
-            self._console.say(f"worker {stuck} did not leave within {verdict.grace_secs:g} s; killed")
+            self._console.log(f"worker {stuck} did not leave within {verdict.grace_secs:g} s; killed")
             self.kill_soon()
 
     def kill_soon(self) -> None:
@@ -336,7 +336,7 @@ class _Attempt:
             if not self._killed:  # A death that we caused says nothing about the worker.
                 self.exits[worker.rank] = code
                 if code:
-                    self._console.say(f"worker {worker.rank} {describe(code)}")
+                    self._console.log(f"worker {worker.rank} {describe(code)}")
         return left
 
     def kill(self) -> None:

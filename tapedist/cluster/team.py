@@ -20,7 +20,7 @@ from tapedist import errors
 from tapedist.cluster.resolve import ClusterSpec
 from tapedist.cluster.watchdog import Watchdog, peer_lost
 from tapedist.errors import InputError, Interrupted, PeerLostError, TapedistError
-from tapedist.training.interfaces import Alone, StopRequest, Turn
+from tapedist.training.interfaces import Decision, SingleProcess, StopRequest
 
 _ASK_EVERY_SECS = 0.5
 _MAX_SHOWN = 80
@@ -87,8 +87,8 @@ class Team:
     def exchange(self, mine: bytes) -> list[bytes]:
         """Everybody's `mine`, in rank order."""
         lengths = self.gather(np.array([len(mine)]))[:, 0]
-        everyones = self.gather(_as_numbers(mine, int(lengths.max())))
-        return [row.tobytes()[:length] for row, length in zip(everyones, lengths, strict=True)]
+        gathered = self.gather(_as_numbers(mine, int(lengths.max())))
+        return [row.tobytes()[:length] for row, length in zip(gathered, lengths, strict=True)]
 
     def _from_chief(self, payload: bytes) -> bytes:
         """The chief's `payload`; others give an empty one. One copy travels, however many workers there are."""
@@ -97,11 +97,11 @@ class Team:
 
     # What `training.consensus.Consensus` asks for.
 
-    def turn(self, mine: Turn) -> Turn:
-        everyones = self.gather(np.array(mine, np.int64))
+    def agree(self, mine: Decision) -> Decision:
+        gathered = self.gather(np.array(mine, np.int64))
         self._silent_rounds = 0
         self._last_ask = self._clock()
-        return Turn(int(everyones[:, 0].max()), int(everyones[0, 1]), bool(everyones[0, 2]))
+        return Decision(int(gathered[:, 0].max()), int(gathered[0, 1]), bool(gathered[0, 2]))
 
     def interrupted(self, stop: int) -> bool:
         # Asked for every block, which may take less time than a gather: the chief's clock says how often is enough.
@@ -111,18 +111,18 @@ class Team:
             return False
         seconds = max(self._clock() - self._last_ask, 1e-6)
         rounds = int(min(self._silent_rounds * _ASK_EVERY_SECS / seconds, 2 * self._rounds_per_ask, 1e9))
-        everyones = self.gather(np.array([stop, max(1, rounds)]))
-        self._rounds_per_ask = int(everyones[0, 1])
+        gathered = self.gather(np.array([stop, max(1, rounds)]))
+        self._rounds_per_ask = int(gathered[0, 1])
         self._silent_rounds = 0
         self._last_ask = self._clock()
-        return bool(everyones[:, 0].any())
+        return bool(gathered[:, 0].any())
 
-    def chiefs(self, words: str) -> str:
+    def broadcast_text(self, words: str) -> str:
         return self._from_chief(words.encode() if self.spec.is_chief else b"").decode()
 
     # The start and the end of a run.
 
-    def from_chief(self, make: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    def broadcast(self, make: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
         """What `make` returns on the chief, which alone calls it; an error of its is everybody's.
 
         Raises:
@@ -152,9 +152,9 @@ class Team:
         if problems:
             raise InputError(*problems)
 
-    def together(self, request: StopRequest, work: Callable[[Callable[[], None]], Result]) -> Result:
-        """What `work` returns, once every worker's has returned; see `together.together`."""
-        return together(self, request, work)
+    def run_with_stop_agreement(self, request: StopRequest, work: Callable[[Callable[[], None]], Result]) -> Result:
+        """What `work` returns, once every worker's has returned; see `run_with_stop_agreement`."""
+        return run_with_stop_agreement(self, request, work)
 
     def smallest(self, value: int) -> int:
         """The smallest of everybody's `value`."""
@@ -169,16 +169,16 @@ class Team:
         return peer_lost(error, self.spec, self._watchdog)
 
 
-class Solo(Alone):
+class SingleProcessTeam(SingleProcess):
     """A team of one process."""
 
-    def from_chief(self, make: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    def broadcast(self, make: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
         return dict(make())
 
     def compare(self, facts: Mapping[str, Any]) -> None:
         pass
 
-    def together(self, request: StopRequest, work: Callable[[Callable[[], None]], Result]) -> Result:
+    def run_with_stop_agreement(self, request: StopRequest, work: Callable[[Callable[[], None]], Result]) -> Result:
         return work(lambda: None)  # A signal is heard at once.
 
     def smallest(self, value: int) -> int:
@@ -220,13 +220,15 @@ def _unpacked(payload: bytes) -> dict[str, np.ndarray]:
 
 
 class Gathering(Protocol):
-    """What `together` asks of a team of several workers."""
+    """What `run_with_stop_agreement` asks of a team of several workers."""
 
     def gather(self, mine: np.ndarray) -> np.ndarray:
         """Everybody's `mine` int64 `[k]`, as `[W, k]`."""
 
 
-def together(team: Gathering, request: StopRequest, work: Callable[[Callable[[], None]], Result]) -> Result:
+def run_with_stop_agreement(
+    team: Gathering, request: StopRequest, work: Callable[[Callable[[], None]], Result]
+) -> Result:
     """What `work` returns, once every worker's has returned; a collective of all workers.
 
     It runs in a thread of its own, because workers take different times for it and have nothing to count along with:
@@ -235,7 +237,7 @@ def together(team: Gathering, request: StopRequest, work: Callable[[Callable[[],
     Args:
         team: the workers.
         request: whether this worker was asked to stop.
-        work: takes `heed`, which it calls now and then and which raises to break it off.
+        work: takes `check_stop`, which it calls now and then and which raises to break it off.
 
     Raises:
         Interrupted: on all workers, if any of them was asked to stop.
@@ -243,13 +245,13 @@ def together(team: Gathering, request: StopRequest, work: Callable[[Callable[[],
     """
     stop = threading.Event()
 
-    def heed() -> None:
+    def check_stop() -> None:
         if stop.is_set():
             raise Interrupted(int(request.signum or 0))
 
     pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="tapedist-work")
     try:
-        future = pool.submit(work, heed)
+        future = pool.submit(work, check_stop)
         signum = _watched(team, request, future)
     finally:
         stop.set()
@@ -264,12 +266,12 @@ def _watched(team: Gathering, request: StopRequest, future: concurrent.futures.F
     while True:
         concurrent.futures.wait([future], timeout=_HEAR_EVERY_SECS)
         state = (_FAILED if future.exception() else _DONE) if future.done() else _GOES_ON
-        everyones = team.gather(np.array([int(request.signum or 0), state]))
-        if signum := int(everyones[:, 0].max()):
+        gathered = team.gather(np.array([int(request.signum or 0), state]))
+        if signum := int(gathered[:, 0].max()):
             return signum
-        if (everyones[:, 1] == _FAILED).any():
+        if (gathered[:, 1] == _FAILED).any():
             break
-        if (everyones[:, 1] == _DONE).all():
+        if (gathered[:, 1] == _DONE).all():
             return 0
     while not future.done():  # With nobody to agree with.
         if request.signum:

@@ -34,7 +34,7 @@ _LEAVE_SECS = 10.0
 _PATIENCE = 10
 
 
-class Standstill:
+class StallDetector:
     """Judges the thread that made it.
 
     Args:
@@ -109,7 +109,7 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, daemon=True, name="tapedist-watchdog")
 
     def __enter__(self) -> Watchdog:
-        self._standstill = Standstill(0.75 * self._timeout_secs)
+        self._standstill = StallDetector(0.75 * self._timeout_secs)
         self._thread.start()
         return self
 

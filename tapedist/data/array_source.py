@@ -20,7 +20,7 @@ from tapedist.data.source import BLOCK_ROWS, RowNumbers
 from tapedist.data.tables.columns import listed
 from tapedist.data.tables.gather import Units, write_tiles
 from tapedist.errors import InputError
-from tapedist.text import shown
+from tapedist.text import display
 
 _PIECE_BYTES = 2**18
 _FEW_FEATURES = 32
@@ -242,7 +242,7 @@ def _target_name(y: Any, feature_names: Sequence[str]) -> str:
     name = frames.series_name(y)
     if name in feature_names:
         raise InputError(
-            f"x: holds the target {shown(name)} too, which would predict itself; take its column out of x, or rename y"
+            f"x: holds the target {display(name)} too, which would predict itself; drop its column from x, or rename y"
         )
     free = itertools.chain(("y", "target"), (f"y{j}" for j in itertools.count(2)))
     return name or next(other for other in free if other not in feature_names)
@@ -252,7 +252,7 @@ def _test_rows(test_rows: Any, n: int) -> int:
     try:
         count = operator.index(test_rows)
     except TypeError:
-        raise InputError(f"test_rows={shown(test_rows)}: must be a whole number of rows") from None
+        raise InputError(f"test_rows={display(test_rows)}: must be a whole number of rows") from None
     if not 0 <= count < n:
         raise InputError(f"test_rows={count}: must be from 0 to {n - 1}, so that rows to train on are left")
     return count
@@ -277,7 +277,7 @@ def _check_numbers(columns: tuple[np.ndarray, ...], feature_names: Sequence[str]
     for name, column in zip("xyw", columns, strict=False):
         if not (np.isfinite(column.min()) and np.isfinite(column.max())):
             row, *place = np.argwhere(~np.isfinite(column))[0].tolist()
-            where = f", column {shown(feature_names[place[0]])}" if place else ""
+            where = f", column {display(feature_names[place[0]])}" if place else ""
             raise InputError(
                 f"{name}: holds numbers that are not finite, first in row {row}{where}; correct them or leave their "
                 "rows out"

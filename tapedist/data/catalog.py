@@ -11,7 +11,7 @@ from tapedist.data.orders import Source
 from tapedist.data.standardize import ColumnMoments
 from tapedist.data.tables.table import check_table, open_table
 from tapedist.errors import InputError
-from tapedist.text import shown
+from tapedist.text import display
 
 # Squares, their sums over rows, and the first step away from the start must fit. In float64 numbers beyond 2**250, and
 # below its reciprocal, are none that training computes with (docs/arithmetic.md).
@@ -51,7 +51,7 @@ def check_sizes(config: TrainConfig, source: Source, largest: np.ndarray, *, squ
     name = [*source.feature_names, source.target_name][position]
     standardize = "" if config.standardizes else "--standardize or "
     raise InputError(
-        f"column {shown(name)} holds numbers up to {largest[position]:.3g}, "
+        f"column {display(name)} holds numbers up to {largest[position]:.3g}, "
         f"{'whose squares' if squares else 'which'} overflow {config.dtype}; use {standardize}smaller units "
         f"(below {limit:g})"
     )
@@ -75,17 +75,17 @@ def check_target(config: TrainConfig, source: Source, columns: ColumnMoments) ->
     what, units = ("vanish in", "larger") if spread < least else ("overflow", "smaller")
     fits = config.dtype == "float32" and _LEAST_SQUARED["float64"] <= spread < _LARGEST_SQUARED["float64"]
     raise InputError(
-        f"target {shown(source.target_name or 'y')}: varies by {spread:.3g}, whose squares {what} {config.dtype}; use "
-        f"{'--dtype=float64, or ' if fits else ''}{units} units for it, so that it varies by {least:g} to {most:g}"
+        f"target {display(source.target_name or 'y')}: varies by {spread:.3g}, whose squares {what} {config.dtype}; "
+        f"use {'--dtype=float64, or ' if fits else ''}{units} units for it, so that it varies by {least:g} to {most:g}"
     )
 
 
-def open_source(config: TrainConfig, *, heed: Callable[[], object] = lambda: None) -> Source:
+def open_source(config: TrainConfig, *, check_stop: Callable[[], object] = lambda: None) -> Source:
     """The source that `--data` names.
 
     Args:
         config: the run's settings.
-        heed: called now and then while rows are read; may raise to break it off.
+        check_stop: called now and then while rows are read; may raise to break it off.
 
     Raises:
         InputError: if it cannot be read.
@@ -103,7 +103,7 @@ def open_source(config: TrainConfig, *, heed: Callable[[], object] = lambda: Non
             test_fraction=config.test_fraction,
             seed=config.seed,
             dtype=config.dtype,
-            heed=heed,
+            check_stop=check_stop,
         )
     from tapedist.data.synthetic import SyntheticSource  # Imports TensorFlow.
 

@@ -267,7 +267,7 @@ def _shifts(ranges: Ranges) -> tuple[np.ndarray, np.ndarray]:
 
 def exact_moments(
     source: Source, ranges: Ranges, *, num_slices: int = MOST_SLICES, products: bool = True,
-    heed: Callable[[], object] = lambda: None,
+    check_stop: Callable[[], object] = lambda: None,
 ) -> ExactMoments:  # fmt: skip
     """The moments of the training rows: one pass.
 
@@ -276,7 +276,7 @@ def exact_moments(
         ranges: of the same rows.
         num_slices: see `ExactMoments`.
         products: likewise.
-        heed: called before every block; may raise to break the pass off.
+        check_stop: called before every block; may raise to break the pass off.
 
     Raises:
         InputError: a number is not finite.
@@ -285,26 +285,26 @@ def exact_moments(
     moments = ExactMoments(
         ranges, names=source.feature_names, num_slices=num_slices, products=products, weight_exponent=exponent
     )
-    for columns, w in _column_blocks(source, heed):
+    for columns, w in _column_blocks(source, check_stop):
         moments.add(columns, None if w is None else np.ldexp(w, -exponent))
     return moments
 
 
-def _column_blocks(source: Source, heed: Callable[[], object]) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+def _column_blocks(source: Source, check_stop: Callable[[], object]) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
     """The training rows in the blocks of `row_blocks`: `(columns [c, k], w [k] or None)`, float64.
 
     Contiguous columns are the fastest, and a table is read that way. The next block takes a block's memory.
     """
     if isinstance(source, TableSource):
         buffer = np.zeros(0)  # Fresh memory for every block would cost as much as reading it.
-        for rows in row_ranges(source, "train", heed=heed):
+        for rows in row_ranges(source, "train", check_stop=check_stop):
             size = (source.num_features + 1 + source.weighted) * len(rows)
             buffer = buffer if size <= len(buffer) else np.empty(size)
             columns = buffer[:size].reshape(-1, len(rows))
             source.columns_into(columns, "train", rows)
             yield (columns[:-1], columns[-1]) if source.weighted else (columns, None)
         return
-    for x, y, w in row_blocks(source, "train", heed=heed):
+    for x, y, w in row_blocks(source, "train", check_stop=check_stop):
         yield as_columns(x, y), w
 
 

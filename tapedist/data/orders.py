@@ -182,20 +182,20 @@ class BlockOrder:
         return int(np.diff(self.remaining).sum())
 
     @functools.cached_property
-    def turns(self) -> int:
+    def visits(self) -> int:
         """Blocks of the replica that has the most."""
         return max(map(len, self._stretches))
 
-    def block(self, turn: int, replica: int) -> range:
+    def block(self, visit: int, replica: int) -> range:
         """Row numbers that a replica takes; none where it has no more blocks."""
         stretch = self._stretches[replica]
-        if turn >= len(stretch):
+        if visit >= len(stretch):
             return range(0)
-        first = self._first_row(stretch[turn])
-        end = int(self.remaining[np.searchsorted(self._ends, stretch[turn], side="right"), 1])
+        first = self._first_row(stretch[visit])
+        end = int(self.remaining[np.searchsorted(self._ends, stretch[visit], side="right"), 1])
         return range(first, min(first + self.block_rows, end))
 
-    def after(self, turns: int) -> np.ndarray:
+    def after(self, visits: int) -> np.ndarray:
         """What is left after some turns, for a pass on any number of replicas and in blocks of any size.
 
         Returns:
@@ -203,7 +203,7 @@ class BlockOrder:
         """
         left: list[list[int]] = []
         for stretch in self._stretches:
-            blocks = stretch[turns:]
+            blocks = stretch[visits:]
             if not blocks:
                 continue
             first, last = np.searchsorted(self._ends, [blocks[0], blocks[-1]], side="right").tolist()
@@ -346,10 +346,10 @@ def block_elements(order: BlockOrder, whole: BlockOrder, *, split: str, **layout
     """
 
     def first_rows(element: int, replica: int) -> tuple[np.ndarray, np.ndarray]:
-        if element < order.turns:
+        if element < order.visits:
             rows = order.block(element, replica)
         else:
-            rows = whole.block((element - order.turns) % whole.turns, replica)
+            rows = whole.block((element - order.visits) % whole.visits, replica)
         return np.array([rows.start]), np.array([len(rows)])
 
     plan = ElementPlan(split=split, slots=1, first_rows=first_rows, **layout)

@@ -19,7 +19,7 @@ import numpy as np
 from tapedist.data.orders import Source
 from tapedist.data.source import RowArrays, row_blocks
 from tapedist.errors import InputError
-from tapedist.text import shown
+from tapedist.text import display
 
 # The least magnitude of each type that is not 0: float32's denormals go; of float64 so much that products are normal.
 LEAST = {"float32": 2.0**-126, "float64": 2.0**-250}
@@ -86,16 +86,16 @@ def ranges(
     source: Source,
     split: str,
     *,
-    heed: Callable[[], object] = lambda: None,
-    say: Callable[[str], object] = lambda sentence: None,
+    check_stop: Callable[[], object] = lambda: None,
+    log: Callable[[str], object] = lambda sentence: None,
 ) -> Ranges:
     """The ranges of a split, by the source's own method `ranges(split)` if it has one, or by a pass over all rows.
 
     Args:
         source: the rows.
         split: "train" or "test".
-        heed: called before every block of a pass; may raise to break it off.
-        say: told of a pass.
+        check_stop: called before every block of a pass; may raise to break it off.
+        log: told of a pass.
 
     Raises:
         InputError: if a pass finds a number that is not finite, or a negative weight.
@@ -104,24 +104,26 @@ def ranges(
         return Ranges.none(source.num_features)
     own: Any = source
     if hasattr(own, "in_units"):  # Of standard units.
-        return own.in_units(ranges(own.source, split, heed=heed, say=say))
+        return own.in_units(ranges(own.source, split, check_stop=check_stop, log=log))
     if hasattr(own, "ranges"):
         return own.ranges(split)
-    say(
+    log(
         f"reading all {source.num_rows(split)} {split} rows once for the ranges of their columns; a source with a "
         "method ranges(split) spares this pass"
     )
-    return ranges_of_rows(source, split, heed=heed)
+    return ranges_of_rows(source, split, check_stop=check_stop)
 
 
-def ranges_of_rows(source: Source, split: str, *, heed: Callable[[], object] = lambda: None) -> Ranges:
+def ranges_of_rows(source: Source, split: str, *, check_stop: Callable[[], object] = lambda: None) -> Ranges:
     """The ranges of a split by a pass over all of its rows; arguments as in `ranges`.
 
     Raises:
         InputError: if a number is not finite, or a weight negative.
     """
     names, exponent = (*source.feature_names, source.target_name), getattr(source, "weight_exponent", 0)
-    return ranges_of_blocks(row_blocks(source, split, heed=heed), names, split=split, weight_exponent=exponent)
+    return ranges_of_blocks(
+        row_blocks(source, split, check_stop=check_stop), names, split=split, weight_exponent=exponent
+    )
 
 
 def ranges_of_blocks(
@@ -150,7 +152,7 @@ def ranges_of_blocks(
         if len(kept_y):
             least, most = (np.append(_by_column(kept_x, end), end.reduce(kept_y)) for end in (np.minimum, np.maximum))
             for position in np.flatnonzero(~(np.isfinite(least) & np.isfinite(most)))[:1].tolist():
-                what = f"column {shown(names[position])}"
+                what = f"column {display(names[position])}"
                 _check([*x.T, y][position], np.ones(len(y)) if w is None else w, what, split, done)
             low, high = np.minimum(low, least), np.maximum(high, most)
         done += len(y)

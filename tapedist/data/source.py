@@ -138,7 +138,7 @@ def taken_as_float32(source: Source) -> bool:
 
 
 def row_ranges(
-    source: Source, split: str, *, block_rows: int = BLOCK_ROWS, heed: Callable[[], object] = lambda: None
+    source: Source, split: str, *, block_rows: int = BLOCK_ROWS, check_stop: Callable[[], object] = lambda: None
 ) -> Iterator[range]:
     """All row numbers of a split in order, in blocks of a fixed size: sums over them do not depend on the machine.
 
@@ -146,19 +146,19 @@ def row_ranges(
         source: the rows.
         split: "train" or "test".
         block_rows: rows in a block, at most.
-        heed: called before every block; may raise to break the pass off.
+        check_stop: called before every block; may raise to break the pass off.
     """
     n = source.num_rows(split)
     # Wide rows come in smaller blocks; the size depends on the rows alone.
     rows = max(256, min(block_rows, 2**23 // max(1, source.num_features)))
     for first in range(0, n, rows):
-        heed()
+        check_stop()
         yield range(first, min(first + rows, n))
 
 
 def row_blocks(
-    source: Source, split: str, *, block_rows: int = BLOCK_ROWS, heed: Callable[[], object] = lambda: None
+    source: Source, split: str, *, block_rows: int = BLOCK_ROWS, check_stop: Callable[[], object] = lambda: None
 ) -> Iterator[RowArrays]:
     """All rows of a split in the blocks of `row_ranges`, whose arguments see."""
-    for rows in row_ranges(source, split, block_rows=block_rows, heed=heed):
+    for rows in row_ranges(source, split, block_rows=block_rows, check_stop=check_stop):
         yield row_arrays(source, split, rows)

@@ -28,7 +28,7 @@ from tapedist.data.ranges import Ranges, ranges
 from tapedist.data.tables.gather import Units
 from tapedist.data.tables.table import TableSource
 from tapedist.errors import InputError
-from tapedist.text import shown
+from tapedist.text import display
 
 _LEAST_SCALE = 2.0**-1021  # Of which the reciprocal and some multiples of it are finite.
 _ROUNDINGS = 4.0  # A column that varies by no more than so many roundings is constant, as in `results.factor`.
@@ -275,19 +275,19 @@ class ColumnMoments:
     sizes: np.ndarray
 
     @classmethod
-    def of(cls, source: Source, heed: Callable[[], object] = lambda: None) -> ColumnMoments:
+    def of(cls, source: Source, check_stop: Callable[[], object] = lambda: None) -> ColumnMoments:
         """One pass over the training rows for their ranges, where those are not known, and one for the moments.
 
         Args:
             source: the rows; those of weight 0 do not count, whatever they hold.
-            heed: called before every block; may raise to break the pass off.
+            check_stop: called before every block; may raise to break the pass off.
 
         Raises:
             InputError: if a column's squares overflow.
         """
-        known = ranges(source, "train", heed=heed)
+        known = ranges(source, "train", check_stop=check_stop)
         check_squares(source, known)
-        return cls.of_exact(exact_moments(source, known, products=False, heed=heed))
+        return cls.of_exact(exact_moments(source, known, products=False, check_stop=check_stop))
 
     @classmethod
     def of_exact(cls, moments: ExactMoments) -> ColumnMoments:
@@ -316,7 +316,7 @@ def check_squares(source: Source, known: Ranges) -> None:
     """
     if known.weight > 0 and (bad := ~(np.maximum(np.abs(known.low), np.abs(known.high)) < MOST)).any():
         name = [*source.feature_names, source.target_name][int(bad.argmax())]
-        raise InputError(f"column {shown(name)}: its squares overflow float64; use larger units for it")
+        raise InputError(f"column {display(name)}: its squares overflow float64; use larger units for it")
 
 
 def _check_reciprocals(source: Source, scale: np.ndarray) -> None:
@@ -324,6 +324,6 @@ def _check_reciprocals(source: Source, scale: np.ndarray) -> None:
     if len(bad):
         name = source.feature_names[bad[0]]
         raise InputError(
-            f"column {shown(name)}: varies by {scale[bad[0]]:g} only, of which the reciprocal overflows "
+            f"column {display(name)}: varies by {scale[bad[0]]:g} only, of which the reciprocal overflows "
             "float64; use smaller units for it"
         )

@@ -396,9 +396,9 @@ def _plural(reason: str) -> str:
 
 def _listed(names: Sequence[str]) -> str:
     more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-    return ", ".join(map(shown, names[:_MOST_NAMES])) + more
+    return ", ".join(map(display, names[:_MOST_NAMES])) + more
 
 
-def shown(name: str) -> str:
+def display(name: str) -> str:
     """A user's name, fit for a terminal."""
     return name if name.isprintable() else repr(name)

@@ -23,7 +23,7 @@ from tapedist.data.standardize import RawUnits, StandardUnits
 from tapedist.regression.curvature import inverse_hessian
 from tapedist.regression.least_squares import LeastSquares
 
-Heed = Callable[[], object]
+CheckStop = Callable[[], object]
 # Rows that the residual's density at 0 is taken from: those within this share of its deviation.
 _WINDOW = 0.25
 _DEPENDENT = 1e-13  # Share of a column's squares that is left where it depends on others.
@@ -90,9 +90,9 @@ class Metric:
         df = self.fit.degrees_of_freedom
         return math.sqrt(self.fit.loss / df) if df > 0 else None
 
-    def rows(self, source: Source, heed: Heed) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    def rows(self, source: Source, check_stop: CheckStop) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """The training rows in the units of training: `(z [k, d], y [k], w [k])`, those of weight 0 left out."""
-        for x, y, w in row_blocks(source, "train", heed=heed):
+        for x, y, w in row_blocks(source, "train", check_stop=check_stop):
             w = np.ones(len(y)) if w is None else np.ldexp(w, -getattr(source, "weight_exponent", 0))
             x, y, w = x[w > 0], y[w > 0], w[w > 0]
             yield (x - self._center) * self._factor, y - self._target_center, w
@@ -122,12 +122,12 @@ class Metric:
         return np.append(weights, float(at_center.hi))
 
 
-def largest_leverage(source: Source, fit: LeastSquares, heed: Heed) -> float:
+def largest_leverage(source: Source, fit: LeastSquares, check_stop: CheckStop) -> float:
     """The largest of `w / mean(w) * z' C**-1 z` over the training rows, with `C` the mean of `w z z' / mean(w)`."""
-    form, known, largest = fit.form, ranges(source, "train", heed=heed), 0.0
+    form, known, largest = fit.form, ranges(source, "train", check_stop=check_stop), 0.0
     means = form.means.hi
     bounds = np.maximum(np.abs(known.low[:-1] - means), np.abs(known.high[:-1] - means))
-    for x, _, w in row_blocks(source, "train", heed=heed):
+    for x, _, w in row_blocks(source, "train", check_stop=check_stop):
         used = slice(None) if w is None else w > 0
         roots = sliced_product(x[used] - means, form.inverse.hi, bounds)
         leverage = folded(roots * roots) + form.intercept_at_means
@@ -137,15 +137,15 @@ def largest_leverage(source: Source, fit: LeastSquares, heed: Heed) -> float:
     return largest * fit.num_rows
 
 
-def share_of_small_residuals(source: Source, metric: Metric, delta: float, heed: Heed) -> float:
+def share_of_small_residuals(source: Source, metric: Metric, delta: float, check_stop: CheckStop) -> float:
     """About the share of rows whose residual at the least-squares optimum is within `delta`, above 0.
 
     Where `delta` is small against the residuals, few rows or none would tell; then it is `delta` times the density
     around 0.
     """
     window = max(delta, _WINDOW * (metric.fit.residual_std or 0.0))
-    at, sums = metric.optimum(), ExactSums(np.full(2, ranges(source, "train", heed=heed).weight))
-    for z, y, w in metric.rows(source, heed):
+    at, sums = metric.optimum(), ExactSums(np.full(2, ranges(source, "train", check_stop=check_stop).weight))
+    for z, y, w in metric.rows(source, check_stop):
         near = np.abs(metric.predictions(z, at) - y) <= window
         sums.add(np.stack([w * near, w]))
     inside, total = sums.values().tolist()
@@ -174,11 +174,11 @@ class NewtonGap:
         source: the rows, raw.
         delta: where the loss turns linear; infinite for (half of) squared error.
         l2: of the penalty on each parameter, `[P]`.
-        heed: called now and then while rows are read; may raise to break it off.
+        check_stop: called now and then while rows are read; may raise to break it off.
     """
 
-    def __init__(self, metric: Metric, source: Source, *, delta: float, l2: np.ndarray, heed: Heed):
-        self._metric, self._source, self._delta, self._l2, self._heed = metric, source, delta, l2, heed
+    def __init__(self, metric: Metric, source: Source, *, delta: float, l2: np.ndarray, check_stop: CheckStop):
+        self._metric, self._source, self._delta, self._l2, self._check_stop = metric, source, delta, l2, check_stop
 
     def __call__(self, parameters: np.ndarray) -> Gap:
         """The gap of `parameters` `[P]`, in units of training."""
@@ -226,7 +226,7 @@ class NewtonGap:
             return curved, 1.0, np.full(1 + len(parameters), np.nan)
         bounds = [1.0, most * most, *(most * largest[:d]), *([most] if intercept else [])]
         sums = ExactSums(known.weight * np.array(bounds) * (1 + 2.0**-20))
-        for z, y, w in metric.rows(self._source, self._heed):
+        for z, y, w in metric.rows(self._source, self._check_stop):
             residuals = metric.predictions(z, parameters) - y
             near = np.abs(residuals) <= delta
             bounded = np.clip(residuals, -delta, delta)
@@ -238,4 +238,4 @@ class NewtonGap:
 
     @functools.cached_property
     def _ranges(self) -> Ranges:
-        return ranges(self._source, "train", heed=self._heed)
+        return ranges(self._source, "train", check_stop=self._check_stop)

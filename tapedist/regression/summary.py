@@ -279,20 +279,20 @@ class Survey:
     exact: bool
 
 
-def surveyed_moments(source: Source, known: Ranges, heed: Callable[[], object] = lambda: None) -> ExactMoments:
+def surveyed_moments(source: Source, known: Ranges, check_stop: Callable[[], object] = lambda: None) -> ExactMoments:
     """The moments that `survey` judges by, in extended precision where that does not take long: one pass.
 
     Args:
         source: the rows, raw.
         known: of the training rows.
-        heed: called now and then while rows are read; may raise to break it off.
+        check_stop: called now and then while rows are read; may raise to break it off.
 
     Raises:
         InputError: if a number is not finite.
     """
     products = source.num_features <= _MOST_SURVEYED
     num_slices = MOST_SLICES if _is_quick(source) or not products else _FEW_SLICES
-    return exact_moments(source, known, num_slices=num_slices, products=products, heed=heed)
+    return exact_moments(source, known, num_slices=num_slices, products=products, check_stop=check_stop)
 
 
 def survey(source: Source, moments: ExactMoments, *, fit_intercept: bool) -> Survey | None:
@@ -322,8 +322,8 @@ def optimum(
     *,
     fit_intercept: bool,
     moments: SecondMoments | None = None,
-    whatever_it_costs: bool = False,
-    heed: Callable[[], object] = lambda: None,
+    force: bool = False,
+    check_stop: Callable[[], object] = lambda: None,
 ) -> LeastSquares | None:
     """The least-squares optimum of the training rows, or None where another pass over them would take long.
 
@@ -332,8 +332,8 @@ def optimum(
         fit_intercept: whether the model has a bias.
         moments: second moments of the rows, if somebody has them; used where they are good enough and save a pass that
             is not quick, or where they are all there is.
-        whatever_it_costs: whether to read the rows however many there are.
-        heed: called now and then while they are read; may raise to break it off.
+        force: whether to read the rows however many there are.
+        check_stop: called now and then while they are read; may raise to break it off.
 
     Raises:
         InputError: if the rows have no optimum in float64 range.
@@ -347,8 +347,8 @@ def optimum(
         fit = _from_moments(moments, n, digits=9, **known)
         if fit is not None:
             return fit
-    if whatever_it_costs or _is_quick(source):
-        exact = exact_moments(source, ranges(source, "train", heed=heed), heed=heed)
+    if force or _is_quick(source):
+        exact = exact_moments(source, ranges(source, "train", check_stop=check_stop), check_stop=check_stop)
         return from_exact(exact, precision=_precision(source), **known)
     return None if moments is None else _from_moments(moments, n, digits=0, **known)
 
@@ -369,8 +369,8 @@ def mean_absolute_error(
     bias: float,
     *,
     center: np.ndarray | None = None,
-    whatever_it_costs: bool = False,
-    heed: Callable[[], object] = lambda: None,
+    force: bool = False,
+    check_stop: Callable[[], object] = lambda: None,
 ) -> float | None:
     """Of parameters in raw units over the training rows, or None where a pass over them would take long.
 
@@ -379,13 +379,13 @@ def mean_absolute_error(
         weights: `[d]`.
         bias: the prediction at `center`; 0 without an intercept.
         center: `[d]`; None for zeros.
-        whatever_it_costs: whether to read the rows however many there are.
-        heed: called now and then while they are read; may raise to break it off.
+        force: whether to read the rows however many there are.
+        check_stop: called now and then while they are read; may raise to break it off.
     """
-    if not whatever_it_costs and source.num_rows("train") * (source.num_features + 2) * _LOOK > _AFFORDABLE:
+    if not force and source.num_rows("train") * (source.num_features + 2) * _LOOK > _AFFORDABLE:
         return None
     with np.errstate(over="ignore", invalid="ignore"):  # Whatever was learned, this is only a look at it.
-        blocks = row_blocks(source, "train", heed=heed)
+        blocks = row_blocks(source, "train", check_stop=check_stop)
         errors = residual_metrics(blocks, weights, bias, 0.0 if center is None else center)
     return errors.mae if errors and math.isfinite(errors.mae) else None
 
@@ -413,7 +413,7 @@ def _from_moments(moments: SecondMoments, n: int, *, digits: int, **known: Any) 
 
 
 def linear_units(
-    config: TrainConfig, source: Source, *, own_loss: bool, surveyed: bool, heed: Callable[[], bool]
+    config: TrainConfig, source: Source, *, custom_loss: bool, surveyed: bool, check_stop: Callable[[], bool]
 ) -> tuple[RawUnits | StandardUnits, Survey | None]:
     """The units that the masters of a linear model are in, and what is known of the rows.
 
@@ -422,11 +422,11 @@ def linear_units(
     """
     if not surveyed and not config.standardizes:
         return RawUnits(), None
-    known = ranges(source, "train", heed=heed)
+    known = ranges(source, "train", check_stop=check_stop)
     check_column_squares(source, known)
-    moments = surveyed_moments(source, known, heed) if surveyed else None
-    columns = ColumnMoments.of_exact(moments or exact_moments(source, known, products=False, heed=heed))
-    if config.standardizes and not own_loss:
+    moments = surveyed_moments(source, known, check_stop) if surveyed else None
+    columns = ColumnMoments.of_exact(moments or exact_moments(source, known, products=False, check_stop=check_stop))
+    if config.standardizes and not custom_loss:
         check_target(config, source, columns)
     found = survey(source, moments, fit_intercept=config.fit_intercept) if moments else None
     left_out: Sequence[int] = ()
@@ -437,6 +437,6 @@ def linear_units(
         return units, found
     # The target may only be shifted where the loss is known to depend on the difference alone.
     units = StandardUnits.of(
-        source, fit_intercept=config.fit_intercept, center_target=not own_loss, left_out=left_out, columns=columns
+        source, fit_intercept=config.fit_intercept, center_target=not custom_loss, left_out=left_out, columns=columns
     )
     return units, found

@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 
 from tapedist.regression.inference import Coefficient
-from tapedist.regression.least_squares import LeastSquares, shown
+from tapedist.regression.least_squares import LeastSquares, display
 from tapedist.regression.summary import AGREES_WITHIN, Distance
 
 _SHOWN_COEFFICIENTS = 20
@@ -69,7 +69,7 @@ def _coefficient_lines(
     width: int | None,
 ) -> Iterator[str]:
     shown_ones = fit.coefficients[:_SHOWN_COEFFICIENTS]
-    columns = [("", [shown(c.name) for c in shown_ones])]
+    columns = [("", [display(c.name) for c in shown_ones])]
     heads = ("optimum", "std error", "t", "p", f"{100 * fit.level:g} % interval")
     columns += [
         (head, list(cells)) for head, cells in zip(heads, zip(*map(_cells, shown_ones), strict=True), strict=True)

@@ -104,7 +104,7 @@ class Console:
         """Columns of the terminal; None in a file or a pipe."""
         return shutil.get_terminal_size().columns if self._terminal else None
 
-    def say(self, line: str) -> None:
+    def log(self, line: str) -> None:
         """Prints one line, above the progress bar if there is one."""
         with self._output() as stream:
             if self._bar is not None:
@@ -115,8 +115,8 @@ class Console:
     def begin(self, *, epochs: int, first_epoch: int, train_rows: int, test_rows: int, steps_per_epoch: int) -> None:
         """Says how many rows there are and, on a terminal, draws the bar."""
         self._epochs, self._train_rows, self._steps_per_epoch = epochs, train_rows, steps_per_epoch
-        self.say(f"Training samples: {train_rows}")
-        self.say(f"Test samples: {test_rows}")
+        self.log(f"Training samples: {train_rows}")
+        self.log(f"Test samples: {test_rows}")
         with self._output() as stream:
             if self._terminal and stream is not None:
                 self._bar = _progress_bar(stream, self._clock)
@@ -134,9 +134,9 @@ class Console:
         if self._terminal or not due:
             return
         if row.split == "train":
-            self.say(f"Epoch: {row.epoch}, loss {format_loss(row.loss)}")
+            self.log(f"Epoch: {row.epoch}, loss {format_loss(row.loss)}")
         elif row.epoch < self._epochs:  # The last one belongs to the final summary.
-            self.say(f"Epoch: {row.epoch}, test loss {format_loss(row.loss)}")
+            self.log(f"Epoch: {row.epoch}, test loss {format_loss(row.loss)}")
         self._last_line = (row.split, row.epoch)
 
     def advance(self, *, epoch: int, step: int, loss: float | None, examples_per_sec: float) -> None:

@@ -106,15 +106,15 @@ class Monitor:
         """Columns of the terminal that lines go to; None where there is none."""
         return self._console.width if self._console else None
 
-    def say(self, line: str) -> None:
+    def log(self, line: str) -> None:
         """Prints one line where the run's other lines go; a closed output is no error."""
         if self._console:
-            self._console.say(line)
+            self._console.log(line)
 
     def notice(self, sentence: str, category: type[Warning] = UserWarning) -> None:
         """Says what the user should see once: on the console, or as a warning at the line that called the package."""
         if self._console:
-            self._console.say(f"Notice: {sentence}")
+            self._console.log(f"Notice: {sentence}")
         elif self._warns:
             warnings.warn(sentence, category, stacklevel=_frames_inside() + 1)
 

@@ -14,7 +14,7 @@ from tapedist.data.tables.listing import find_files
 from tapedist.data.tables.table import TFDS_PREFIX
 from tapedist.errors import InputError
 from tapedist.storage.files import OWN_PREFIX, storage_error
-from tapedist.text import shown
+from tapedist.text import display
 
 _SUFFIXES = (".csv", ".parquet", ".pq")
 
@@ -30,7 +30,7 @@ def check_output(output: str, *, data: str, overwrite: bool) -> None:
     Raises:
         InputError: if it cannot be the output.
     """
-    name = f"--output={shown(output)}"
+    name = f"--output={display(output)}"
     if not output.isprintable():
         raise InputError(f"{name}: must not hold control characters; rename it")
     if os.path.splitext(output)[1].lower() not in _SUFFIXES:

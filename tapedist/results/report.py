@@ -16,7 +16,7 @@ from tapedist.regression.inference import Coefficient
 from tapedist.regression.summary import AGREES_WITHIN
 from tapedist.results import report_charts as charts
 from tapedist.results.report_charts import Predictions, text
-from tapedist.text import written
+from tapedist.text import to_text
 from tapedist.training.interfaces import Row
 
 MOST_COEFFICIENTS = 200
@@ -116,7 +116,7 @@ def _body(report: ReportData) -> Iterable[str]:
     yield _section("quality", "Goodness of fit", _facts(report.quality))
     yield _section("speed", "Speed", _facts(report.speed))
     yield "</div>"
-    settings = {name: written(value) for name, value in report.settings.items()}
+    settings = {name: to_text(value) for name, value in report.settings.items()}
     caption = "Bold: differs from the default." if set(report.changed) & set(report.settings) else ""
     yield _section("settings", "Settings", _facts(settings, report.changed, caption), long=True)
     digest = f"<p><code>{text(report.digest)}</code></p>" if report.digest else _nothing("The run has no digest.")

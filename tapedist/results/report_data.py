@@ -46,13 +46,13 @@ def report_page(
         source: its rows; None if they cannot be read any more, and then no predictions are drawn.
     """
     fit = model.get("statistics") or {}
-    sample, own_source = _sample(source, model), bool(model.get("own_source"))
+    sample, custom_source = _sample(source, model), bool(model.get("own_source"))
     notes = [f"Training stopped before its last epoch: {model['stopped']}."] if model.get("stopped") else []
     notes += [f"{_UNREADABLE[:-1]}, so no predictions are drawn."] if source is None else []
     return render(
         ReportData(
             title=f"{model['target_name'] or 'y'} by {_features(model['feature_names'])}",
-            subtitle=_subtitle(config, environment, own_source=own_source),
+            subtitle=_subtitle(config, environment, custom_source=custom_source),
             advice=model.get("advice") or (),
             highlights=_highlights(model, fit),
             notes=notes,
@@ -63,8 +63,8 @@ def report_page(
             history=history,
             predictions=sample,
             no_predictions=_UNREADABLE if source is None else _NOT_LINEAR,
-            settings=_settings(config, own_source=own_source),
-            changed=_changed(config, own_source=own_source, own_model=not model["weights"]),
+            settings=_settings(config, custom_source=custom_source),
+            changed=_changed(config, custom_source=custom_source, custom_model=not model["weights"]),
             speed=_speed(history),
             digest=model["digest"],
             environment={name: _plain(value) for name, value in environment.items()},
@@ -72,11 +72,11 @@ def report_page(
     )
 
 
-def _settings(config: TrainConfig, *, own_source: bool) -> dict[str, object]:
+def _settings(config: TrainConfig, *, custom_source: bool) -> dict[str, object]:
     """All settings that mean something for these rows."""
     of_table = ("target", "features", "weight", "on_bad_rows")
     without: tuple[str, ...]
-    if own_source:
+    if custom_source:
         without = ("data", "test_fraction", "split", *SYNTHETIC_FIELDS, *of_table)
     else:
         without = SYNTHETIC_FIELDS if config.from_table else of_table
@@ -84,9 +84,9 @@ def _settings(config: TrainConfig, *, own_source: bool) -> dict[str, object]:
     return {name: getattr(config, name) for name in names if name not in without}
 
 
-def _changed(config: TrainConfig, *, own_source: bool, own_model: bool) -> list[str]:
+def _changed(config: TrainConfig, *, custom_source: bool, custom_model: bool) -> list[str]:
     """Names of the settings that differ from what they would be for these rows if nobody had set them."""
-    unset = TrainConfig(data=config.data).resolved(own_rows=own_source, own_model=own_model)
+    unset = TrainConfig(data=config.data).resolved(custom_rows=custom_source, custom_model=custom_model)
     names = [field.name for field in dataclasses.fields(config)]
     changed = [name for name in names if getattr(config, name) != getattr(unset, name)]
     return ["data", *changed] if config.from_table else changed
@@ -96,11 +96,11 @@ def _features(names: Sequence[str]) -> str:
     return ", ".join(names) if len(names) <= 3 else f"{len(names)} features"
 
 
-def _subtitle(config: TrainConfig, environment: Mapping[str, Any], *, own_source: bool) -> str:
+def _subtitle(config: TrainConfig, environment: Mapping[str, Any], *, custom_source: bool) -> str:
     how = "full batch" if config.mode == "full_batch" else f"mini-batches of {config.batch_size} rows"
     replicas = environment.get("replicas")
     where = f" on {replicas} replica{'s' * (replicas != 1)}" if replicas else ""
-    rows = "rows from Python" if own_source else config.data
+    rows = "rows from Python" if custom_source else config.data
     return f"{rows}, {how}, {config.optimizer}{where}, tapedist {environment.get('tapedist', '')}".strip()
 
 

@@ -19,48 +19,48 @@ from tapedist.training.schedule import CallLength, GatherCostMonitor
 
 
 def choose_engine(
-    config: TrainConfig, setup: Setup, *, source: Source, moments_obstacle: str, say: Callable[[str], None]
+    config: TrainConfig, setup: Setup, *, source: Source, why_not_moments: str, log: Callable[[str], None]
 ) -> Engine:
-    """The engine that the config asks for, or the one that fits; `say` tells which and why.
+    """The engine that the config asks for, or the one that fits; `log` tells which and why.
 
     Args:
         config: the run's settings.
         setup: what engines need.
         source: the rows, as the user has them.
-        moments_obstacle: why the `moments` engine cannot serve; empty if it can.
-        say: takes a line for the log.
+        why_not_moments: why the `moments` engine cannot serve; empty if it can.
+        log: takes a line for the log.
 
     Raises:
         InputError: if the engine asked for cannot serve.
     """
     if config.mode == "full_batch":
-        engine = _full_batch(config, setup, moments_obstacle=moments_obstacle, say=say)
+        engine = _full_batch(config, setup, why_not_moments=why_not_moments, log=log)
     else:
         # Only synthetic rows are known to be independent draws, so that any batch is as good as another.
         independent = isinstance(source, SyntheticSource)
         shuffle = {"auto": "batches" if independent else "rows"}.get(config.shuffle, config.shuffle)
         engine = engines.mini_batch(setup, batch_size=config.batch_size, shuffle=shuffle, seed=config.seed)
         if config.batch_size > source.num_rows("train"):
-            say(
+            log(
                 f"Notice: --batch_size={config.batch_size} is above the {source.num_rows('train')} training rows: "
                 "every epoch is one step"
             )
-    say(f"Engine: {engine.name} ({engine.reason})")
+    log(f"Engine: {engine.name} ({engine.reason})")
     return engine
 
 
-def _full_batch(config: TrainConfig, setup: Setup, *, moments_obstacle: str, say: Callable[[str], None]) -> Engine:
+def _full_batch(config: TrainConfig, setup: Setup, *, why_not_moments: str, log: Callable[[str], None]) -> Engine:
     if config.full_batch_engine != "stream":
-        if not moments_obstacle:
+        if not why_not_moments:
             return engines.moments(setup)
         if config.full_batch_engine == "moments":
-            raise InputError(f"--full_batch_engine=moments: cannot serve, because {moments_obstacle}; use stream")
-        say(f"Engine stream instead of moments: {moments_obstacle}")
+            raise InputError(f"--full_batch_engine=moments: cannot serve, because {why_not_moments}; use stream")
+        log(f"Engine stream instead of moments: {why_not_moments}")
     return engines.full_batch(setup, split="train", passes=config.most_epochs + 1)
 
 
 def choose_call_length(
-    config: TrainConfig, setup: Setup, engine: Engine, *, num_parameters: int, say: Callable[[str], None]
+    config: TrainConfig, setup: Setup, engine: Engine, *, num_parameters: int, log: Callable[[str], None]
 ) -> CallLength:
     """How many steps a compiled call takes; where steps gather, it also watches what that costs."""
     replicas = setup.strategy.num_replicas_in_sync
@@ -71,32 +71,32 @@ def choose_call_length(
         gather_secs=gather_seconds(setup.strategy, width=num_parameters + 2 + setup.source.weighted),
         replicas=replicas,
         batch_size=config.batch_size if config.mode == "mini_batch" else 0,
-        say=say,
+        log=log,
     )
 
 
 def test_evaluator(
-    config: TrainConfig, setup: Setup, *, heed: Callable[[], bool]
+    config: TrainConfig, setup: Setup, *, check_stop: Callable[[], bool]
 ) -> Callable[[np.ndarray], tuple[float, float]] | None:
     """The loss of a state on the test split; None without test rows that weigh anything.
 
     Args:
         config: the run's settings.
         setup: what engines need.
-        heed: asked now and then inside a long visit: False, or raises to break it off.
+        check_stop: asked now and then inside a long visit: False, or raises to break it off.
     """
     passes = 1
-    if not _has_weight(setup.source, "test", heed):
+    if not _has_weight(setup.source, "test", check_stop):
         return None
     if config.eval_every_epochs:
         passes += config.most_epochs // config.eval_every_epochs
     if config.early_stop_patience:
         passes += config.most_epochs // config.early_stop_every_epochs
-    return evaluator(engines.full_loss(setup, split="test", passes=passes), heed)
+    return evaluator(engines.full_loss(setup, split="test", passes=passes), check_stop)
 
 
-def _has_weight(source: Source, split: str, heed: Callable[[], bool]) -> bool:
+def _has_weight(source: Source, split: str, check_stop: Callable[[], bool]) -> bool:
     """Whether a split has a loss; seldom looks further than its first rows."""
     if not source.weighted:
         return source.num_rows(split) > 0
-    return any(w is not None and (w > 0).any() for _, _, w in row_blocks(source, split, heed=heed))
+    return any(w is not None and (w > 0).any() for _, _, w in row_blocks(source, split, check_stop=check_stop))

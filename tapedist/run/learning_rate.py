@@ -131,8 +131,8 @@ def settle(
     setup: Setup,
     progress: dict[str, np.ndarray],
     *,
-    heed: Callable[[], bool],
-    say: Callable[[str], None],
+    check_stop: Callable[[], bool],
+    log: Callable[[str], None],
 ) -> tuple[float, Setup]:
     """Turns `--learning_rate=auto` into what it stands for, by a pass over the rows where none is stored.
 
@@ -141,8 +141,8 @@ def settle(
         objective: what is fitted.
         setup: of the run's engines.
         progress: of the run's engine, as stored; the `moments` engine finds the moments in it.
-        heed: asked now and then inside the pass: False, or raises to break it off.
-        say: takes a line for the log.
+        check_stop: asked now and then inside the pass: False, or raises to break it off.
+        log: takes a line for the log.
 
     Returns:
         The rate (of the first step), and the setup whose optimizer has it.
@@ -154,15 +154,15 @@ def settle(
 
     if not isinstance(config.learning_rate, str):
         return config.learning_rate, setup
-    if objective.own_loss or not objective.is_linear:
+    if objective.custom_loss or not objective.is_linear:
         raise InputError(
             "--learning_rate=auto: is known only for linear models with squared error or the huber loss; give a number"
         )
     if config.mode == "mini_batch" or not objective.is_squared:
-        rate, matrix = in_metric(config, objective, heed=heed, say=say)
+        rate, matrix = in_metric(config, objective, check_stop=check_stop, log=log)
         first, optimizer = rate.first, optimizers.metric_sgd(rate, matrix)
     else:
-        first = _fastest(config, objective, setup, progress, heed=heed, say=say)
+        first = _fastest(config, objective, setup, progress, check_stop=check_stop, log=log)
         optimizer = optimizers.from_config(config, auto_rate=first)
     return first, dataclasses.replace(setup, problem=dataclasses.replace(setup.problem, optimizer=optimizer))
 
@@ -173,33 +173,33 @@ def _fastest(
     setup: Setup,
     progress: dict[str, np.ndarray],
     *,
-    heed: Callable[[], bool],
-    say: Callable[[str], None],
+    check_stop: Callable[[], bool],
+    log: Callable[[str], None],
 ) -> float:
     """The rate at which plain gradient descent on squared error converges fastest; arguments as in `settle`."""
     from tapedist.run import learning_rate
     from tapedist.training import engines
 
-    if obstacle := objective.moments_obstacle(config):
+    if obstacle := objective.why_not_moments(config):
         rate = learning_rate.stable_rate(setup.source, config, l2=_penalty(config, objective))
-        say(f"Learning rate: {rate:.6g} = 1 / lambda_max of these rows, because {obstacle}")
+        log(f"Learning rate: {rate:.6g} = 1 / lambda_max of these rows, because {obstacle}")
         return rate
     known = engines.moments(setup)
     is_its_own = config.full_batch_engine != "stream"  # Else the sums are those of another pass.
     if is_its_own:
         known.restore(progress)
-    moments = known.moments(heed)
+    moments = known.moments(check_stop)
     assert moments
     if is_its_own:
         progress.clear()
         progress.update(known.progress())
     rate = learning_rate.auto_rate(moments, config, l2=_penalty(config, objective))
-    say(f"Learning rate: {rate:.6g} = 2 / (lambda_min + lambda_max) of these rows")
+    log(f"Learning rate: {rate:.6g} = 2 / (lambda_min + lambda_max) of these rows")
     return rate
 
 
 def in_metric(
-    config: TrainConfig, objective: Objective, *, heed: Callable[[], bool], say: Callable[[str], None]
+    config: TrainConfig, objective: Objective, *, check_stop: Callable[[], bool], log: Callable[[str], None]
 ) -> tuple[Rate, np.ndarray]:
     """Gradient descent in the metric of the rows' curvature, in which it is the same in all directions.
 
@@ -211,8 +211,8 @@ def in_metric(
     Args:
         config: the run's settings.
         objective: what is fitted.
-        heed: asked now and then inside a pass over the rows: False, or raises to break it off.
-        say: takes a line for the log.
+        check_stop: asked now and then inside a pass over the rows: False, or raises to break it off.
+        log: takes a line for the log.
 
     Returns:
         The rate over the steps, and the metric `[P, P]`.
@@ -229,16 +229,16 @@ def in_metric(
     penalty, source, loss = _penalty(config, objective), objective.source, f"{config.loss} loss"
     matrix = metric.inverse_hessian(penalty) if objective.is_squared else 2 * metric.inverse_hessian(2 * penalty)
     if config.mode == "full_batch":
-        say(f"Learning rate: {_HUBER_RATE} in the metric of the features' covariance, for the {loss}")
+        log(f"Learning rate: {_HUBER_RATE} in the metric of the features' covariance, for the {loss}")
         return Rate(_HUBER_RATE), matrix
     batch = min(config.batch_size, source.num_rows("train"))
-    first = batch / (batch - 1 + max(1.0, largest_leverage(source, metric.fit, heed)))
+    first = batch / (batch - 1 + max(1.0, largest_leverage(source, metric.fit, check_stop)))
     curvature = 1.0
     if not objective.is_squared:
-        curvature = share_of_small_residuals(source, metric, config.huber_delta, heed)
+        curvature = share_of_small_residuals(source, metric, config.huber_delta, check_stop)
     hold = math.ceil(_FORGETTING / first)
     falling = f"from step {hold} on falling like 1 / step"
-    say(f"Learning rate: {first:.6g} in the metric of the features' covariance, {falling}")
+    log(f"Learning rate: {first:.6g} in the metric of the features' covariance, {falling}")
     return Rate(first, hold, curvature), matrix
 
 
@@ -250,7 +250,7 @@ def divergence_advice(
     state: TrainingState,
     *,
     rate: float,
-    heed: Callable[[], bool],
+    check_stop: Callable[[], bool],
 ) -> TapedistError:
     """What to raise in place of `error`: with the bound that the rate broke, where the loss has one.
 
@@ -261,7 +261,7 @@ def divergence_advice(
         setup: of the run's engines.
         state: after the last good update.
         rate: the learning rate in use.
-        heed: asked now and then inside a pass over the rows: False, or raises to break it off.
+        check_stop: asked now and then inside a pass over the rows: False, or raises to break it off.
 
     Raises:
         InputError: if squares of the rows overflow.
@@ -273,7 +273,7 @@ def divergence_advice(
         return _overflow(config)
     if not (objective.is_linear and objective.is_squared) or objective.source.num_rows("train") == 0:
         return error
-    moments = None if objective.moments_obstacle(config) else engines.moments(setup).moments(heed)
+    moments = None if objective.why_not_moments(config) else engines.moments(setup).moments(check_stop)
     l2 = _penalty(config, objective)
     return learning_rate.with_stable_bound(error, config, moments=moments, source=setup.source, rate=rate, l2=l2)
 

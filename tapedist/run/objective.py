@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tapedist.config import TrainConfig, moments_obstacle
+from tapedist.config import TrainConfig, why_not_moments
 from tapedist.data.orders import Source
 from tapedist.data.standardize import RawUnits, StandardUnits
 from tapedist.errors import InputError
@@ -31,7 +31,7 @@ class Objective:
         model: what is fitted.
         initial: float64 `[P]`, the masters at the start.
         loss: per-example loss.
-        own_loss: whether it is the caller's own.
+        custom_loss: whether it is the caller's own.
         survey: what the training rows of a linear model say before training; None of synthetic rows, or where the
             features are too many.
         name: tells runs with other models, losses or starts apart; the same in every process.
@@ -42,7 +42,7 @@ class Objective:
     model: Any
     initial: np.ndarray
     loss: losses.Loss
-    own_loss: bool
+    custom_loss: bool
     survey: Survey | None
     name: str
 
@@ -56,7 +56,7 @@ class Objective:
         model: Callable[[], Any] | None,
         loss: losses.Loss | None,
         surveyed: bool,
-        heed: Callable[[], bool],
+        check_stop: Callable[[], bool],
     ) -> Objective:
         """What `config` asks for, or the caller's own.
 
@@ -67,7 +67,7 @@ class Objective:
             model: see `train`.
             loss: see `train`.
             surveyed: whether the rows are the user's, of which nothing is known before they are read.
-            heed: asked now and then inside a pass over the rows: False, or raises to break it off.
+            check_stop: asked now and then inside a pass over the rows: False, or raises to break it off.
 
         Raises:
             InputError: if the rows, or the run to start from, do not fit.
@@ -75,7 +75,9 @@ class Objective:
         found: Survey | None = None
         units: RawUnits | StandardUnits = RawUnits()
         if model is None:
-            units, found = linear_units(config, source, own_loss=loss is not None, surveyed=surveyed, heed=heed)
+            units, found = linear_units(
+                config, source, custom_loss=loss is not None, surveyed=surveyed, check_stop=check_stop
+            )
             fitted, initial, start = _linear(config, source, units)
         else:
             if config.standardize == "true":
@@ -89,7 +91,7 @@ class Objective:
             model=fitted,
             initial=initial,
             loss=loss or losses.by_name(config.loss, huber_delta=config.huber_delta),
-            own_loss=loss is not None,
+            custom_loss=loss is not None,
             survey=found,
             name=start + (_name(loss) if loss else "") + fitted.name,
         )
@@ -105,7 +107,7 @@ class Objective:
 
     def has_one_answer(self, config: TrainConfig) -> bool:
         """Whether the bits are the same on all machines."""
-        return self.is_linear and not self.own_loss and config.arithmetic != "fast"
+        return self.is_linear and not self.custom_loss and config.arithmetic != "fast"
 
     @property
     def is_squared(self) -> bool:
@@ -116,13 +118,13 @@ class Objective:
     def loss_name(self) -> str:
         return _name(self.loss)
 
-    def moments_obstacle(self, config: TrainConfig) -> str:
+    def why_not_moments(self, config: TrainConfig) -> str:
         """Why second moments of the rows do not define it; empty if they do."""
-        return moments_obstacle(
+        return why_not_moments(
             config,
             num_features=self.source.num_features,
             is_linear=self.is_linear,
-            own_loss=not self.is_squared,
+            custom_loss=not self.is_squared,
         )
 
     def parameters(self, state: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ from tapedist.errors import InputError
 from tapedist.regression.least_squares import LeastSquares
 from tapedist.regression.metric import Gap, NewtonGap
 from tapedist.regression.summary import Statistics, distance, intercept_at_zero, mean_absolute_error, optimum
-from tapedist.text import shown
+from tapedist.text import display
 from tapedist.training.state import TrainingState
 from tapedist.training.stopping import (
     SETTLED,
@@ -43,8 +43,8 @@ class RunOptimum:
     Args:
         config: the run's settings.
         objective: what is fitted.
-        say: takes a line for the user.
-        heed: asked now and then inside a pass over the rows: False, or raises to break it off.
+        log: takes a line for the user.
+        check_stop: asked now and then inside a pass over the rows: False, or raises to break it off.
 
     Attributes:
         source: the rows, raw.
@@ -53,13 +53,13 @@ class RunOptimum:
     """
 
     def __init__(
-        self, config: TrainConfig, objective: Objective, *, say: Callable[[str], None], heed: Callable[[], bool]
+        self, config: TrainConfig, objective: Objective, *, log: Callable[[str], None], check_stop: Callable[[], bool]
     ):
         self._config, self._units = config, objective.units
         self.source, self.metric = objective.source, objective.metric
-        self.model, self._own_loss = objective.model, objective.own_loss
-        self._say, self._heed = say, heed
-        least_squares = objective.is_linear and not objective.own_loss and config.loss == "squared"
+        self.model, self._own_loss = objective.model, objective.custom_loss
+        self._log, self._check_stop = log, check_stop
+        least_squares = objective.is_linear and not objective.custom_loss and config.loss == "squared"
         self._has_meaning = least_squares and config.statistics != "false"
         self._surveyed = objective.survey.fit if objective.survey and objective.survey.exact else None
         self._fit: LeastSquares | None = None
@@ -75,16 +75,16 @@ class RunOptimum:
             self._fit = self._surveyed
         elif not self._known and self._has_meaning:
             config = self._config
-            moments = engine.moments(self._heed) if self._rows_are_exact() else None
+            moments = engine.moments(self._check_stop) if self._rows_are_exact() else None
             self._fit = optimum(
                 self.source,
                 fit_intercept=config.fit_intercept,
                 moments=moments,
-                whatever_it_costs=config.statistics == "true" or config.stop_at_se not in (0, "auto"),
-                heed=self._heed,
+                force=config.statistics == "true" or config.stop_at_se not in (0, "auto"),
+                check_stop=self._check_stop,
             )
             if self._fit is None:
-                self._say("Statistics: left out, because they need another look at many rows; see --statistics")
+                self._log("Statistics: left out, because they need another look at many rows; see --statistics")
         self._known = True
         return self._fit
 
@@ -106,7 +106,7 @@ class RunOptimum:
         try:
             fit = self.fit(engine)
         except InputError as error:  # What was trained is still good.
-            self._say(f"Statistics: none, because {error}")
+            self._log(f"Statistics: none, because {error}")
             return None
         if fit is None:
             return None
@@ -114,7 +114,7 @@ class RunOptimum:
         bias = bias if bias_at_center is None else bias_at_center
         mae = mean_absolute_error(
             self.source, weights, bias,
-            center=center, whatever_it_costs=self._config.statistics == "true", heed=self._heed,
+            center=center, force=self._config.statistics == "true", check_stop=self._check_stop,
         )  # fmt: skip
         return Statistics.of(fit, weights, bias, truth=getattr(self.source, "truth", None), mae=mae, center=center)
 
@@ -141,8 +141,8 @@ class RunOptimum:
             return None
         l2 = config.l2 * self.model.penalized
         if config.loss == "squared":
-            return NewtonGap(self.metric, self.source, delta=np.inf, l2=l2 / 2, heed=self._heed)
-        return NewtonGap(self.metric, self.source, delta=config.huber_delta, l2=l2, heed=self._heed)
+            return NewtonGap(self.metric, self.source, delta=np.inf, l2=l2 / 2, check_stop=self._check_stop)
+        return NewtonGap(self.metric, self.source, delta=config.huber_delta, l2=l2, check_stop=self._check_stop)
 
     def standard_errors(self, fit: LeastSquares, parameters: np.ndarray) -> float | None:
         """The largest distance of `parameters` `[P]`, in training units, to the optimum."""
@@ -194,7 +194,7 @@ def stopping_rules(
         if fit is None or not fit.residual_std:
             why = "" if fit is None else f", but {_no_standard_errors(fit)}"
             raise InputError(
-                f"--stop_at_se={shown(config.stop_at_se)}: needs a linear model with one optimum{why}; "
+                f"--stop_at_se={display(config.stop_at_se)}: needs a linear model with one optimum{why}; "
                 "use --early_stop_gradient_norm"
             )
         known = fit

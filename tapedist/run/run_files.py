@@ -43,7 +43,7 @@ def keep(
     config: TrainConfig,
     source: Source,
     environment: Mapping[str, Any],
-    own_source: bool,
+    custom_source: bool,
     path: Sequence[tuple[int, np.ndarray]],
 ) -> None:
     """Writes what a finished run found; the mark of success comes last.
@@ -54,13 +54,13 @@ def keep(
         config: the run's settings.
         source: the rows.
         environment: see `results.environment`.
-        own_source: whether the rows are the caller's own, which no setting names.
+        custom_source: whether the rows are the caller's own, which no setting names.
         path: `(epoch, parameters in raw units)` over time.
 
     Raises:
         StorageError: if one cannot be written.
     """
-    model = result.as_model_json() | {"rows": source.fingerprint(), "own_source": own_source}
+    model = result.as_model_json() | {"rows": source.fingerprint(), "own_source": custom_source}
     write_atomic(folder.model, _json(model))
     if config.plots:
         with runtime_flags.matplotlib_importable():

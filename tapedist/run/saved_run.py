@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tapedist.cluster.environment import numerics_class
-from tapedist.cluster.team import Solo, Team
+from tapedist.cluster.team import SingleProcessTeam, Team
 from tapedist.config import TrainConfig
 from tapedist.errors import InputError, StateError
 from tapedist.process import StopSignals
@@ -23,7 +23,7 @@ from tapedist.storage.run_folder import RunFolder
 from tapedist.training.state import TrainingState, digest
 
 
-class KeptRun:
+class SavedRun:
     """A run and its folder; without a folder nothing is kept. Only the chief has one, and what it finds is everybody's.
 
     Args:
@@ -34,7 +34,7 @@ class KeptRun:
         monitor: writes the rows of metrics.
         stop: whether a signal asked to stop; held back while the folder changes hands.
         environment: see `results.environment`.
-        own_source: whether the rows are the caller's own, which no setting names.
+        custom_source: whether the rows are the caller's own, which no setting names.
     """
 
     def __init__(
@@ -43,11 +43,11 @@ class KeptRun:
         config: TrainConfig,
         *,
         objective: Objective,
-        team: Team | Solo,
+        team: Team | SingleProcessTeam,
         monitor: Monitor,
         stop: StopSignals,
         environment: Mapping[str, Any],
-        own_source: bool = False,
+        custom_source: bool = False,
     ):
         self._folder = folder
         self._config = config
@@ -56,7 +56,7 @@ class KeptRun:
         self._monitor = monitor
         self._stop = stop
         self._environment = environment
-        self._own_source = own_source
+        self._own_source = custom_source
         self._metrics_position: int | None = None  # Where a resumed run's rows end; None for a fresh run.
         self._store = folder and RunStore(
             folder.checkpoints,
@@ -73,7 +73,7 @@ class KeptRun:
             InputError: if `--resume=must` and nothing is stored.
             StateError: if what is stored cannot be trusted or has another answer.
         """
-        return from_arrays(self._team.from_chief(lambda: to_arrays(*self._stored(fresh))))
+        return from_arrays(self._team.broadcast(lambda: to_arrays(*self._stored(fresh))))
 
     def _stored(self, fresh: TrainingState) -> tuple[TrainingState, dict[str, np.ndarray]]:
         if not (self._store and self._folder):
@@ -88,7 +88,7 @@ class KeptRun:
                 raise InputError(f"--resume=must: {self._folder.root} holds no checkpoint yet; use --resume=auto")
             return fresh, {}
         state, progress, self._metrics_position = stored
-        self._monitor.say(f"Resuming after {state.step} updates from {self._folder.root}")
+        self._monitor.log(f"Resuming after {state.step} updates from {self._folder.root}")
         return state, progress
 
     def finished(self, state: TrainingState, *, num_steps: int) -> tuple[float | None, float | None] | None:
@@ -109,28 +109,28 @@ class KeptRun:
                 return {"summary": np.array(json.dumps(summary))}
             return {}
 
-        found = self._team.from_chief(look)
+        found = self._team.broadcast(look)
         if not found:
             return None
         summary = json.loads(str(found["summary"]))
         state.stopped = summary["stopped"]
         return summary["train_loss"], summary["test_loss"]
 
-    def take_over(self) -> None:
+    def claim(self) -> None:
         """Makes the folder that of this run under way. From here on only training can fail."""
 
-        def take_over() -> dict[str, np.ndarray]:
+        def claim() -> dict[str, np.ndarray]:
             if self._folder:
-                with self._stop.noted():
+                with self._stop.deferred():
                     if self._config.resume == "never":
-                        self._folder.forget_run()
+                        self._folder.clear()
                     self._folder.done.unlink(missing_ok=True)  # There is more to do.
                     run_files.begin(self._folder, config=self._config, environment=self._environment)
             return {}
 
-        self._team.from_chief(take_over)
+        self._team.broadcast(claim)
 
-    def take_up_rows(self, *, finished: bool) -> None:
+    def rewind_metrics(self, *, finished: bool) -> None:
         """Forgets the rows of metrics that the state does not know; those of a finished run all count."""
         if self._folder and self._metrics_position is not None:
             metrics = self._folder.metrics
@@ -159,6 +159,6 @@ class KeptRun:
                 config=self._config,
                 source=self._objective.source,
                 environment=self._environment,
-                own_source=self._own_source,
+                custom_source=self._own_source,
                 path=[(epoch, self._objective.units.to_raw(parameters)) for epoch, parameters in state.path],
             )

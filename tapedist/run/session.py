@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from tapedist.cluster.environment import environment, numerics_class
 from tapedist.cluster.strategies import Choice
-from tapedist.cluster.team import Solo, Team
+from tapedist.cluster.team import SingleProcessTeam, Team
 from tapedist.config import TrainConfig
 from tapedist.data.catalog import check_sizes, open_source
 from tapedist.data.orders import Source
@@ -26,13 +26,13 @@ from tapedist.run import learning_rate
 from tapedist.run.engine_choice import choose_call_length, choose_engine, test_evaluator
 from tapedist.run.objective import Objective
 from tapedist.run.optimum import RunOptimum, stopping_rules
-from tapedist.run.saved_run import KeptRun
+from tapedist.run.saved_run import SavedRun
 from tapedist.storage.run_folder import RunFolder
-from tapedist.text import shown
+from tapedist.text import display
 from tapedist.training import losses, optimizers
 from tapedist.training.engine_setup import Setup, memory_budget
 from tapedist.training.engines import Engine, full_gradient
-from tapedist.training.interfaces import heed
+from tapedist.training.interfaces import check_stop
 from tapedist.training.replicas import local_devices
 from tapedist.training.schedule import Schedule
 from tapedist.training.state import TrainingState, digest
@@ -40,7 +40,7 @@ from tapedist.training.steps import Problem
 from tapedist.training.trainer import Trainer
 
 
-def is_users(config: TrainConfig, source: Source | None) -> bool:
+def is_custom_rows(config: TrainConfig, source: Source | None) -> bool:
     """Whether the rows are the user's: a table, arrays or a source of their own."""
     return config.from_table or not (source is None or isinstance(source, SyntheticSource))
 
@@ -67,7 +67,7 @@ class Session:
         *,
         strategy: tf.distribute.Strategy,
         choice: Choice,
-        team: Team | Solo,
+        team: Team | SingleProcessTeam,
         monitor: Monitor,
         folder: RunFolder | None,
         stop: StopSignals,
@@ -76,13 +76,17 @@ class Session:
         source: Source | None,
     ):
         config = config.resolved(
-            own_rows=is_users(config, source), own_model=model is not None, own_loss=loss is not None
+            custom_rows=is_custom_rows(config, source), custom_model=model is not None, custom_loss=loss is not None
         ).with_arithmetic(choice.name)
         self._config, self._team, self._monitor, self._stop, self._folder = config, team, monitor, stop, folder
-        monitor.say(f"Strategy: {choice.name} on {strategy.num_replicas_in_sync} replica(s) ({choice.reason})")
+        monitor.log(f"Strategy: {choice.name} on {strategy.num_replicas_in_sync} replica(s) ({choice.reason})")
         if config.arithmetic == "fast":
-            monitor.say("Arithmetic: fast; whatever sums are the fastest here: elsewhere the last digits may differ")
-        self._source = team.together(stop, lambda heed: open_source(config, heed=heed)) if source is None else source
+            monitor.log("Arithmetic: fast; whatever sums are the fastest here: elsewhere the last digits may differ")
+        self._source = (
+            team.run_with_stop_agreement(stop, lambda check_stop: open_source(config, check_stop=check_stop))
+            if source is None
+            else source
+        )
         idle = config.without_effect() if source is None else config.without_effect_beside(source)
         for notice in (*idle, *getattr(self._source, "notices", ())):
             monitor.notice(notice)
@@ -92,27 +96,32 @@ class Session:
             where = {"device_kinds": where["device_kinds"]}
         team.compare({**config.shared_fields(), "rows": self._source.fingerprint(), **where})
         self._objective = Objective.of(
-            config, self._source, strategy=strategy, model=model, loss=loss, surveyed=is_users(config, self._source),
-            heed=self._heed,
-        )  # fmt: skip
+            config,
+            self._source,
+            strategy=strategy,
+            model=model,
+            loss=loss,
+            surveyed=is_custom_rows(config, self._source),
+            check_stop=self._check_stop,
+        )
         self._config = config = self._with_an_end(config)
         self._say_left_out()
         self._setup = _setup(
             config, self._objective, strategy,
-            budget=team.smallest(memory_budget()), heed=self._heed, say=monitor.say,
+            budget=team.smallest(memory_budget()), check_stop=self._check_stop, log=monitor.log,
         )  # fmt: skip
-        self._optimum = RunOptimum(config, self._objective, say=monitor.say, heed=self._heed)
-        self._kept = KeptRun(
+        self._optimum = RunOptimum(config, self._objective, log=monitor.log, check_stop=self._check_stop)
+        self._kept = SavedRun(
             folder, config, objective=self._objective, team=team, monitor=monitor, stop=stop,
             environment=environment(
                 strategy, choice=choice.name, devices=local_devices(strategy), arithmetic=config.arithmetic
             ),
-            own_source=source is not None,
+            custom_source=source is not None,
         )  # fmt: skip
 
     def _with_an_end(self, config: TrainConfig) -> TrainConfig:
         """`config`, with a rate and a number of epochs where the rows are too wide to say what auto stands for."""
-        if self._objective.survey or not self._objective.is_linear or not is_users(config, self._source):
+        if self._objective.survey or not self._objective.is_linear or not is_custom_rows(config, self._source):
             return config
         self._monitor.notice(
             f"{self._source.num_features} features are too many to look for linear combinations among them, "
@@ -129,19 +138,19 @@ class Session:
             reasons = objective.survey.fit.left_out()
         elif not objective.survey:
             names = (self._source.feature_names[feature] for feature in objective.units.left_out)
-            reasons = [f"{shown(name)} does not vary" for name in names]
+            reasons = [f"{display(name)} does not vary" for name in names]
         else:
             return
         if reasons:
             self._monitor.notice(f"left out, with weight 0: {'; '.join(reasons)}", FitWarning)
 
-    def _heed(self) -> bool:
+    def _check_stop(self) -> bool:
         """False; asked between the blocks of a pass over the rows.
 
         Raises:
             Interrupted: if a stop was asked for.
         """
-        return heed(self._team, self._stop)
+        return check_stop(self._team, self._stop)
 
     def run(self) -> TrainResult:
         """Resumes, trains, and keeps what was found.
@@ -154,7 +163,7 @@ class Session:
             for sentence in result.advice:
                 self._monitor.notice(sentence, FitWarning)
             for line in result.lines(self._monitor.width):
-                self._monitor.say(line)
+                self._monitor.log(line)
             self._team.leave()
         except tf.errors.OpError:
             # What a source raises inside tf.data arrives without its type.
@@ -167,34 +176,34 @@ class Session:
         config = self._config
         state, progress = self._kept.resume(self._fresh())
         rate, self._setup = learning_rate.settle(
-            config, self._objective, self._setup, progress, heed=self._heed, say=self._monitor.say
+            config, self._objective, self._setup, progress, check_stop=self._check_stop, log=self._monitor.log
         )
         engine = choose_engine(
             config,
             self._setup,
             source=self._source,
-            moments_obstacle=self._objective.moments_obstacle(config),
-            say=self._monitor.say,
+            why_not_moments=self._objective.why_not_moments(config),
+            log=self._monitor.log,
         )
         engine.restore(progress)
         self._check_epochs(state, engine)
         trainer = self._trainer(engine)
         losses = self._kept.finished(state, num_steps=config.most_epochs * engine.steps_per_epoch)
         if losses is None:
-            self._kept.take_over()
-        self._kept.take_up_rows(finished=losses is not None)
+            self._kept.claim()
+        self._kept.rewind_metrics(finished=losses is not None)
         if losses is not None:
             done = f"has done its {config.most_epochs} epochs; more --num_epochs continue it"
-            self._monitor.say(f"Finished: this run {f'stopped early: {state.stopped}' if state.stopped else done}")
+            self._monitor.log(f"Finished: this run {f'stopped early: {state.stopped}' if state.stopped else done}")
             return self._result(state, engine, *losses)
         try:
             losses = self._fit(trainer, state, engine)
         except DivergedError as error:
             raise learning_rate.divergence_advice(
-                error, config, self._objective, self._setup, state, rate=rate, heed=self._heed
+                error, config, self._objective, self._setup, state, rate=rate, check_stop=self._check_stop
             ) from None
         result = self._result(state, engine, *losses)
-        self._heed()  # Before the mark of success.
+        self._check_stop()  # Before the mark of success.
         self._kept.finish(result, state)
         return result
 
@@ -212,12 +221,12 @@ class Session:
 
     def _trainer(self, engine: Engine) -> Trainer:
         config, setup = self._config, self._setup
-        evaluate = test_evaluator(config, setup, heed=self._heed)
+        evaluate = test_evaluator(config, setup, check_stop=self._check_stop)
         stopping = stopping_rules(
             config,
             engine,
             self._optimum,
-            gradient=lambda passes: full_gradient(setup, engine, passes=passes, heed=self._heed),
+            gradient=lambda passes: full_gradient(setup, engine, passes=passes, check_stop=self._check_stop),
             evaluate=evaluate,
         )
         return Trainer(
@@ -238,7 +247,7 @@ class Session:
             save=self._kept.save,
             save_every_secs=config.checkpoint_every_secs,
             call_length=choose_call_length(
-                config, setup, engine, num_parameters=self._objective.model.num_parameters, say=self._monitor.say
+                config, setup, engine, num_parameters=self._objective.model.num_parameters, log=self._monitor.log
             ),
             train_rows=self._source.num_rows("train"),
             stop=self._stop,
@@ -253,13 +262,13 @@ class Session:
             test_rows=self._source.num_rows("test"),
             steps_per_epoch=engine.steps_per_epoch,
         )
-        with self._stop.noted():
+        with self._stop.deferred():
             trainer.fit(state)
             # Saved before the closing rows, so that a run that grows later has the rows of one that was longer at once.
             self._kept.save(state, engine.progress())
             if state.stopped:
                 epochs = state.step // engine.steps_per_epoch
-                self._monitor.say(f"Stopped after {epochs} epochs: {state.stopped}")
+                self._monitor.log(f"Stopped after {epochs} epochs: {state.stopped}")
             losses = trainer.close(state)
             self._monitor.end()
             return losses
@@ -294,7 +303,9 @@ class Session:
             center=center,
             bias_at_center=bias_at_center,
         )
-        sentences = advice(self._config, result, of_user=is_users(self._config, source), gap=self._optimum.gap(state))
+        sentences = advice(
+            self._config, result, of_user=is_custom_rows(self._config, source), gap=self._optimum.gap(state)
+        )
         return dataclasses.replace(result, advice=tuple(sentences))
 
 
@@ -304,15 +315,15 @@ def _setup(
     strategy: tf.distribute.Strategy,
     *,
     budget: int,
-    heed: Callable[[], object],
-    say: Callable[[str], None],
+    check_stop: Callable[[], object],
+    log: Callable[[str], None],
 ) -> Setup:
     """What engines need; `--learning_rate=auto` is settled before the first step."""
     source = objective.units.rows(objective.source)
 
     @functools.cache
     def bounds(split: str) -> Bounds:
-        found = ranges(source, split, heed=heed, say=say)
+        found = ranges(source, split, check_stop=check_stop, log=log)
         if objective.is_linear:
             largest = np.maximum(np.abs(found.low), np.abs(found.high))
             check_sizes(config, source, largest, squared=objective.is_squared)

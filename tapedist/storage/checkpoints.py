@@ -151,7 +151,7 @@ class CheckpointStore:
             except OlderSchema as reason:
                 raise OlderCheckpoint(f"{shown}: {reason}") from None
             except Rejected as reason:
-                self._say(f"{shown} is not used: {reason}")
+                self._log(f"{shown} is not used: {reason}")
         if any(not name.startswith("tmp-") for name in names):
             raise StateError(
                 f"checkpoints in {str(self._directory)!r}: there are some, and none can be trusted; "
@@ -229,7 +229,7 @@ class CheckpointStore:
         try:
             names = list(filter(_is_committed, self._names()))
         except OSError as error:
-            self._say(f"old checkpoints in {str(self._directory)!r} cannot be listed: {error.strerror or error}")
+            self._log(f"old checkpoints in {str(self._directory)!r} cannot be listed: {error.strerror or error}")
             return
         sound = 0
         for position in reversed(range(len(names))):
@@ -243,7 +243,7 @@ class CheckpointStore:
             try:
                 self._read(name)
             except Rejected as reason:
-                self._say(f"checkpoint {str(self._directory / name)!r} is not used: {reason}")
+                self._log(f"checkpoint {str(self._directory / name)!r} is not used: {reason}")
         return name in self._sound
 
     def _discard(self, names: Iterable[str]) -> None:
@@ -252,7 +252,7 @@ class CheckpointStore:
             try:
                 self._remove(name)
             except OSError as error:
-                self._say(f"{str(self._directory / name)!r} cannot be removed: {error.strerror or error}")
+                self._log(f"{str(self._directory / name)!r} cannot be removed: {error.strerror or error}")
 
     def _remove(self, name: str) -> None:
         path = self._directory / name
@@ -278,7 +278,7 @@ class CheckpointStore:
         self._sound.add(name)
         return checkpoint
 
-    def _say(self, message: str) -> None:
+    def _log(self, message: str) -> None:
         if message not in self._said:
             self._said.add(message)
             self._warn(message)

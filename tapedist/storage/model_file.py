@@ -15,7 +15,7 @@ import numpy as np
 from tapedist.errors import InputError, StateError
 from tapedist.regression.prediction import IntervalShape, predict_rows
 from tapedist.storage.run_folder import RunFolder
-from tapedist.text import shown
+from tapedist.text import display
 from tapedist.training.state import digest
 
 _NEEDED = ("weights", "bias", "parameters", "digest", "feature_names", "target_name")
@@ -171,9 +171,11 @@ def warm_start(run_dir: str, *, feature_names: Sequence[str], fit_intercept: boo
         StateError: if its model cannot be trusted.
     """
     model = find_start(run_dir)
-    names = (shown(",".join(model.feature_names)), shown(",".join(feature_names)))
+    names = (display(",".join(model.feature_names)), display(",".join(feature_names)))
     if model.feature_names != tuple(feature_names):
-        raise InputError(f"--init_from={shown(run_dir)}: must have the features {names[1]}, but it has {names[0]}")
+        raise InputError(f"--init_from={display(run_dir)}: must have the features {names[1]}, but it has {names[0]}")
     if model.fit_intercept and not fit_intercept:
-        raise InputError(f"--init_from={shown(run_dir)}: has a bias; drop --fit_intercept=false, or start from another")
+        raise InputError(
+            f"--init_from={display(run_dir)}: has a bias; drop --fit_intercept=false, or start from another"
+        )
     return (np.append(model.weights, model.bias) if fit_intercept else model.weights), model

@@ -42,7 +42,7 @@ MEMBERS = {
     "done": "done.json",
 }
 # How long to wait for the holder, who has the lock already, to have written who it is.
-_INTRODUCTION_SECS = 2.0
+_HOLDER_WRITE_SECS = 2.0
 _TEMPORARY = re.compile(re.escape(OWN_PREFIX) + r"-([0-9]{1,9})-.+")
 
 
@@ -241,7 +241,7 @@ def _lock(fd: int, path: Path) -> None:
 
 def _holder(fd: int) -> str:
     """Who holds the lock; what a dead holder left in the file is not believed."""
-    give_up = time.monotonic() + _INTRODUCTION_SECS
+    give_up = time.monotonic() + _HOLDER_WRITE_SECS
     while time.monotonic() < give_up:
         try:
             holder = json.loads(os.pread(fd, 4096, 0))
@@ -338,7 +338,7 @@ class RunFolder:
             raise InputError(f"--run_dir={str(path)!r}: is no run folder; give the --run_dir of a training run")
         return cls(Path(os.path.realpath(path)))
 
-    def forget_run(self) -> None:
+    def clear(self) -> None:
         """Removes the run that the folder holds, so that another can start in its place.
 
         Raises:
@@ -373,10 +373,10 @@ class RunFolder:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if isinstance(error, InputError):
-            self._take_back()
+            self._roll_back()
         self.close()
 
-    def _take_back(self) -> None:
+    def _roll_back(self) -> None:
         """Leaves the disk as `open` found it, if nothing has happened since: a refused command touches nothing."""
         if self._made is None or not {MARKER, LOCK}.issuperset(os.listdir(self.root)):
             return

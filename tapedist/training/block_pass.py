@@ -17,11 +17,11 @@ import tensorflow as tf
 from tapedist.data.orders import BlockOrder
 from tapedist.training.replicas import Replicas
 
-_TURNS_PER_CALL = 16
+_VISITS_PER_CALL = 16
 
 
 def block_loop(replicas: Replicas, block_sums: Callable[..., tf.Tensor], *, parallel: int) -> Any:
-    """`(sums, blocks, turns, *arguments) -> sums` with the next `turns` blocks of each replica in them, as one graph.
+    """`(sums, blocks, visits, *arguments) -> sums` with the next `visits` blocks of each replica in them, as one graph.
 
     Args:
         replicas: where the blocks come from and the sums are.
@@ -32,8 +32,8 @@ def block_loop(replicas: Replicas, block_sums: Callable[..., tf.Tensor], *, para
     def replica_turn(sums, rows, counts, *arguments):  # type: ignore[no-untyped-def]
         return sums + block_sums(*arguments, rows, counts[0])
 
-    def loop(sums, blocks, turns, *arguments):  # type: ignore[no-untyped-def]
-        def turn(i, taken, sums):  # type: ignore[no-untyped-def]
+    def loop(sums, blocks, visits, *arguments):  # type: ignore[no-untyped-def]
+        def visit(i, taken, sums):  # type: ignore[no-untyped-def]
             # Turns overlap, and nothing else would make one take its block after the turn before it.
             with tf.control_dependencies([taken]):
                 rows, counts = next(blocks)
@@ -44,7 +44,7 @@ def block_loop(replicas: Replicas, block_sums: Callable[..., tf.Tensor], *, para
         sums = replicas.on_replicas(tf.identity, sums)
         # One more than are computed, whose block is being waited for.
         start, under_way = (tf.constant(0), tf.constant(0), sums), parallel + 1
-        return tf.while_loop(lambda i, *_: i < turns, turn, start, parallel_iterations=under_way)[2]
+        return tf.while_loop(lambda i, *_: i < visits, visit, start, parallel_iterations=under_way)[2]
 
     return tf.function(loop, autograph=False)
 
@@ -76,7 +76,7 @@ class BlockPass:
         self._whole = self._order = order
         self._passes = self._passes_left = passes
         self._elements = elements
-        self._turn = 0
+        self._visit = 0
         self._sums: Any = None
         self._iterator: Any = None
 
@@ -84,7 +84,7 @@ class BlockPass:
         """Goes to the end of the pass and starts over with the next call.
 
         Args:
-            add: `(sums, elements, turns) -> sums` with the next so many blocks of each replica in them.
+            add: `(sums, elements, visits) -> sums` with the next so many blocks of each replica in them.
             interrupted: asked now and then, between a few turns; each call does at least these, so that asking too
                 often stalls nothing.
 
@@ -96,33 +96,33 @@ class BlockPass:
         if self._iterator is None:
             self._iterator = self._elements(self._left(), self._passes)
             self._passes_left = self._passes
-        first = self._turn
-        while self._turn < self._order.turns:
-            if self._turn > first and interrupted():
+        first = self._visit
+        while self._visit < self._order.visits:
+            if self._visit > first and interrupted():
                 return None
-            turns = min(_TURNS_PER_CALL, self._order.turns - self._turn)
-            self._sums = add(self._sums, self._iterator, turns)
-            self._turn += turns
+            visits = min(_VISITS_PER_CALL, self._order.visits - self._visit)
+            self._sums = add(self._sums, self._iterator, visits)
+            self._visit += visits
         sums = self._sums
-        self._order, self._turn, self._sums, self._passes_left = self._whole, 0, None, self._passes_left - 1
+        self._order, self._visit, self._sums, self._passes_left = self._whole, 0, None, self._passes_left - 1
         if not self._passes_left:
             self._iterator = None
         return sums
 
     def _left(self) -> BlockOrder:
         order = self._order
-        return BlockOrder(order.after(self._turn), order.block_rows, order.num_replicas)
+        return BlockOrder(order.after(self._visit), order.block_rows, order.num_replicas)
 
     def progress(self) -> dict[str, np.ndarray]:
         """The sums so far, and the rows that are not in them as int64 `[k, 2]` ranges; empty between passes."""
         if self._sums is None:
             return {}
-        return {"remaining": self._order.after(self._turn), "sums": self._replicas.added(self._sums)}
+        return {"remaining": self._order.after(self._visit), "sums": self._replicas.added(self._sums)}
 
     def restore(self, progress: Mapping[str, np.ndarray]) -> None:
         """Takes up what `progress` gave, on any topology."""
         if progress:
             whole = self._whole
             self._order = BlockOrder(progress["remaining"], whole.block_rows, whole.num_replicas)
-            self._turn, self._iterator = 0, None
+            self._visit, self._iterator = 0, None
             self._sums = self._replicas.given_to_first(progress["sums"])

@@ -122,7 +122,7 @@ class BlockSteps(RowPrograms):
         """What adds blocks to sums at the parameters in `state`, for `BlockPass`."""
         arguments = (tf.constant(state[: self.num_parameters]), tf.constant(self.settings(0.0)))
         loop = self._traced._block_loop
-        return lambda sums, blocks, turns: loop(sums, blocks.graph_iterator, tf.constant(turns), *arguments)
+        return lambda sums, blocks, visits: loop(sums, blocks.graph_iterator, tf.constant(visits), *arguments)
 
     @functools.cached_property
     def _finish(self) -> Any:

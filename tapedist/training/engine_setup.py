@@ -157,13 +157,13 @@ class Setup:
         whole = BlockOrder.whole(plan.num_rows, plan.block_rows, self.num_replicas)
 
         def elements(order: BlockOrder, passes: int) -> Any:
-            turns = order.turns + (passes - 1) * whole.turns
+            visits = order.visits + (passes - 1) * whole.visits
             element = block_elements(
                 order, whole, split=split, tiles=plan.tiles, tile_rows=plan.tile_rows, row_major=row_major
             )
             if on_host:
                 return pipeline.host_elements(self.source, element, dtype=self.dtype, replicas=on_host)
-            return self.elements(element, range(turns))
+            return self.elements(element, range(visits))
 
         return whole, elements
 

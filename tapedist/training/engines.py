@@ -427,16 +427,16 @@ def _gradient(theta: Any, slots: Any, gradient: Any, number: Any) -> tuple[Any, 
     return gradient, slots
 
 
-def evaluator(engine: Engine, heed: Callable[[], bool]) -> Callable[[np.ndarray], tuple[float, float]]:
+def evaluator(engine: Engine, check_stop: Callable[[], bool]) -> Callable[[np.ndarray], tuple[float, float]]:
     """`vector -> (loss, penalty)` on the split of a full-batch `engine`, by the sums that a step would begin with.
 
     Args:
         engine: visits the split.
-        heed: asked now and then inside a long visit: False, or raises to break it off.
+        check_stop: asked now and then inside a long visit: False, or raises to break it off.
     """
 
     def evaluate(vector: np.ndarray) -> tuple[float, float]:
-        result = engine.run(Call(state=vector, interrupted=heed))
+        result = engine.run(Call(state=vector, interrupted=check_stop))
         assert result
         record = result.records[0]
         return float(record[0] / record[1]), float(record[2])
@@ -445,7 +445,7 @@ def evaluator(engine: Engine, heed: Callable[[], bool]) -> Callable[[np.ndarray]
 
 
 def full_gradient(
-    setup: Setup, engine: Engine, *, passes: int, heed: Callable[[], bool] = lambda: False
+    setup: Setup, engine: Engine, *, passes: int, check_stop: Callable[[], bool] = lambda: False
 ) -> Callable[[np.ndarray], np.ndarray]:
     """`state -> gradient [P]`, by the same sums that a full-batch step makes.
 
@@ -453,7 +453,7 @@ def full_gradient(
         setup: of the run.
         engine: the run's engine; the moments of one that has them are used, else every call visits every row.
         passes: how often the gradient will be asked for, at most.
-        heed: asked now and then inside a long visit: False, or raises to break it off.
+        check_stop: asked now and then inside a long visit: False, or raises to break it off.
     """
     problem = dataclasses.replace(setup.problem, optimizer=Optimizer("gradient", _gradient))
     count = problem.model.num_parameters
@@ -461,14 +461,14 @@ def full_gradient(
         steps, moments_engine = QuadraticSteps(strategy=setup.strategy, problem=problem), engine
 
         def from_moments(state: np.ndarray) -> np.ndarray:
-            moments_engine.moments(heed)
+            moments_engine.moments(check_stop)
             return steps.run(state[:count], moments_engine.form, step=0, num_steps=1, limit=math.inf).state
 
         return from_moments
     rows = full_batch(dataclasses.replace(setup, problem=problem), split="train", passes=passes)
 
     def from_rows(state: np.ndarray) -> np.ndarray:
-        result = rows.run(Call(state=state[:count], interrupted=heed))
+        result = rows.run(Call(state=state[:count], interrupted=check_stop))
         assert result
         return result.state
 

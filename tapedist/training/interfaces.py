@@ -76,7 +76,7 @@ class Observer(Protocol):
         """Writes what is buffered and releases files and terminal; a second call does nothing."""
 
 
-class Unobserved:
+class NullObserver:
     """An observer that keeps and shows nothing: for workers that are not the chief, and for library calls."""
 
     def begin(
@@ -100,7 +100,7 @@ class Unobserved:
         pass
 
 
-class Turn(NamedTuple):
+class Decision(NamedTuple):
     """What the outer loop does next.
 
     Attributes:
@@ -117,7 +117,7 @@ class Turn(NamedTuple):
 class Consensus(Protocol):
     """All processes of a run, as one that decides. Every method must be called by all of them, in the same order."""
 
-    def turn(self, mine: Turn) -> Turn:
+    def agree(self, mine: Decision) -> Decision:
         """What all do next: anybody's stop, the chief's steps and save."""
 
     def interrupted(self, stop: int) -> bool:
@@ -127,7 +127,7 @@ class Consensus(Protocol):
             stop: not 0 if this process does: the signal that it received, or 1 if a save is due.
         """
 
-    def chiefs(self, words: str) -> str:
+    def broadcast_text(self, words: str) -> str:
         """The chief's `words`."""
 
 
@@ -137,7 +137,7 @@ class StopRequest(Protocol):
     signum: int | None
 
 
-def heed(consensus: Consensus, request: StopRequest) -> bool:
+def check_stop(consensus: Consensus, request: StopRequest) -> bool:
     """False, if nobody in the run was asked to stop; for passes over the rows that have no other way to end early.
 
     Raises:
@@ -146,17 +146,17 @@ def heed(consensus: Consensus, request: StopRequest) -> bool:
     mine = request.signum or 0
     if not consensus.interrupted(mine):
         return False
-    raise Interrupted(consensus.turn(Turn(mine, 0, False)).stop)
+    raise Interrupted(consensus.agree(Decision(mine, 0, False)).stop)
 
 
-class Alone:
+class SingleProcess:
     """One process agrees with itself."""
 
-    def turn(self, mine: Turn) -> Turn:
+    def agree(self, mine: Decision) -> Decision:
         return mine
 
     def interrupted(self, stop: int) -> bool:
         return bool(stop)
 
-    def chiefs(self, words: str) -> str:
+    def broadcast_text(self, words: str) -> str:
         return words

@@ -66,7 +66,7 @@ def by_name(name: str, *, huber_delta: float) -> ResidualLoss:
     return huber(huber_delta) if name == "huber" else ResidualLoss(name)
 
 
-def is_own(loss: Loss) -> bool:
+def is_custom(loss: Loss) -> bool:
     """Whether a loss is the user's, so that nothing is known of it."""
     return not isinstance(loss, ResidualLoss)
 

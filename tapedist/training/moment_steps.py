@@ -74,7 +74,7 @@ class MomentSteps(Replicas):
         """
         return self._complete(self.of_rows(rows, counts))
 
-    def add_blocks(self, sums: Any, blocks: Any, turns: int) -> Any:
+    def add_blocks(self, sums: Any, blocks: Any, visits: int) -> Any:
         """Sums with the next blocks in them, for `BlockPass`."""
         raise NotImplementedError
 
@@ -121,8 +121,8 @@ class HostMomentSteps(MomentSteps):
         elements = zip(*(local(column) for column in (*rows, counts)), strict=True)
         return self.added(sum((self._sums(*(column.numpy() for column in each)) for each in elements), self.zero))
 
-    def add_blocks(self, sums: np.ndarray, blocks: Iterator[list[Callable[[], Any]]], turns: int) -> np.ndarray:
-        elements = itertools.chain.from_iterable(itertools.islice(blocks, turns))
+    def add_blocks(self, sums: np.ndarray, blocks: Iterator[list[Callable[[], Any]]], visits: int) -> np.ndarray:
+        elements = itertools.chain.from_iterable(itertools.islice(blocks, visits))
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as cores:
             for found in cores.map(lambda element: self._sums(*element()), elements):
                 sums += found
@@ -236,8 +236,8 @@ class CompiledMomentSteps(MomentSteps):
     def _loop(self) -> Any:
         return block_loop(self, self._block_sums, parallel=self._parallel)
 
-    def add_blocks(self, sums: Any, blocks: ElementStream, turns: int) -> Any:
-        return self._traced._loop(sums, blocks.graph_iterator, tf.constant(turns), tf.constant(self._numbers))
+    def add_blocks(self, sums: Any, blocks: ElementStream, visits: int) -> Any:
+        return self._traced._loop(sums, blocks.graph_iterator, tf.constant(visits), tf.constant(self._numbers))
 
     @functools.cached_property
     def _whole_split(self) -> Any:

@@ -22,7 +22,7 @@ import tensorflow as tf
 from tensorflow.compiler.tf2xla.ops import gen_xla_ops
 
 from tapedist.training import exact
-from tapedist.training.losses import Loss, ResidualLoss, checked, is_own
+from tapedist.training.losses import Loss, ResidualLoss, checked, is_custom
 from tapedist.training.model import Model
 
 Rows = tuple[tf.Tensor, ...]
@@ -153,7 +153,7 @@ class LinearSums:
 
     @property
     def _own(self) -> bool:
-        return is_own(self.loss)
+        return is_custom(self.loss)
 
     @property
     def _row_loss(self) -> Loss:
@@ -489,7 +489,7 @@ class _TapeSums:
 
     def _tape_sum(self, theta: tf.Tensor, rows: Rows, count: tf.Tensor) -> tf.Tensor:
         # Own models and losses need not be finite at rows of zeros, and zero times infinity is not zero.
-        repeats = not self.model.pure or is_own(self.loss)
+        repeats = not self.model.pure or is_custom(self.loss)
         if self.weighted:
             real = rows[2] > 0 if repeats else None
         else:

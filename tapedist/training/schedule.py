@@ -135,22 +135,22 @@ class GatherCostMonitor(CallLength):
         gather_secs: what a step's gather takes.
         replicas: `R`.
         batch_size: rows of a step, if more of them would help; 0 in full batch.
-        say: takes the notice.
+        log: takes the notice.
     """
 
-    def __init__(self, fixed: int, *, gather_secs: float, replicas: int, batch_size: int, say: Callable[[str], None]):
+    def __init__(self, fixed: int, *, gather_secs: float, replicas: int, batch_size: int, log: Callable[[str], None]):
         super().__init__(fixed)
         self._gather_secs = gather_secs
         self._replicas = replicas
         self._batch_size = batch_size
-        self._say = say
+        self._log = log
         self._calls = 0
 
     def observe(self, steps: int, seconds: float) -> None:
         super().observe(steps, seconds)
         self._calls += 1
         if self._calls == _WARM_CALLS and self._gather_secs > seconds / steps / 2:
-            self._say(self._notice(seconds / steps))
+            self._log(self._notice(seconds / steps))
 
     def _notice(self, step_secs: float) -> str:
         cost = min(self._gather_secs, step_secs)

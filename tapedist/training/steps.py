@@ -30,7 +30,7 @@ import tensorflow as tf
 
 from tapedist.errors import MissingRowsError
 from tapedist.training import exact
-from tapedist.training.losses import Loss, is_own
+from tapedist.training.losses import Loss, is_custom
 from tapedist.training.model import LinearModel, ModuleModel
 from tapedist.training.optimizers import Optimizer
 from tapedist.training.replicas import Replicas, all_added
@@ -128,7 +128,7 @@ class Problem:
     def row_sums_kind(self) -> type:
         """The class of `row_sums`."""
         linear = isinstance(self.model, LinearModel)
-        if self.arithmetic == "plain" or (self.arithmetic == "fast" and not (linear and not is_own(self.loss))):
+        if self.arithmetic == "plain" or (self.arithmetic == "fast" and not (linear and not is_custom(self.loss))):
             return PlainSums
         return LinearSums if linear else ModuleSums
 
@@ -183,7 +183,7 @@ class StepPrograms(Replicas):
         problem = self.problem
         rule, model = problem.optimizer.rule, problem.model
         # What the caller wrote may look at anything else, and change with it.
-        if model.key is not None and not is_own(problem.loss) and _is_plain(rule):
+        if model.key is not None and not is_custom(problem.loss) and _is_plain(rule):
             kind = (bool(problem.l2), self._shapes, problem.optimizer.num_slots, problem.dtype, problem.arithmetic)
             self.share_traces((type(model), model.key, problem.loss, rule, kind, len(self.bounds), own))
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from tapedist.errors import DivergedError, Interrupted
 from tapedist.training.engines import Call, Engine, evaluator
-from tapedist.training.interfaces import Alone, Consensus, Observer, Row, StopRequest, Turn, heed
+from tapedist.training.interfaces import Consensus, Decision, Observer, Row, SingleProcess, StopRequest, check_stop
 from tapedist.training.schedule import CallLength, Schedule
 from tapedist.training.state import TrainingState
 from tapedist.training.steps import CallResult
@@ -58,7 +58,7 @@ class Trainer:
         train_rows: int,
         stop: StopRequest,
         stopping: Stopping = Stopping(),  # noqa: B008  (it is frozen)
-        consensus: Consensus = Alone(),  # noqa: B008  (it holds nothing)
+        consensus: Consensus = SingleProcess(),  # noqa: B008  (it holds nothing)
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ):
@@ -91,10 +91,12 @@ class Trainer:
         schedule, saved_step = self._schedule, state.step
         self._last_save = self._clock()
         while state.step < schedule.num_steps:
-            turn = self._consensus.turn(Turn(self._stop.signum or 0, self._call_length.steps(), self._save_is_due()))
-            if turn.stop:
-                self._leave(state, turn.stop)
-            if turn.save or (schedule.saves(state.step) and state.step != saved_step):
+            decision = self._consensus.agree(
+                Decision(self._stop.signum or 0, self._call_length.steps(), self._save_is_due())
+            )
+            if decision.stop:
+                self._leave(state, decision.stop)
+            if decision.save or (schedule.saves(state.step) and state.step != saved_step):
                 self._save(state, self._engine.progress())
                 self._last_save, saved_step = self._clock(), state.step
             try:
@@ -103,7 +105,7 @@ class Trainer:
                 self._leave(state, error.signum)
             if state.stopped:
                 return
-            wanted = min(turn.steps, schedule.steps_to_milestone(state.step))
+            wanted = min(decision.steps, schedule.steps_to_milestone(state.step))
             if math.isnan(state.first_loss):
                 # The measure of divergence for all that follow. A single batch may fit by chance, so it takes an epoch.
                 wanted = min(wanted, self._engine.steps_per_epoch - state.step)
@@ -117,13 +119,13 @@ class Trainer:
         Raises:
             Interrupted: if a stop was asked for; nothing has been saved, because nothing was moved.
         """
-        turn = self._consensus.turn(Turn(self._stop.signum or 0, 0, False))
-        if turn.stop:
-            raise _stopped(state, turn.stop)
+        decision = self._consensus.agree(Decision(self._stop.signum or 0, 0, False))
+        if decision.stop:
+            raise _stopped(state, decision.stop)
         train_loss, train = None, None
         try:
             if self._full_batch:
-                train_loss, penalty = evaluator(self._engine, self._heed)(state.vector)
+                train_loss, penalty = evaluator(self._engine, self._check_stop)(state.vector)
                 epoch = state.step // self._engine.steps_per_epoch
                 train = self._row(state.step, epoch, "train", train_loss, penalty)
             elif state.step:
@@ -148,10 +150,10 @@ class Trainer:
             state.tested_step = state.step
         if self._schedule.checks(state.step):
             reason = self._stopping.reason(state.vector, state.step, state.memory)
-            state.stopped = self._consensus.chiefs(reason)
+            state.stopped = self._consensus.broadcast_text(reason)
 
-    def _heed(self) -> bool:
-        return heed(self._consensus, self._stop)
+    def _check_stop(self) -> bool:
+        return check_stop(self._consensus, self._stop)
 
     def _save_is_due(self) -> bool:
         return 0 < self._save_every_secs <= self._clock() - self._last_save

@@ -34,21 +34,21 @@ def verify(options: VerifyOptions, *, clock: Callable[[], float] = time.monotoni
     """
     stored = StoredRun.read(options.run_dir)
     source, progress = stored.open_rows(), _Progress(clock)
-    _say(f"rows: equal, fingerprint {source.fingerprint()[:12]}...")
+    _log(f"rows: equal, fingerprint {source.fingerprint()[:12]}...")
     run = Recomputation(stored.config, source, tell=progress.rows)
     given = _start(stored, options.epochs * run.per_epoch) if options.epochs else None
     rules, begin = AskedRules(run), run.start()
     if given:
         begin = _taken(given, run)
         rules.take_up(given.arrays["stop_memory"])
-        _say(f"start: {given.path.name}, whose state after {given.step} updates is taken as given")
+        _log(f"start: {given.path.name}, whose state after {given.step} updates is taken as given")
     verification = _Verification(stored, run, rules, first=begin.step)
     for moment in _recomputed(run, begin, verification.last, progress):
         verification.look(moment)
-    _say(verification.outcome(begin))
+    _log(verification.outcome(begin))
 
 
-def _say(line: str) -> None:
+def _log(line: str) -> None:
     print(line, flush=True)  # The next one may be hours away.
 
 
@@ -110,11 +110,11 @@ class _Verification:
                 f"recomputed {reason or 'that it goes on'}"
             )
         if stopped:
-            _say(f"stop rule after {moment.step} updates: equal ({stopped})")
+            _log(f"stop rule after {moment.step} updates: equal ({stopped})")
 
     def _tell(self, name: str, what: str) -> None:
         self._compared.append(name)
-        _say(f"{name}: equal, {what}")
+        _log(f"{name}: equal, {what}")
 
     def outcome(self, begin: Moment) -> str:
         """The last line."""

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tapedist import reference
-from tapedist.config import TrainConfig, moments_obstacle
+from tapedist.config import TrainConfig, why_not_moments
 from tapedist.data.orders import Source
 from tapedist.data.standardize import RawUnits, StandardUnits
 from tapedist.errors import InputError
@@ -71,7 +71,7 @@ class LinearObjective:
     num_parameters: int
     penalized: np.ndarray
     is_squared: bool
-    own_loss: bool = False
+    custom_loss: bool = False
     is_linear: bool = True
 
     @property
@@ -99,7 +99,9 @@ class Recomputation:
 
     def __init__(self, config: TrainConfig, source: Source, *, tell: Callable[[str], None]):
         self.config, self._source = config, source
-        units, survey = linear_units(config, source, own_loss=False, surveyed=config.from_table, heed=lambda: False)
+        units, survey = linear_units(
+            config, source, custom_loss=False, surveyed=config.from_table, check_stop=lambda: False
+        )
         count = source.num_features + config.fit_intercept
         factors = np.ones(count)
         factors[source.num_features :] = 0.0
@@ -109,7 +111,7 @@ class Recomputation:
         self.train, self.test = (
             TrainedRows(source, split, units=units, dtype=config.dtype, tell=tell) for split in ("train", "test")
         )
-        self.obstacle = moments_obstacle(config, num_features=source.num_features, is_linear=True, own_loss=False)
+        self.obstacle = why_not_moments(config, num_features=source.num_features, is_linear=True, custom_loss=False)
         on_moments = config.full_batch_engine != "stream" and not self.obstacle
         self.engine = "mini_batch" if config.mode == "mini_batch" else "moments" if on_moments else "stream"
         batch = min(config.batch_size, self.train.num_rows)
@@ -132,7 +134,7 @@ class Recomputation:
             return {"rate": config.learning_rate}
         if config.mode == "mini_batch" or not objective.is_squared:
             own: Any = objective
-            rate, metric = learning_rate.in_metric(config, own, heed=lambda: False, say=lambda line: None)
+            rate, metric = learning_rate.in_metric(config, own, check_stop=lambda: False, log=lambda line: None)
             fields = {"rate": rate.first, "hold": rate.hold, "curvature": rate.curvature}
             return {"optimizer": "metric", "metric": metric} | fields
         if self.obstacle:
@@ -261,7 +263,7 @@ class _Engine:
     def on_moments(self) -> bool:
         return self.run.engine == "moments"
 
-    def moments(self, heed: object) -> reference.Moments | None:
+    def moments(self, check_stop: object) -> reference.Moments | None:
         return self.run.moments if self.on_moments else None
 
 
@@ -304,7 +306,7 @@ class AskedRules:
             loss, weight, _ = run.sums_of_all(theta, "test")
             return loss / weight, reference.penalty(theta, run.problem)
 
-        optimum = RunOptimum(run.config, objective, say=lambda line: None, heed=lambda: False)
+        optimum = RunOptimum(run.config, objective, log=lambda line: None, check_stop=lambda: False)
         return stopping_rules(
             run.config,
             engine,

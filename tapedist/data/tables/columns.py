@@ -8,9 +8,9 @@ import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from tapedist.data.tables.files import shown
+from tapedist.data.tables.files import display
 from tapedist.errors import InputError
-from tapedist.text import written
+from tapedist.text import to_text
 
 _MOST_LISTED = 20
 _MOST_TYPED = 200  # Characters of a fix that people copy.
@@ -86,7 +86,7 @@ class Roles:
 
 def features_flag(names: tuple[str, ...]) -> str:
     """`--features=...` as it can be typed, or without its value where that is too long or cannot be."""
-    text = written(names)
+    text = to_text(names)
     return f"--features={shlex.quote(text)}" if len(text) <= _MOST_TYPED and text.isprintable() else "--features"
 
 
@@ -106,7 +106,7 @@ def without_repeats(columns: Sequence[Column], where: str) -> list[Column]:
     for column in columns:
         first = found.setdefault(column.name, column)
         if first is not column:
-            problem = f"{where}: duplicate column {shown(column.name)} in the header; rename one of them"
+            problem = f"{where}: duplicate column {display(column.name)} in the header; rename one of them"
             # Any of them might have been meant.
             found[column.name] = dataclasses.replace(
                 first, numeric=first.numeric or column.numeric, problem=first.problem or problem
@@ -154,7 +154,7 @@ def _merged_column(found: Sequence[tuple[str, Column]], differing: str) -> Colum
     odd = next(((where, column) for where, column in telling if column.numeric != first.numeric), None)
     if not problem and odd:
         problem = (
-            f"{odd[0]}: column {shown(first.name)} holds {odd[1].kind}, and {first.kind} in {first_where}; "
+            f"{odd[0]}: column {display(first.name)} holds {odd[1].kind}, and {first.kind} in {first_where}; "
             "save it with one type in all files"
         )
     return dataclasses.replace(
@@ -232,12 +232,12 @@ def _wrong_names(
     for flag, name in [("target", target), *(("features", f) for f in features), ("weight", weight)]:
         if not name and flag != "features":
             continue
-        said = f"--data={where}: column {shown(name)}" if of_run and flag != "weight" else f"--{flag}={shown(name)}"
+        said = f"--data={where}: column {display(name)}" if of_run and flag != "weight" else f"--{flag}={display(name)}"
         if not name:
-            yield f"--{flag}={shown(','.join(features))}: holds an empty name; leave out the comma beside it"
+            yield f"--{flag}={display(','.join(features))}: holds an empty name; leave out the comma beside it"
         elif name not in present and name in partitions:
             yield (
-                f"{said}: is a partition column: it stands in the names of the folders ({shown(name)}=...), not in "
+                f"{said}: is a partition column: it stands in the names of the folders ({display(name)}=...), not in "
                 f"the files of {where}; add it to the files as a column (pandas.read_parquet(FOLDER) does)"
             )
         elif name not in present:
@@ -245,13 +245,13 @@ def _wrong_names(
         elif not present[name].numeric:
             yield f"{said}: holds {present[name].kind}, not numbers; encode it as numbers first"
     if len(set(features)) < len(features):
-        yield f"--features={shown(','.join(features))}: names a column twice; name each once"
+        yield f"--features={display(','.join(features))}: names a column twice; name each once"
     if target and target in features:
-        yield f"--target={shown(target)}: is among --features, so it would predict itself; take it out of --features"
+        yield f"--target={display(target)}: is among --features, so it would predict itself; take it out of --features"
     if weight and weight in features:
-        yield f"--weight={shown(weight)}: is among --features; take it out of --features"
+        yield f"--weight={display(weight)}: is among --features; take it out of --features"
     if weight and weight == target:
-        yield f"--weight={shown(weight)}: is the target too; give another column"
+        yield f"--weight={display(weight)}: is the target too; give another column"
 
 
 def _as_written(name: str, present: Mapping[str, Column]) -> str:
@@ -266,11 +266,11 @@ def _nearest(name: str, present: Iterable[str]) -> str:
     """The column that was meant, if one can tell."""
     near = [column for column in present if column.lower().split() == name.lower().split()]
     near = near or difflib.get_close_matches(name, present, n=1)
-    return f"did you mean {shown(near[0])}? " if near else ""
+    return f"did you mean {display(near[0])}? " if near else ""
 
 
 def listed(names: Iterable[str]) -> str:
     """Names for a message; of very many, the first."""
     names = list(names)
     more = f" and {len(names) - _MOST_LISTED} more" if len(names) > _MOST_LISTED else ""
-    return ", ".join(map(shown, names[:_MOST_LISTED])) + more
+    return ", ".join(map(display, names[:_MOST_LISTED])) + more

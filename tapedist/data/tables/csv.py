@@ -18,7 +18,7 @@ import pyarrow.csv
 from tapedist.data.tables import csv_blocks
 from tapedist.data.tables.columns import Column, merged, row_labels, without_repeats
 from tapedist.data.tables.csv_blocks import Block, bad_text, blocks, bodies, grammar, is_clean, records, split_header
-from tapedist.data.tables.files import TableFile, shown
+from tapedist.data.tables.files import TableFile, display
 from tapedist.data.tables.reader import INEXACT, Cell, RowBatch
 from tapedist.errors import InputError
 
@@ -345,7 +345,7 @@ class _Parser:
 
     def _explain(self, block: Block, row: int, column: int) -> Cell:
         line, fields = next(itertools.islice(records(block, self._grammar), row, None))
-        where = f"{self._file.name}:{line}:{shown(self._names[column])}"
+        where = f"{self._file.name}:{line}:{display(self._names[column])}"
         if len(fields) != len(self._header):
             found = f"has {len(fields)} fields where the header has {len(self._header)}"
             return Cell(f"{self._file.name}:{line}", quoted(self._grammar.delimiter.join(fields)), found)

@@ -66,7 +66,7 @@ _EXPECTED = {"parquet": ".parquet", "npy": ".npy", "npz": ".zip"}
 _TEXT = re.compile(rb"(\xef\xbb\xbf)?[\t\r\n\x20-\x7e\x80-\xff]+")
 
 
-def shown(text: str) -> str:
+def display(text: str) -> str:
     """`text` for a message: as it is if it can be printed, else with its control characters escaped."""
     return text if text.isprintable() else repr(text)
 
@@ -99,19 +99,19 @@ class TableFile:
             status = os.stat(path)
         except (OSError, ValueError) as error:
             why = getattr(error, "strerror", None) or str(error)
-            raise InputError(f"--data={shown(path)}: {why.lower()}; give the path of a table") from None
+            raise InputError(f"--data={display(path)}: {why.lower()}; give the path of a table") from None
         if not stat.S_ISREG(status.st_mode):
-            raise InputError(f"--data={shown(path)}: not a regular file; copy the table into one")
+            raise InputError(f"--data={display(path)}: not a regular file; copy the table into one")
         if not status.st_size:
-            raise InputError(f"--data={shown(path)}: the file is empty; a table needs a header and rows")
+            raise InputError(f"--data={display(path)}: the file is empty; a table needs a header and rows")
         if not os.access(path, os.R_OK):
-            raise InputError(f"--data={shown(path)}: permission denied; make the file readable")
+            raise InputError(f"--data={display(path)}: permission denied; make the file readable")
         return cls(path, status.st_size, status.st_mtime_ns, (status.st_dev, status.st_ino))
 
     @property
     def name(self) -> str:
         """The path as messages show it."""
-        return shown(self.path)
+        return display(self.path)
 
     def check_unchanged(self) -> None:
         """Compares the file with what was opened.

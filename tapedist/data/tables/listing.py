@@ -18,9 +18,9 @@ from tapedist.data.tables.files import (
     KNOWN,
     TableFile,
     content_problem,
+    display,
     holds_rows,
     name_problem,
-    shown,
     table_format,
 )
 from tapedist.errors import InputError
@@ -72,7 +72,7 @@ def find_files(data: str) -> FoundFiles:
         return _of_many(walk, walk.paths(walk.matches()), root=_fixed_part(data))
     file = TableFile.of(data)
     if not table_format(data):
-        raise InputError(f"--data={shown(data)}: {name_problem(data)}")
+        raise InputError(f"--data={display(data)}: {name_problem(data)}")
     _check_contents([file])
     return FoundFiles(table_format(data), (file,))
 
@@ -102,7 +102,7 @@ class _Walk:
                 paths.append(path)
         if not paths:
             but = " but names that begin with _ or ., which are passed over" if found else ""
-            raise InputError(f"--data={shown(self.data)}: no file matches this pattern{but}; check the path")
+            raise InputError(f"--data={display(self.data)}: no file matches this pattern{but}; check the path")
         return paths
 
     def paths(self, starts: Iterable[str]) -> list[str]:
@@ -116,12 +116,12 @@ class _Walk:
         # Links are followed, because the rows behind them are the table's as well.
         real = os.path.realpath(folder)
         if real in above:
-            raise InputError(f"--data={shown(folder)}: comes back to a folder above it through a link; remove the link")
+            raise InputError(f"--data={display(folder)}: leads back to a folder above it by a link; remove the link")
         try:
             names = sorted(os.listdir(folder))
         except OSError as error:
             raise InputError(
-                f"--data={shown(folder)}: {(error.strerror or str(error)).lower()}; make the folder readable"
+                f"--data={display(folder)}: {(error.strerror or str(error)).lower()}; make the folder readable"
             ) from None
         for name in names:
             path = os.path.join(folder, name)
@@ -159,12 +159,12 @@ def _of_many(walk: _Walk, paths: Sequence[str], *, root: str) -> FoundFiles:
         raise InputError(_no_table(walk, others, unreadable))
     only = _fix_by_pattern(walk.data, root, tables)
     if unreadable:
-        raise InputError(f"--data={shown(unreadable[0])}: {name_problem(unreadable[0])}{only}")
+        raise InputError(f"--data={display(unreadable[0])}: {name_problem(unreadable[0])}{only}")
     formats = sorted({table_format(path) for path in tables})
     if len(formats) > 1:
         some = [path for path in tables if table_format(path) == formats[0]]
         only = _fix_by_pattern(walk.data, root, some)
-        raise InputError(f"--data={shown(walk.data)}: mixes {' and '.join(formats)} files; keep one format{only}")
+        raise InputError(f"--data={display(walk.data)}: mixes {' and '.join(formats)} files; keep one format{only}")
     files = tuple(map(_part, tables))
     _refuse_twice(files)
     _check_contents(files)
@@ -176,31 +176,31 @@ def _of_many(walk: _Walk, paths: Sequence[str], *, root: str) -> FoundFiles:
 def _part(path: str) -> TableFile:
     """A file among others."""
     if os.path.isfile(path) and not os.path.getsize(path):
-        raise InputError(f"--data={shown(path)}: the file is empty; write it again, or remove it if it has no rows")
+        raise InputError(f"--data={display(path)}: the file is empty; write it again, or remove it if it has no rows")
     return TableFile.of(path)
 
 
 def _no_table(walk: _Walk, others: Sequence[str], unreadable: Sequence[str]) -> str:
     if unreadable:
-        return f"--data={shown(unreadable[0])}: {name_problem(unreadable[0])}"
+        return f"--data={display(unreadable[0])}: {name_problem(unreadable[0])}"
     if len(others) == 1:
-        return f"--data={shown(others[0])}: {name_problem(others[0])}"
+        return f"--data={display(others[0])}: {name_problem(others[0])}"
     what = "the folder holds" if os.path.isdir(walk.data) else "the pattern matches"
     there = f", but {_listed(others)}" if others else ""
     there += f"; names that begin with _ or . are passed over ({_listed(walk.hidden)})" if walk.hidden else ""
-    return f"--data={shown(walk.data)}: {what} no table{there}; known are {KNOWN}"
+    return f"--data={display(walk.data)}: {what} no table{there}; known are {KNOWN}"
 
 
 def _notices(walk: _Walk, others: Sequence[str]) -> Iterator[str]:
     if others:
-        yield f"{shown(walk.data)}: files not read, because their names are no table's: {_listed(others)}"
+        yield f"{display(walk.data)}: files not read, because their names are no table's: {_listed(others)}"
     if walk.hidden:
-        yield f"{shown(walk.data)}: not read, because of the _ or . that begins the name: {_listed(walk.hidden)}"
+        yield f"{display(walk.data)}: not read, because of the _ or . that begins the name: {_listed(walk.hidden)}"
 
 
 def _listed(paths: Sequence[str]) -> str:
     more = f" and {len(paths) - _MOST_LISTED} more" if len(paths) > _MOST_LISTED else ""
-    return ", ".join(map(shown, paths[:_MOST_LISTED])) + more
+    return ", ".join(map(display, paths[:_MOST_LISTED])) + more
 
 
 def _fix_by_pattern(data: str, root: str, tables: Sequence[str]) -> str:
@@ -251,9 +251,9 @@ def _refuse_logs(data: str, root: str, paths: Iterable[str]) -> None:
             if log:
                 log = log if os.path.isabs(data) else os.path.relpath(log)
                 raise InputError(
-                    f"--data={shown(data)}: {shown(log)} belongs to {kind} table and says which of its files count; "
-                    "read without it, removed rows would be there again; copy the files that count into a folder of "
-                    "their own, or save the table as Parquet by the tool that keeps it"
+                    f"--data={display(data)}: {display(log)} belongs to {kind} table and says which of its files "
+                    "count; read without it, removed rows would be there again; copy the files that count into a "
+                    "folder of their own, or save the table as Parquet by the tool that keeps it"
                 )
             # Above what the user named, only folders that are parts of a larger table.
             if not folder.startswith(top + os.sep) and not _is_part(os.path.basename(folder)):

@@ -17,7 +17,7 @@ from typing import IO
 import numpy as np
 
 from tapedist.data.tables.columns import Column, merged, without_repeats
-from tapedist.data.tables.files import TableFile, shown
+from tapedist.data.tables.files import TableFile, display
 from tapedist.data.tables.reader import INEXACT, Cell, RowBatch, inexact_integers
 from tapedist.errors import InputError, StateError
 
@@ -77,7 +77,7 @@ def read_header(stream: IO[bytes], name: str, size: int) -> ArrayHeader:
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read(stream)
     except (ValueError, TypeError, EOFError, SyntaxError, OSError, zipfile.BadZipFile) as error:
-        raise InputError(f"{name}: not a NumPy array ({shown(str(error).splitlines()[0])}); save it again") from None
+        raise InputError(f"{name}: not a NumPy array ({display(str(error).splitlines()[0])}); save it again") from None
     if dtype.hasobject:
         raise WrongKindError(f"{name}: holds Python objects, which are never loaded; save it as float64")
     if dtype.names:
@@ -225,12 +225,12 @@ def open_npz(file: TableFile) -> list[StoredArray | CompressedArray | UnusableAr
             _check_members(file, members)
             return [_judged_member(file, archive, info) for info in members if info.filename.endswith(".npy")]
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, struct.error) as error:
-        raise InputError(f"{file.name}: not a readable .npz archive ({shown(str(error))}); save it again") from None
+        raise InputError(f"{file.name}: not a readable .npz archive ({display(str(error))}); save it again") from None
 
 
 def _check_members(file: TableFile, members: list[zipfile.ZipInfo]) -> None:
     names = [info.filename for info in members]
-    twice = sorted({shown(name) for name in names if names.count(name) > 1})
+    twice = sorted({display(name) for name in names if names.count(name) > 1})
     if twice:
         raise InputError(f"{file.name}: holds {', '.join(twice)} twice; save it again with each name once")
     total = sum(info.file_size for info in members)
@@ -254,7 +254,7 @@ def _judged_member(
 
 def _member(file: TableFile, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> StoredArray | CompressedArray:
     member = info.filename.removesuffix(".npy")
-    label = f"{file.name}:{shown(member)}"
+    label = f"{file.name}:{display(member)}"
     with archive.open(info) as stream:
         header = read_header(stream, label, info.file_size)
     if info.compress_type != zipfile.ZIP_STORED:
@@ -377,13 +377,13 @@ def _table_columns(file: TableFile, arrays: Sequence[Array | UnusableArray], wid
         if rows != usual:
             like = next(a for a in arrays if not isinstance(a, UnusableArray) and a.header.shape[0] == usual)
             problem = (
-                f"{file.name}: {shown(like.member)} has {usual} rows and {shown(array.member)} has {rows}; give all "
-                "arrays the same length"
+                f"{file.name}: {display(like.member)} has {usual} rows and {display(array.member)} has {rows}; give "
+                "all arrays the same length"
             )
         width = widths.get(array.member, array.header.width)
         if array.header.width != width:
             problem = (
-                f"{file.name}: its arrays differ from those of the first file: {shown(array.member)} has "
+                f"{file.name}: its arrays differ from those of the first file: {display(array.member)} has "
                 f"{array.header.width} columns, not {width}; give all files the same arrays"
             )
         columns += [dataclasses.replace(column, problem=problem) for column in _columns(array)]
@@ -423,7 +423,7 @@ def _pick(arrays: Sequence[Array], parts: Sequence[list[np.ndarray]], names: Seq
 def _batch(file: TableFile, first: int, names: Sequence[str], raw: list[np.ndarray]) -> RowBatch:
     def explain(row: int, column: int) -> Cell:
         value = raw[column][row].item()
-        where = f"{file.name}:row {first + row + 1}:{shown(names[column])}"
+        where = f"{file.name}:row {first + row + 1}:{display(names[column])}"
         return Cell(where, str(value), INEXACT if isinstance(value, int) and abs(value) > 2**53 else "")
 
     return RowBatch([to_floats(column) for column in raw], explain)

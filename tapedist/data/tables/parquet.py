@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from tapedist.data.tables.columns import Column, merged, row_labels, without_repeats
 from tapedist.data.tables.csv import is_blank, judged
-from tapedist.data.tables.files import TableFile, shown
+from tapedist.data.tables.files import TableFile, display
 from tapedist.data.tables.reader import INEXACT, Cell, RowBatch, inexact_integers
 from tapedist.errors import InputError, StateError
 
@@ -138,7 +138,7 @@ def _footer(file: TableFile) -> tuple[pa.Schema, pq.FileMetaData]:
             schema, metadata = parquet.schema_arrow, parquet.metadata
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"{file.name}: not a readable Parquet file ({shown(reason)}); write it again") from None
+        raise InputError(f"{file.name}: not a readable Parquet file ({display(reason)}); write it again") from None
     return schema, metadata
 
 
@@ -206,7 +206,7 @@ def _numbers(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
 def _batch(file: TableFile, first: int, arrow: pa.RecordBatch, names: Sequence[str]) -> RowBatch:
     def explain(row: int, column: int) -> Cell:
         value = arrow.column(names[column])[row].as_py()
-        where = f"{file.name}:row {first + row + 1}:{shown(names[column])}"
+        where = f"{file.name}:row {first + row + 1}:{display(names[column])}"
         if value is None:
             typed = not pa.types.is_null(arrow.column(names[column]).type)
             return Cell(where, "None", "is not finite, the cell is blank") if typed else Cell(where, "", "is blank")

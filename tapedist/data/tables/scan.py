@@ -117,7 +117,7 @@ def scan(
     by_hash: HashSplit | None = None,
     test_fraction: float = 0.0,
     suspect: bool = False,
-    heed: Callable[[], object] = lambda: None,
+    check_stop: Callable[[], object] = lambda: None,
 ) -> Scanned:
     """Reads the whole table once.
 
@@ -131,7 +131,7 @@ def scan(
         by_hash: which rows test; None where the last ones do.
         test_fraction: of the rows.
         suspect: whether to stop at the first rows if they leave it open whether a feature holds any number.
-        heed: called for every chunk; may raise to break the scan off.
+        check_stop: called for every chunk; may raise to break the scan off.
 
     Raises:
         InputError: at the first bad cell if `on_bad_rows` is "error".
@@ -147,7 +147,7 @@ def scan(
     )
     digests = ColumnDigests(names)
     for number, chunk in enumerate(_chunks(reader.batches(names), len(names))):
-        heed()
+        check_stop()
         if suspect and not number:
             found.suspects = tuple(_blank_so_far(chunk, roles))
             if found.suspects:
@@ -165,11 +165,11 @@ def scan(
     return found
 
 
-def holds_numbers(reader: TableReader, names: Sequence[str], heed: Callable[[], object]) -> set[str]:
+def holds_numbers(reader: TableReader, names: Sequence[str], check_stop: Callable[[], object]) -> set[str]:
     """Which of the columns `names` hold a finite number anywhere; reads no further than it must."""
     found: set[str] = set()
     for batch in reader.batches(names):
-        heed()
+        check_stop()
         found.update(name for name, column in zip(names, batch.columns, strict=True) if np.isfinite(column).any())
         if len(found) == len(names):
             break

@@ -22,7 +22,7 @@ from tapedist.data.permutations import WINDOW_ROWS
 from tapedist.data.ranges import LEAST, Ranges, ranges_of_rows
 from tapedist.data.source import RowNumbers
 from tapedist.data.tables.columns import Column, Roles, choose, listed
-from tapedist.data.tables.files import shown
+from tapedist.data.tables.files import display
 from tapedist.data.tables.gather import RowGather, Units, empty_rows
 from tapedist.data.tables.listing import FoundFiles, find_files
 from tapedist.data.tables.reader import SegmentStore, TableReader
@@ -82,7 +82,7 @@ def check_table(
         features = features or reader.default_features
         weight = weight or (reader.default_weight if reader.default_weight not in features else "")
     roles = choose(
-        reader.columns, where=shown(data), target=target, features=features, weight=weight, need_target=need_target,
+        reader.columns, where=display(data), target=target, features=features, weight=weight, need_target=need_target,
         partitions=files.partitions if files else (), of_run=of_run,
     )  # fmt: skip
     return TableHeader(data, reader, roles, files)
@@ -111,7 +111,7 @@ def open_table(
     memory_budget: int = MEMORY_BUDGET,
     need_target: bool = True,
     of_run: bool = False,
-    heed: Callable[[], object] = lambda: None,
+    check_stop: Callable[[], object] = lambda: None,
 ) -> TableSource:
     """Opens a table and reads it once: checks every cell, hashes, splits, and keeps what cannot be read again cheaply.
 
@@ -124,7 +124,7 @@ def open_table(
         seed: of the hash.
         dtype: the compute type; numbers beyond float32 are bad cells under "float32".
         memory_budget: bytes of rows to hold; larger tables are read in place or copied to a scratch file in `$TMPDIR`.
-        heed: called now and then while rows are read; may raise to break it off.
+        check_stop: called now and then while rows are read; may raise to break it off.
 
     Raises:
         InputError: for anything wrong with the table.
@@ -134,24 +134,24 @@ def open_table(
     header = check_table(data, target=target, features=features, weight=weight, need_target=need_target, of_run=of_run)
     read = functools.partial(
         _scanned, dtype=dtype, on_bad_rows=on_bad_rows, test_fraction=test_fraction, memory_budget=memory_budget,
-        by_hash=HashSplit(test_fraction, seed) if split == "hash" and test_fraction else None, heed=heed,
+        by_hash=HashSplit(test_fraction, seed) if split == "hash" and test_fraction else None, check_stop=check_stop,
     )  # fmt: skip
     segments, scanned = read(header, suspect=not header.roles.chosen)
     if scanned.suspects:
-        header = _without_blank(header, scanned.suspects, heed)
+        header = _without_blank(header, scanned.suspects, check_stop)
         segments, scanned = read(header, suspect=False)
     if scanned.num_rows == scanned.num_dropped:
-        raise InputError(no_rows(shown(data), header.roles, scanned))
+        raise InputError(no_rows(display(data), header.roles, scanned))
     rows = RowSplit(scanned.num_rows, scanned.dropped, split, test_fraction, seed)
     if not rows.count("train"):
-        raise InputError(f"--test_fraction={test_fraction}: leaves no row of {shown(data)} to train on; lower it")
+        raise InputError(f"--test_fraction={test_fraction}: leaves no row of {display(data)} to train on; lower it")
     store: SegmentStore | None = scanned.store if scanned.store is not None else segments
     assert store is not None
     # More than this is seldom asked for again before it is dropped, and fresh memory costs more than decoding.
     held = min(memory_budget, max(2 * _window_bytes(store, test_fraction), _HELD_SEGMENTS * _largest(store)))
     settings = [split, test_fraction, seed if split == "hash" else 0] if test_fraction else []
     settings += [on_bad_rows] if scanned.num_dropped or scanned.num_imputed else []
-    return TableSource(header, scanned, rows, store, CellRule(header.roles, dtype), settings, held, heed)
+    return TableSource(header, scanned, rows, store, CellRule(header.roles, dtype), settings, held, check_stop)
 
 
 class TableSource:
@@ -179,7 +179,7 @@ class TableSource:
 
     def __init__(
         self, header: TableHeader, scanned: Scanned, split: RowSplit, store: SegmentStore, rule: CellRule,
-        settings: list[Any], memory_budget: int, heed: Callable[[], object],
+        settings: list[Any], memory_budget: int, check_stop: Callable[[], object],
     ):  # fmt: skip
         roles = header.roles
         self.num_features, self.feature_names = len(roles.features), roles.features
@@ -204,15 +204,15 @@ class TableSource:
         least_weight = np.ldexp(scanned.extremes.least_weight, -self.weight_exponent) if self.weighted else 1.0
         self.holds_tiny = scanned.holds_tiny or bool(least_weight < LEAST["float32"])
         if self.num_imputed:
-            self._gather.means = self._train_means(heed)
+            self._gather.means = self._train_means(check_stop)
             if self.target_name:  # What stands in the place of bad cells was not scanned.
                 for name in ("train", "test"):
-                    self._ranges[name] = ranges_of_rows(self, name, heed=heed)
-        if self.weighted and not any((w > 0).any() for _, _, w in self._train_blocks(heed)):
-            raise InputError(f"--weight={shown(roles.weight)}: is 0 in every training row; give positive weights")
+                    self._ranges[name] = ranges_of_rows(self, name, check_stop=check_stop)
+        if self.weighted and not any((w > 0).any() for _, _, w in self._train_blocks(check_stop)):
+            raise InputError(f"--weight={display(roles.weight)}: is 0 in every training row; give positive weights")
         if self.weighted and scanned.largest[-1] < (least := np.finfo(np.float64).tiny):
             raise InputError(
-                f"--weight={shown(roles.weight)}: its largest weight is {scanned.largest[-1]:g}; must be at least "
+                f"--weight={display(roles.weight)}: its largest weight is {scanned.largest[-1]:g}; must be at least "
                 f"{least:.3g}, below which numbers lose their digits; multiply the column by a large number, which "
                 "changes no result"
             )
@@ -310,16 +310,16 @@ class TableSource:
             tensor.set_shape(tf.TensorShape(indices.shape[:1]).concatenate(shape))
         return tuple(taken)
 
-    def _train_blocks(self, heed: Callable[[], object]) -> Iterator[tuple[np.ndarray, ...]]:
+    def _train_blocks(self, check_stop: Callable[[], object]) -> Iterator[tuple[np.ndarray, ...]]:
         n = self.num_rows("train")
         for first in range(0, n, CHUNK_ROWS):
-            heed()
+            check_stop()
             yield self.rows("train", range(first, min(first + CHUNK_ROWS, n)))
 
-    def _train_means(self, heed: Callable[[], object]) -> np.ndarray:
+    def _train_means(self, check_stop: Callable[[], object]) -> np.ndarray:
         """Mean of the good cells of each feature over the training rows, `[d]`; summed in blocks of fixed size."""
         sums, counts = np.zeros(self.num_features), np.zeros(self.num_features)
-        for x, *_ in self._train_blocks(heed):
+        for x, *_ in self._train_blocks(check_stop):
             for position, values in enumerate(x.T):
                 bad = self._rule.bad(position, values)
                 good = values if bad is None else values[~bad]
@@ -329,7 +329,7 @@ class TableSource:
             name = self.feature_names[int(counts.argmin())]
             fix = self._roles.fix_without([name])
             raise InputError(
-                f"--features={shown(name)}: has no good cell among the training rows, so no mean; leave it out"
+                f"--features={display(name)}: has no good cell among the training rows, so no mean; leave it out"
                 + (f" by {fix}" if fix else "")
             )
         return sums / counts
@@ -367,13 +367,13 @@ def _scanned(
     return segments, scanned
 
 
-def _without_blank(header: TableHeader, suspects: Sequence[str], heed: Callable[[], object]) -> TableHeader:
+def _without_blank(header: TableHeader, suspects: Sequence[str], check_stop: Callable[[], object]) -> TableHeader:
     """The header without those features among `suspects` that hold no number in any row."""
-    found = holds_numbers(header.reader, suspects, heed)
+    found = holds_numbers(header.reader, suspects, check_stop)
     roles = header.roles.without([name for name in suspects if name not in found])
     if not roles.features:
         raise InputError(
-            f"--data={shown(header.data)}: no feature is left, because no row holds a number in "
+            f"--data={display(header.data)}: no feature is left, because no row holds a number in "
             f"{listed(roles.blank)}; give a table with numbers to predict from"
         )
     return dataclasses.replace(header, roles=roles)
@@ -390,14 +390,14 @@ def _window_bytes(segments: SegmentStore, test_fraction: float) -> int:
 
 
 def _notices(header: TableHeader, scanned: Scanned) -> Iterator[str]:
-    yield from row_notices(shown(header.data), scanned)
-    yield from column_notices(shown(header.data), header.roles)
+    yield from row_notices(display(header.data), scanned)
+    yield from column_notices(display(header.data), header.roles)
     if header.files:
         yield from header.files.notices
         present = {column.name for column in header.reader.columns}
         partitions = [key for key in header.files.partitions if key not in present]
         if partitions and not header.roles.chosen:
-            yield partition_notice(shown(header.data), partitions)
+            yield partition_notice(display(header.data), partitions)
 
 
 def row_notices(name: str, scanned: Scanned) -> Iterator[str]:
@@ -440,7 +440,7 @@ def no_rows(name: str, roles: Roles, scanned: Scanned) -> str:
 def _unused_notices(name: str, unused: Sequence[Column]) -> Iterator[str]:
     plain = [column.name for column in unused if not column.aside and not column.doubt]
     if plain:
-        yield f"{name}: columns not used: {', '.join(map(shown, plain))}"
+        yield f"{name}: columns not used: {', '.join(map(display, plain))}"
     for reason in dict.fromkeys(column.aside for column in unused if column.aside):
         group = [column for column in unused if column.aside == reason]
         named = tuple(column.name for column in group if column.numeric and not column.problem)
@@ -450,4 +450,4 @@ def _unused_notices(name: str, unused: Sequence[Column]) -> Iterator[str]:
         yield f"{name}: columns not used, because they are {reason}: {listed(c.name for c in group)}{fix}"
     for column in unused:
         if column.doubt and not column.aside:
-            yield f"{name}: column {shown(column.name)} is not used: {column.doubt}"
+            yield f"{name}: column {display(column.name)} is not used: {column.doubt}"

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tapedist.data.tables.columns import Column
-from tapedist.data.tables.files import TableFile, shown
+from tapedist.data.tables.files import TableFile, display
 from tapedist.data.tables.npy import to_floats
 from tapedist.data.tables.reader import INEXACT, Cell, RowBatch
 from tapedist.errors import InputError, StateError
@@ -38,7 +38,7 @@ class TfdsReader:
     default_weight = ""
 
     def __init__(self, data: str):
-        self._data = shown(data)
+        self._data = display(data)
         self._folder = _version_folder(data)
         self._files = [TableFile.of(path) for path in sorted(_listing(self._folder))]
         tree, info = self._json("features.json"), self._json("dataset_info.json")
@@ -83,7 +83,7 @@ class TfdsReader:
                     yield _batch(f"{self._data}:{split}", first, names, raw)
                     first += len(raw[0])
             except tf.errors.OpError as error:
-                raise InputError(f"{self._data}: cannot be read ({shown(error.message)}); prepare it again") from None
+                raise InputError(f"{self._data}: cannot be read ({display(error.message)}); prepare it again") from None
         self.check_unchanged()
 
     def _pick(self, batch: dict[str, Any], names: Sequence[str]) -> list[np.ndarray]:
@@ -107,17 +107,17 @@ def _version_folder(data: str) -> str:
     name, _, version = data.partition(":")[2].partition(":")
     parts = name.split("/")
     if not 1 <= len(parts) <= 2 or not all(part and part.strip(".") and part.isprintable() for part in parts):
-        raise InputError(f"--data={shown(data)}: must be tfds:NAME or tfds:NAME/CONFIG, with :VERSION if need be")
+        raise InputError(f"--data={display(data)}: must be tfds:NAME or tfds:NAME/CONFIG, with :VERSION if need be")
     base = os.path.join(root, *parts)
     versions = [entry for entry in _names(base) if _version(entry)]
     configs = [entry for entry in _names(base) if any(map(_version, _names(os.path.join(base, entry))))]
     if not versions and configs and len(parts) == 1:
-        raise InputError(f"--data={shown(data)}: needs a config; present: {', '.join(map(shown, configs))}")
+        raise InputError(f"--data={display(data)}: needs a config; present: {', '.join(map(display, configs))}")
     if not versions or (version and version not in versions):
-        present = ", ".join(map(shown, versions or _names(root))) or "nothing"
+        present = ", ".join(map(display, versions or _names(root))) or "nothing"
         raise InputError(
-            f"--data={shown(data)}: is not in {shown(root)} (present: {present}); prepare it by `tfds build`, or set "
-            "TFDS_DATA_DIR; nothing is downloaded"
+            f"--data={display(data)}: is not in {display(root)} (present: {present}); prepare it by `tfds build`, or "
+            "set TFDS_DATA_DIR; nothing is downloaded"
         )
     return os.path.join(base, version or max(versions, key=_version))
 
@@ -133,7 +133,7 @@ def _listing(folder: str) -> list[str]:
     try:
         return [entry.path for entry in os.scandir(folder) if entry.is_file() and entry.stat().st_size]
     except OSError as error:
-        raise StateError(f"{shown(folder)}: {error.strerror} while in use; restore it and resume") from None
+        raise StateError(f"{display(folder)}: {error.strerror} while in use; restore it and resume") from None
 
 
 def _version(name: str) -> tuple[int, ...]:
@@ -165,6 +165,6 @@ def _batch(where: str, first: int, names: Sequence[str], raw: list[np.ndarray]) 
     def explain(row: int, column: int) -> Cell:
         value = raw[column][row].item()
         rule = INEXACT if isinstance(value, int) and abs(value) > 2**53 else ""
-        return Cell(f"{where}:row {first + row + 1}:{shown(names[column])}", str(value), rule)
+        return Cell(f"{where}:row {first + row + 1}:{display(names[column])}", str(value), rule)
 
     return RowBatch([to_floats(column) for column in raw], explain)

@@ -25,7 +25,7 @@ from tapedist.errors import InputError, StateError, TapedistError
 from tapedist.process import check_fork
 from tapedist.regression.prediction import evaluate_rows
 from tapedist.results.prediction_file import check_output, write_columns
-from tapedist.run import run_files
+from tapedist.run.saved_run import read_config
 from tapedist.storage.files import write_atomic
 from tapedist.storage.model_file import FittedModel, read_content, read_model
 from tapedist.storage.run_folder import RunFolder
@@ -52,7 +52,7 @@ def evaluate(options: EvaluateOptions) -> None:
         names = {"train": "data"}
     else:
         try:
-            own = _own_source(run_files.read_config(folder), model.content)
+            own = _own_source(read_config(folder), model.content)
         except _OtherRowsError as error:
             raise StateError(f"{folder.root}: {error}; evaluate by --data=PATH") from None
         names = {"train": "train", "test": "test"}
@@ -96,7 +96,7 @@ def report(options: RunOptions) -> None:
     from tapedist.storage.metrics_file import read_rows
 
     folder = RunFolder.find(options.run_dir)
-    content, config = read_content(folder.model, run_dir=folder.root), run_files.read_config(folder)
+    content, config = read_content(folder.model, run_dir=folder.root), read_config(folder)
     source: Source | None
     try:
         source = _own_source(config, content)

@@ -39,12 +39,12 @@ def test_0_done_and_done_again(capsys: pytest.CaptureFixture[str], tmp_path: Pat
 
 
 def test_1_a_bug(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from tapedist.run import session
+    from tapedist.run import train
 
     def broken(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError("by zero")
 
-    monkeypatch.setattr(session, "open_source", broken)
+    monkeypatch.setattr(train, "open_source", broken)
     code, lines = _run(capsys)
     assert code == 1
     assert _only_line(lines).startswith("tapedist: error: bug in tapedist: ZeroDivisionError: by zero; ")
@@ -60,12 +60,12 @@ def test_2_bad_flags(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
 def test_2_out_of_memory(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     import tensorflow as tf
 
-    from tapedist.run import session
+    from tapedist.run import train
 
     def exhausted(*_: Any, **__: Any) -> None:
         raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
 
-    monkeypatch.setattr(session, "open_source", exhausted)
+    monkeypatch.setattr(train, "open_source", exhausted)
     code, lines = _run(capsys)
     assert code == 2
     assert "out of memory" in _only_line(lines)

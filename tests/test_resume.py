@@ -91,10 +91,10 @@ def train(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Any]]:
     """`mode -> outcome` of a run that nobody stopped, and copies of its folder at each of its saves."""
     from tapedist.run import train
-    from tapedist.run.persistence import RunStore
+    from tapedist.run.saved_run import SavedRun
 
     root, known = tmp_path_factory.mktemp("undisturbed"), {}
-    save = RunStore.save
+    save = SavedRun.save
 
     def train_once(mode: str) -> dict[str, Any]:
         if mode in known:
@@ -102,12 +102,12 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dic
         constants, own = MODES[mode]
         run_dir, copies = root / mode, []
 
-        def save_and_copy(store: RunStore, *args: Any, **kwargs: Any) -> None:
+        def save_and_copy(store: SavedRun, *args: Any, **kwargs: Any) -> None:
             save(store, *args, **kwargs)
             copies.append(shutil.copytree(run_dir, root / f"{mode}-{len(copies)}"))
 
         patches = [mock.patch(name, value) for name, value in constants.items()]
-        with _Patches(patches), mock.patch.object(RunStore, "save", save_and_copy):
+        with _Patches(patches), mock.patch.object(SavedRun, "save", save_and_copy):
             settings = COMMON | own | {"checkpoint_every_steps": 4}
             result = train.train(TrainConfig(run_dir=str(run_dir), **settings))
         known[mode] = {"outcome": outcome(run_dir), "copies": copies, "folder": run_dir, "history": _rows(result)}

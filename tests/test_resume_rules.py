@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tapedist.run.resume import answer_differences
+from tapedist.run.saved_run import answer_differences
 
 
 def test_differences_name_the_keys() -> None:

@@ -17,7 +17,7 @@ from scripts.torturing.outcome import outcome
 from tapedist.config import TrainConfig
 from tapedist.errors import InputError, StorageError
 from tapedist.flags import CommandLine
-from tapedist.run import run_files
+from tapedist.run import saved_run
 from tapedist.storage.run_folder import RunFolder
 
 SETTINGS: dict[str, Any] = {"n_samples": 500, "num_epochs": 20, "full_batch_engine": "stream", "plots": False}
@@ -71,7 +71,7 @@ def test_a_resumed_run_tells_its_new_place(finished: Path) -> None:
 def test_a_crash_between_the_files_refuses_no_resume(
     file: str, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = run_files.write_atomic
+    write = saved_run.write_atomic
 
     def write_but_one(path: Path, text: str) -> None:
         if path.name == file:
@@ -79,7 +79,7 @@ def test_a_crash_between_the_files_refuses_no_resume(
         write(path, text)
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_files, "write_atomic", write_but_one)
+        patch.setattr(saved_run, "write_atomic", write_but_one)
         with pytest.raises(StorageError, match="here it ends"):
             _train(finished, num_epochs=30)
     assert not (finished / "done.json").exists()

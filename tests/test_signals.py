@@ -130,14 +130,14 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 # Where in the program a phase is met: `module:name` of a function that the phase calls, and which of its calls.
 PHASES = {
-    "opening the data": ("tapedist.run.session:open_source", 1),
+    "opening the data": ("tapedist.run.train:open_source", 1),
     "loading the rows": ("tapedist.training.engines:full_batch", 1),
     "the first step": ("tapedist.training.engines:ResidentEngine.run", 1),
     "training": ("tapedist.training.engines:ResidentEngine.run", 4),
     "telling": ("tapedist.results.monitor:Monitor.advance", 5),
     # The first are those of the folder's mark, the flags and the environment.
     "the first save": ("tapedist.storage.files:PosixFileSystem.rename", 4),
-    "taking the folder over": ("tapedist.run.run_files:begin", 1),
+    "taking the folder over": ("tapedist.run.saved_run:_write_settings", 1),
     "saving": ("tapedist.storage.files:PosixFileSystem.sync", 12),
     "testing": ("tapedist.training.trainer:Trainer._test_row", 3),
     "closing": ("tapedist.training.trainer:Trainer.close", 1),

@@ -292,7 +292,7 @@ def test_one_cell_of_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 def _fingerprint(folder: Path) -> str:
     from tapedist.data.catalog import open_source
-    from tapedist.run.run_files import read_config
+    from tapedist.run.saved_run import read_config
     from tapedist.storage.run_folder import RunFolder
 
     return open_source(read_config(RunFolder.find(folder))).fingerprint()

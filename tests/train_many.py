@@ -36,11 +36,8 @@ def main(argv: list[str]) -> None:
     ):
         for name, config in configs.items():
             with constants(cases[name][1]):
-                session = train.Session(
-                    config, strategy=strategy, choice=why, team=team, monitor=Monitor(), folder=None, stop=stop,
-                    model=None, loss=None, source=None,
-                )  # fmt: skip
-                print(name, session.run().digest, flush=True)
+                place = train.Place(strategy=strategy, choice=why, team=team, monitor=Monitor(), folder=None, stop=stop)
+                print(name, train.fit(config, place).digest, flush=True)
 
 
 if __name__ == "__main__":

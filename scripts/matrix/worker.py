@@ -125,11 +125,8 @@ def _in_a_cluster(configs: Mapping[str, TrainConfig], spec: Any) -> Iterator[tup
         joined(first, spec, stop_signal=lambda: stop.signum, quiet=True) as (strategy, why, team),
     ):
         for name, config in configs.items():
-            session = train.Session(
-                config, strategy=strategy, choice=why, team=team, monitor=Monitor(), folder=None, stop=stop,
-                model=None, loss=None, source=None,
-            )  # fmt: skip
-            yield name, session.run().digest
+            place = train.Place(strategy=strategy, choice=why, team=team, monitor=Monitor(), folder=None, stop=stop)
+            yield name, train.fit(config, place).digest
 
 
 if __name__ == "__main__":

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import sys
 import warnings
-from pathlib import Path
 
 from tapedist.results.console import Console
 from tapedist.results.events import EventFiles
 from tapedist.storage.metrics_file import MetricsFile, read_rows
+from tapedist.storage.run_folder import RunFolder
 from tapedist.training.interfaces import Row
-
-METRICS_NAME = "metrics.jsonl"
-EVENTS_NAME = "events"
 
 
 class Monitor:
@@ -47,13 +44,13 @@ class Monitor:
 
     @classmethod
     def of_run(
-        cls, run_dir: Path | None, *, log_every_epochs: int, quiet: bool = False, warns: bool = False
+        cls, folder: RunFolder | None, *, log_every_epochs: int, quiet: bool = False, warns: bool = False
     ) -> Monitor:
         """The usual monitor: console unless `quiet`, files if there is a run folder."""
         return cls(
             console=None if quiet else Console(log_every_epochs=log_every_epochs),
-            metrics=MetricsFile(run_dir / METRICS_NAME) if run_dir else None,
-            events=EventFiles(run_dir / EVENTS_NAME) if run_dir else None,
+            metrics=MetricsFile(folder.metrics) if folder else None,
+            events=EventFiles(folder.events) if folder else None,
             warns=warns,
         )
 

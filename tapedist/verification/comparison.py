@@ -12,7 +12,7 @@ import numpy as np
 
 from tapedist import reference
 from tapedist.errors import StateError
-from tapedist.run.persistence import from_arrays
+from tapedist.run.saved_run import from_arrays
 from tapedist.storage.checkpoints import Checkpoint
 from tapedist.storage.model_file import FittedModel
 from tapedist.training.state import digest

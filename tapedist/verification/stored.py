@@ -18,9 +18,7 @@ from tapedist.data.ranges import Ranges
 from tapedist.data.source import RowArrays, RowNumbers, row_arrays
 from tapedist.data.standardize import RawUnits, StandardUnits
 from tapedist.errors import InputError, StateError
-from tapedist.run import run_files
-from tapedist.run.persistence import identity
-from tapedist.run.resume import answer_differences
+from tapedist.run.saved_run import answer_differences, identity, read_config
 from tapedist.storage.checkpoints import Checkpoint, CheckpointStore
 from tapedist.storage.model_file import FittedModel, find_start, read_content, read_model
 from tapedist.storage.run_folder import RunFolder
@@ -59,7 +57,7 @@ class StoredRun:
         is_finished = folder.model.exists()
         if not (checkpoints or is_finished):
             raise InputError(f"--run_dir={run_dir!r}: holds no checkpoint and no model; there is nothing to verify")
-        config = run_files.read_config(folder)
+        config = read_config(folder)
         content = read_content(folder.model, run_dir=folder.root) if is_finished else {}
         _check_kind(folder.root, config, content, [checkpoint.meta for checkpoint in checkpoints])
         model = read_model(folder.model, run_dir=folder.root) if is_finished else None

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the whole test suite, or what the arguments (pytest's) choose: scripts/test.sh [tests/test_flags.py -k ...]
+# Runs the whole test suite, or what the arguments (pytest's) choose: scripts/test.sh [tests/command_line/test_flags.py -k ...]
 set -euo pipefail
 # shellcheck source=scripts/_venv.sh
 source "$(dirname "${BASH_SOURCE[0]}")/_venv.sh"

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
+from preforked import preforked_python
 from topology import use_all_cores
-from warm import warm_python
 
 REPO = Path(__file__).resolve().parent.parent
 # What a developer's shell may hold that would change what a run does.
@@ -41,7 +41,7 @@ _LONG = (
     "train",
     "own_data",
     "steps",
-    "formation",
+    "join",
     "tables",
     "doctor",
 )
@@ -118,7 +118,7 @@ def run_python(child_env: dict[str, str], tmp_path: Path) -> Callable[..., Finis
     ) -> Finished:
         started = time.perf_counter()
         process = subprocess.run(
-            [*(warm_python() if warm else [sys.executable]), *words],
+            [*(preforked_python() if warm else [sys.executable]), *words],
             env={**child_env, **(env or {})},
             cwd=cwd,
             input=stdin,

@@ -7,11 +7,13 @@ without an earlier one, half of a file. A single rename is atomic, as POSIX file
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import itertools
 import os
 import random
+import resource
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -278,3 +280,14 @@ def _rebuilt(directory: Directory, keeps, content, durable: bool = False) -> Dir
         else:
             nodes[name] = File(content(node), content(node))
     return Directory(nodes, dict(nodes))
+
+
+@contextlib.contextmanager
+def file_size_limit(size):
+    """The kernel refuses to let a file of this process grow beyond `size` bytes."""
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, old[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)

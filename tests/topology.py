@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from warm import warm_python
+from preforked import preforked_python
 
 TESTS = Path(__file__).resolve().parent
 
@@ -48,7 +48,7 @@ def run_jobs(jobs: Mapping[str, Any], *, replicas: int = 0, intra_op: int = 0, c
     order = {"replicas": replicas, "intra_op": intra_op, "cores": cores, "jobs": placed}
     path = os.pathsep.join(filter(None, [str(TESTS.parent), str(TESTS), os.environ.get("PYTHONPATH", "")]))
     # On fewer cores the process starts from nothing, so that no library has counted others.
-    python = [sys.executable, "-W", "ignore"] if cores else warm_python()
+    python = [sys.executable, "-W", "ignore"] if cores else preforked_python()
     finished = subprocess.run(
         [*python, __file__],
         env={**os.environ, "PYTHONPATH": path, "TF_CPP_MIN_LOG_LEVEL": "3"},

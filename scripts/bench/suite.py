@@ -1,4 +1,4 @@
-"""The benchmark suite: `scripts/bench.sh` runs it, `tests/test_bench.py` keeps it from rotting.
+"""The benchmark suite: `scripts/bench.sh` runs it, `tests/repository/test_bench.py` keeps it from rotting.
 
     python scripts/bench/suite.py run [--quick] [--only=ROW ...] [--peers_python=PATH] [--output=FILE.jsonl]
     python scripts/bench/suite.py render FILE.jsonl [--into=FOLDER]

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from warm import warm_python
+from preforked import preforked_python
 
 from tapedist.errors import MissingRowsError
 
@@ -137,7 +137,7 @@ def _jobs(table: Path, fault: str, **where: Any) -> dict[str, Any]:
 
 def _run(jobs: dict[str, Any]) -> dict[str, Any]:
     done = subprocess.run(
-        [*warm_python(), "-c", _DRIVER],
+        [*preforked_python(), "-c", _DRIVER],
         input=json.dumps(jobs),
         capture_output=True,
         text=True,

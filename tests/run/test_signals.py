@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from warm import warm_python
+from preforked import preforked_python
 
 from scripts.torturing.outcome import outcome
 from tapedist.config import TrainConfig
@@ -250,7 +250,7 @@ def test_every_pass_over_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def _start(child_env: dict[str, str], *words: str, warm: bool = True) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [*(warm_python() if warm else [sys.executable]), "-m", "tapedist", "train", *words],
+        [*(preforked_python() if warm else [sys.executable]), "-m", "tapedist", "train", *words],
         env={**child_env, "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -303,7 +303,7 @@ def test_a_pool_of_processes_hears_of_a_stop() -> None:
 
 
 def test_nohup_goes_on(child_env: dict[str, str], tmp_path: Path) -> None:
-    words = ["nohup", *warm_python(), "-m", "tapedist", "train", f"--run_dir={tmp_path}", "--num_epochs=100000000"]
+    words = ["nohup", *preforked_python(), "-m", "tapedist", "train", f"--run_dir={tmp_path}", "--num_epochs=100000000"]
     process = subprocess.Popen(
         [*words, "--full_batch_engine=stream", "--learning_rate=0.1"],
         env={**child_env, "PYTHONUNBUFFERED": "1"},

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-REPO = Path(__file__).resolve().parents[1]
+REPO = Path(__file__).resolve().parents[2]
 SCRIPTS = REPO / "scripts"
 LAUNCHERS = [*sorted(SCRIPTS.glob("launch_*.sh")), SCRIPTS / "launch_slurm.sbatch"]
 

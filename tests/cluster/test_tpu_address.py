@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from warm import warm_python
+from preforked import preforked_python
 
-from tapedist.cluster.network import CallTimeoutError, check_tpu, within
+from tapedist.cluster.network import CallTimeoutError, call_with_timeout, check_tpu
 from tapedist.errors import InputError
 
 
@@ -86,9 +86,17 @@ def test_a_signal_meanwhile(
 ) -> None:
     address, came = mute_server
     process = subprocess.Popen(
-        [*warm_python(), "-m", "tapedist", "train", "--strategy=tpu", f"--tpu={address}", f"--run_dir={tmp_path}/run"],
-        env=child_env, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
-    )  # fmt: skip
+        [
+            *preforked_python(),
+            *["-m", "tapedist", "train", "--strategy=tpu"],
+            f"--tpu={address}",
+            f"--run_dir={tmp_path}/run",
+        ],
+        env=child_env,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
     assert came.wait(120)
     struck = time.monotonic()
     process.send_signal(number)
@@ -102,14 +110,14 @@ def test_a_call_in_time_is_as_if_called_directly() -> None:
     def fails() -> None:
         raise ZeroDivisionError
 
-    assert within(60, lambda: 7) == 7
-    assert within(60, lambda: None) is None
+    assert call_with_timeout(60, lambda: 7) == 7
+    assert call_with_timeout(60, lambda: None) is None
     with pytest.raises(ZeroDivisionError):
-        within(60, fails)
+        call_with_timeout(60, fails)
 
 
 def test_a_late_call_is_left_behind() -> None:
     release = threading.Event()
     with pytest.raises(CallTimeoutError):
-        within(0.05, release.wait)
+        call_with_timeout(0.05, release.wait)
     release.set()

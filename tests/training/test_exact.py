@@ -7,6 +7,7 @@ import itertools
 import os
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -381,7 +382,8 @@ _PROGRAM = "import test_exact as t; print([t.trained(case) for case in t.ON_MACH
 @pytest.mark.parametrize("isa", ["SSE4_2", "AVX2"])
 def test_no_instruction_set_changes_a_bit(isa: str, run_python: Callable[..., Any]):
     """The first has no fused multiply-add."""
-    path = os.pathsep.join(os.path.abspath(part) for part in (os.path.dirname(__file__), "."))
+    folder = Path(__file__).resolve().parent
+    path = os.pathsep.join(map(str, (folder, folder.parent, folder.parents[1])))
     path = os.pathsep.join(filter(None, [path, os.environ.get("PYTHONPATH", "")]))
     flags = f"{tapedist.runtime_flags.XLA_FLAGS} --xla_cpu_max_isa={isa}"
     done = run_python("-c", _PROGRAM, env={"XLA_FLAGS": flags, "PYTHONPATH": path}, warm=True)

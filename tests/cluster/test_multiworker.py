@@ -18,11 +18,11 @@ import numpy as np
 import psutil
 import pytest
 from conftest import REPO, Finished
-from warm import warm_python
+from preforked import preforked_python
 
 from tapedist.cluster.network import PortReservation
 
-TRAIN_MANY = str(Path(__file__).with_name("train_many.py"))
+TRAIN_MANY = str(Path(__file__).parents[1] / "train_many.py")
 TIMEOUT = 400
 
 SMALL = ["--n_samples=5123", "--num_features=3", "--num_epochs=7", "--statistics=false"]
@@ -77,7 +77,7 @@ def _digests(folder: Path, *flags: str, cases: Iterable[str] = CASES, timeout: f
     told = {name: ([word.format(table=table) for word in CASES[name][0]], CASES[name][1]) for name in cases}
     path = folder / "cases.json"
     path.write_text(json.dumps(told))
-    program = (*warm_python(), TRAIN_MANY)
+    program = (*preforked_python(), TRAIN_MANY)
     code = (
         "import sys; from tapedist.cluster.launch import LaunchConfig, main; from tapedist.flags import CommandLine;"
         f"sys.exit(main(CommandLine(LaunchConfig, sys.argv[1:], rest='worker_argv').options(), program={program!r}))"
@@ -287,7 +287,7 @@ def test_a_worker_that_hangs_while_its_server_answers(
 
     def start(rank: int, *flags: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [*warm_python(), "-c", _HANGS, *words, f"--worker_index={rank}", *flags],
+            [*preforked_python(), "-c", _HANGS, *words, f"--worker_index={rank}", *flags],
             env=child_env, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
 
@@ -313,7 +313,7 @@ def test_workers_with_other_devices_are_named_by_all(
     def start(rank: int, *flags: str) -> subprocess.Popen[str]:
         words = ["train", f"--workers={','.join(addresses)}", f"--worker_index={rank}", *flags]
         return subprocess.Popen(
-            [*warm_python(), "-m", "tapedist", *words],
+            [*preforked_python(), "-m", "tapedist", *words],
             env=child_env, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
 
@@ -370,7 +370,7 @@ def test_workers_with_other_settings_are_named_by_all(
     def start(rank: int, *flags: str) -> subprocess.Popen[str]:
         words = ["train", f"--workers={','.join(addresses)}", f"--worker_index={rank}", *flags]
         return subprocess.Popen(
-            [*warm_python(), "-m", "tapedist", *words],
+            [*preforked_python(), "-m", "tapedist", *words],
             env=child_env, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
 

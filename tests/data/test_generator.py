@@ -173,7 +173,7 @@ def test_keys_do_not_depend_on_how_many_there_are_and_never_meet():
 
 
 def test_benchmark_prints_one_line_per_candidate():
-    repo = Path(__file__).resolve().parent.parent
+    repo = Path(__file__).resolve().parents[2]
     command = [sys.executable, "scripts/bench/generation.py", "--quick", "--block_rows=4096"]
     environment = os.environ | {"PYTHONPATH": str(repo)}
     output = subprocess.run(command, cwd=repo, env=environment, capture_output=True, text=True, check=True).stdout

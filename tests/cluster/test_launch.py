@@ -18,7 +18,7 @@ from tapedist.cluster.exit_policy import Action, describe, judge
 from tapedist.cluster.launch import LaunchConfig, main
 from tapedist.errors import InputError
 
-REPO = Path(__file__).resolve().parents[1]
+REPO = Path(__file__).resolve().parents[2]
 
 TWO_PROCESSES = '{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 0}}'
 

@@ -303,7 +303,7 @@ def test_normal_residuals_lie_on_the_line():
 
 def test_the_report_needs_neither_tensorflow_nor_matplotlib():
     code = "import sys, tapedist.results.report; sys.exit(bool({'tensorflow', 'matplotlib'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0
 
 
 def test_weights_count_in_the_errors_and_rows_of_weight_0_do_not() -> None:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 # What a selected test may need beside the package.
 COPIED = ("tapedist", "tests", "configs", "pyproject.toml")
 

@@ -15,7 +15,7 @@ from tapedist.cluster import doctor
 from tapedist.cluster.doctor import Check, DoctorConfig, main
 from tapedist.errors import InputError
 
-REPO = Path(__file__).resolve().parents[1]
+REPO = Path(__file__).resolve().parents[2]
 CPU = {"version": "2.21.0", "devices": ["CPU"], "cuda": "12.5", "rows_per_sec": 1e9}
 GPU = CPU | {"devices": ["CPU", "GPU", "GPU"]}
 BROKEN = {"problem": "exit code 1: ImportError: no"}

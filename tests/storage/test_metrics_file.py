@@ -1,11 +1,10 @@
-import contextlib
 import json
 import logging
 import math
-import resource
 import time
 
 import pytest
+from fake_filesystem import file_size_limit
 
 from tapedist.errors import StorageError
 from tapedist.storage.metrics_file import MetricsFile, as_json, read_rows
@@ -14,17 +13,6 @@ from tapedist.training.interfaces import Row
 
 def row(step, loss=1.0, split="train", rate=1e6):
     return Row(step=step, epoch=step // 2, split=split, loss=loss, penalty=0.5, examples_per_sec=rate, seconds=1.5e9)
-
-
-@contextlib.contextmanager
-def file_size_limit(size):
-    """The kernel refuses to let a file of this process grow beyond `size` bytes."""
-    old = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, old[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, old)
 
 
 def test_a_line_has_the_agreed_keys():

@@ -16,12 +16,12 @@ TESTS = Path(__file__).resolve().parent
 _LOCK = threading.Lock()
 
 
-def warm_python() -> list[str]:
-    """What to put in the place of `sys.executable`, before `-c CODE`, `-m MODULE` or a file; see `warm_server.py`."""
+def preforked_python() -> list[str]:
+    """What to put in place of `sys.executable`, before `-c CODE`, `-m MODULE` or a file; see `preforked_server.py`."""
     if sys.platform != "linux":  # Elsewhere system libraries do not bear a fork.
         return [sys.executable]
     with _LOCK:
-        return [sys.executable, "-I", "-S", str(TESTS / "warm_start.py"), _server()]
+        return [sys.executable, "-I", "-S", str(TESTS / "preforked_start.py"), _server()]
 
 
 @functools.cache
@@ -32,7 +32,7 @@ def _server() -> str:
     unset = ("XLA_FLAGS", "TF_ENABLE_ONEDNN_OPTS")  # tapedist is to set them.
     environ = {name: value for name, value in os.environ.items() if name not in unset}
     server = subprocess.Popen(
-        [sys.executable, "-W", "ignore", str(TESTS / "warm_server.py"), f"{folder}/socket"],
+        [sys.executable, "-W", "ignore", str(TESTS / "preforked_server.py"), f"{folder}/socket"],
         env={**environ, "PYTHONPATH": path, "TF_CPP_MIN_LOG_LEVEL": "3"},
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,

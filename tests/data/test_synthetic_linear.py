@@ -16,7 +16,7 @@ import tensorflow_datasets as tfds
 
 from tapedist.data.synthetic_linear.synthetic_linear_dataset_builder import Builder
 
-REPO = Path(__file__).resolve().parent.parent
+REPO = Path(__file__).resolve().parents[2]
 FOLDER = REPO / "tapedist" / "data" / "synthetic_linear"
 # The `tfds` command imports these whatever it is asked to do (tensorflow/datasets#5463); where one is missing, the same
 # build command is run without the other commands beside it.

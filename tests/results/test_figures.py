@@ -249,7 +249,7 @@ assert "tensorflow" not in sys.modules
 
 def test_matplotlib_is_left_as_it_was(tmp_path):
     command = [sys.executable, "-c", _OTHERS_STATE, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert (done.returncode, done.stderr) == (0, "")
     assert len(list(tmp_path.iterdir())) == 3
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-BENCH = pathlib.Path(__file__).parents[1] / "scripts" / "bench"
+BENCH = pathlib.Path(__file__).parents[2] / "scripts" / "bench"
 ROWS = (
     "tutorial",
     "tutorial_moments",

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import synthetic_oracle as oracle
 import tensorflow as tf
-from warm import warm_python
+from preforked import preforked_python
 
 from tapedist.data import synthetic
 from tapedist.data.synthetic import SyntheticSource
@@ -166,7 +166,7 @@ print(test_synthetic._digest(*test_synthetic._take(test_synthetic._source(n_samp
 def test_rows_do_not_depend_on_the_thread_count(threads, request):
     here = str(request.path.parent)
     found = subprocess.run(
-        [*warm_python(), "-c", _DIGEST_PROGRAM, threads, here], capture_output=True, text=True, check=True
+        [*preforked_python(), "-c", _DIGEST_PROGRAM, threads, here], capture_output=True, text=True, check=True
     )
     assert found.stdout.split()[-1] == _digest(*_take(_source(n_samples=10**6), "train", np.arange(100_000)))
 

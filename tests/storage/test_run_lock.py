@@ -13,7 +13,7 @@ import pytest
 from tapedist.errors import InputError
 from tapedist.storage.run_folder import RunFolder
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 _HOLDER = """
 import sys
 from tapedist.errors import TapedistError

@@ -1,7 +1,7 @@
 import math
 
 import pytest
-from test_metrics import file_size_limit
+from fake_filesystem import file_size_limit
 
 from tapedist.errors import StorageError
 from tapedist.results.events import EventFiles

@@ -9,14 +9,15 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from conftest import Finished
 from oracle import batches
+from preforked import preforked_python
 from topology import run_jobs
-from warm import warm_python
 
 from tapedist.data.orders import ShuffledRows, batch_elements, block_elements, epoch_order, split_elements
 
@@ -138,10 +139,10 @@ def _main() -> None:
 
 @pytest.fixture(scope="module")
 def visited() -> dict[str, list[list[int]]]:
-    tests = os.path.dirname(__file__)
-    path = os.pathsep.join([os.path.dirname(tests), tests])
+    tests = Path(__file__).resolve().parents[1]
+    path = os.pathsep.join([str(tests.parent), str(tests)])
     finished = subprocess.run(
-        [*warm_python(), __file__], env={**os.environ, "PYTHONPATH": path},
+        [*preforked_python(), __file__], env={**os.environ, "PYTHONPATH": path},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert finished.returncode == 0, finished.stderr[-4000:]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).resolve().parent.parent / "tapedist"
+PACKAGE = Path(__file__).resolve().parents[2] / "tapedist"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # Rooms from the ground up. A module may import from its own room, and from those of the floors below.

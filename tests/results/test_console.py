@@ -12,7 +12,7 @@ import pytest
 from tapedist.results.console import Console, format_duration, format_loss, format_rate
 from tapedist.training.interfaces import Row
 
-_ROOT = Path(__file__).parent.parent
+_ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)

@@ -20,7 +20,7 @@ import pytest
 
 from tapedist.regression.least_squares import LeastSquares, from_moments, least_squares
 
-_FOLDER = pathlib.Path(__file__).parent / "nist"
+_FOLDER = pathlib.Path(__file__).parents[1] / "nist"
 _CERTIFIED = json.loads((_FOLDER / "certified.json").read_text())
 
 # Digits that the float64 rounding of the printed decimals (and of the powers of x) leaves: (coefficients, the rest).

@@ -129,7 +129,7 @@ for step in itertools.count(found.step + 1 if found else 1):
 
 def python(code: str, *arguments: object) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     return subprocess.Popen(command, text=True, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 

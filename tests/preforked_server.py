@@ -1,13 +1,13 @@
 """A process that has imported TensorFlow and done nothing with it, and forks another for each start it is asked for.
 
-    python tests/warm_server.py SOCKET
+    python tests/preforked_server.py SOCKET
 
 Importing TensorFlow takes a core five seconds, and many tests need no more than a process in which nothing has been
 chosen yet: no devices, no threads, no flags of XLA. A fork of this one is such a process, since TensorFlow starts no
 thread before it is used (those of OpenBLAS and jemalloc bear a fork). Tests of starting itself start Python.
 
-Each connection (`warm_start.py`) brings a JSON line and the descriptors of standard input, output and error. Back go
-the process's number and, when it has ended, its wait status.
+Each connection (`preforked_start.py`) brings a JSON line and the descriptors of standard input, output and error.
+Back go the process's number and, when it has ended, its wait status.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Stands for a Python process that `warm_server.py` forks.
+"""Stands for a Python process that `preforked_server.py` forks.
 
-    python -I -S tests/warm_start.py SOCKET (-c CODE | -m MODULE | FILE) ...
+    python -I -S tests/preforked_start.py SOCKET (-c CODE | -m MODULE | FILE) ...
 
 It has that one's output, exit code and death by signal, and hands it the signals that stop a run.
 """

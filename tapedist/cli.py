@@ -24,7 +24,7 @@ from tapedist.cluster.doctor import DoctorConfig
 from tapedist.cluster.launch import LaunchConfig
 from tapedist.command_options import EvaluateOptions, PredictOptions, RunOptions, VerifyOptions
 from tapedist.config import GROUPS, TrainConfig
-from tapedist.errors import InputError, TapedistError
+from tapedist.errors import InputError, StorageError, TapedistError
 from tapedist.text import display, quoted, to_text
 from tapedist.version import __version__
 
@@ -270,14 +270,14 @@ def _explained(error: BaseException) -> tuple[int, Sequence[str]]:
     if isinstance(error, process.Terminated):
         return 128 + error.signum, [f"stopped by {signal.Signals(error.signum).name}"]
     if isinstance(error, KeyboardInterrupt):
-        return 130, ["stopped by SIGINT"]
+        return 128 + signal.SIGINT, ["stopped by SIGINT"]
     if isinstance(error, MemoryError):
-        return 2, ["out of memory; free some, or lower --batch_size, or use --cache=none"]
+        return InputError.exit_code, ["out of memory; free some, or lower --batch_size, or use --cache=none"]
     if isinstance(error, OSError) and error.errno in process.STORAGE_ERRNOS:
         where = f" {display(str(error.filename))}" if error.filename else ""
-        return 6, [f"cannot write{where}: {error.strerror}; make room or choose another --run_dir"]
+        return StorageError.exit_code, [f"cannot write{where}: {error.strerror}; make room or choose another --run_dir"]
     what = f"{type(error).__name__}: {error}".strip().rstrip(":")
-    return 1, [f"bug in tapedist: {what}; --verbosity=1 shows the traceback, please report it"]
+    return TapedistError.exit_code, [f"bug in tapedist: {what}; --verbosity=1 shows the traceback, please report it"]
 
 
 class _Command(Protocol):

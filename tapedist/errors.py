@@ -18,9 +18,11 @@ class TapedistError(Exception):
 
     Attributes:
         exit_code: what the command line exits with when this error ends it.
+        meaning: what that code says of a process.
     """
 
     exit_code = 1
+    meaning = "a bug"
 
 
 class InputError(TapedistError, ValueError):
@@ -31,6 +33,7 @@ class InputError(TapedistError, ValueError):
     """
 
     exit_code = 2
+    meaning = "bad input"
 
     def __init__(self, *problems: str):
         super().__init__("\n".join(problems))
@@ -45,12 +48,14 @@ class StateError(TapedistError):
     """Stored state cannot be trusted, or resuming from it is refused."""
 
     exit_code = 3
+    meaning = "stored state not trustworthy"
 
 
 class DivergedError(TapedistError):
     """The loss, a gradient or a parameter left the finite numbers, or the loss grew a million times."""
 
     exit_code = 4
+    meaning = "diverged"
 
 
 class MissingRowsError(TapedistError):
@@ -61,6 +66,7 @@ class StorageError(TapedistError, OSError):
     """The run directory cannot be written: disk full, quota, permission."""
 
     exit_code = 6
+    meaning = "cannot write"
 
     def __init__(self, message: str):
         super().__init__(message)
@@ -70,6 +76,7 @@ class PeerLostError(TapedistError):
     """A peer died, hung or never came; trying again may help."""
 
     exit_code = 75
+    meaning = "lost a peer"
 
 
 class Interrupted(TapedistError):
@@ -92,3 +99,10 @@ class Interrupted(TapedistError):
 
     def __reduce__(self) -> tuple[type[Interrupted], tuple[int, str]]:
         return type(self), (self.signum, self._when)  # For pools of processes, which would wait for ever without it.
+
+
+# What exit codes say; those of signals are 128 and the signal's number.
+MEANINGS = {
+    kind.exit_code: kind.meaning
+    for kind in (TapedistError, InputError, StateError, DivergedError, StorageError, PeerLostError)
+}

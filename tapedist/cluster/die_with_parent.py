@@ -20,7 +20,7 @@ def main(argv: list[str]) -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     if os.getppid() != parent:  # It died before it could be watched.
-        os._exit(75)
+        os._exit(75)  # As `PeerLostError` does, which an import would bring along with all of the package.
     try:
         os.execvp(program[0], program)
     except OSError as error:

@@ -11,8 +11,9 @@ import signal
 from collections.abc import Mapping
 
 from tapedist import process
+from tapedist.errors import MEANINGS, PeerLostError
 
-_PEER_LOST = 75
+_PEER_LOST = PeerLostError.exit_code
 _STOPPED = tuple(128 + number for number in (*process.ALWAYS, *process.UNLESS_HANDLED))
 
 # A worker that lost a peer leaves by itself within a moment; one that does not is the one that hangs.
@@ -89,12 +90,5 @@ def describe(code: int) -> str:
     """What an exit code says, as the end of a sentence about a worker."""
     if code < 0:
         return f"was killed by {signal.Signals(-code).name}"
-    meaning = {
-        1: "a bug",
-        2: "bad input",
-        3: "stored state not trustworthy",
-        4: "diverged",
-        6: "cannot write",
-        _PEER_LOST: "lost a peer",
-    }.get(code, "")
+    meaning = MEANINGS.get(code, "")
     return f"exited with {code}" + (f" ({meaning})" if meaning else "")

@@ -347,15 +347,12 @@ class _Listener:
 
     def __enter__(self) -> _Listener:
         dual = socket.has_dualstack_ipv6()
-        self._server = socket.socket(socket.AF_INET6 if dual else socket.AF_INET, socket.SOCK_STREAM)
         try:
-            if dual:
-                self._server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-            self._server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            self._server.bind(("", split_address(self._address)[1]))
-            self._server.listen(128)
+            self._server = socket.create_server(
+                ("", split_address(self._address)[1]),
+                family=socket.AF_INET6 if dual else socket.AF_INET, dualstack_ipv6=dual, backlog=128,
+            )  # fmt: skip
         except OSError:
-            self._server.close()
             raise port_taken(self._address) from None
         self._thread = threading.Thread(target=self._accept, daemon=True)
         self._thread.start()

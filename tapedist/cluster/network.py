@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import ipaddress
 import os
-import re
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
+
+import psutil
 
 from tapedist.cluster.resolve import split_address
 from tapedist.errors import InputError
@@ -25,7 +24,6 @@ from tapedist.text import display
 _MAX_PROBES = 64
 _TPU_SECS = 5.0
 _LOOKUP_EVERY_SECS = 0.5
-_LISTEN = "0A"
 _LISTEN_EVERY_SECS = 0.2
 
 Result = TypeVar("Result")
@@ -198,42 +196,13 @@ def _bound_socket() -> socket.socket:
 
 
 def listening(port: int) -> list[str]:
-    """Local addresses `host:port` on which this process listens at `port`; empty where the system does not tell.
-
-    Reads `/proc/net/tcp` and `/proc/net/tcp6` (Linux, `man 5 proc`): the address in hexadecimal, each group of four
-    bytes in the machine's byte order, the state (0A is LISTEN), and the socket's inode.
-    """
-    own, found = _own_sockets(), []
-    for name in ("tcp", "tcp6"):
-        try:
-            with open(f"/proc/net/{name}", encoding="ascii") as file:
-                rows = [line.split() for line in file][1:]
-        except OSError:
-            continue
-        for row in rows:
-            host, _, hex_port = row[1].partition(":")
-            if row[3] == _LISTEN and int(hex_port, 16) == port and row[9] in own:
-                found.append(_address(host, port))
-    return sorted(set(found))
-
-
-def _own_sockets() -> set[str]:
-    """Inodes of this process's sockets."""
-    inodes = set()
-    with contextlib.suppress(OSError):
-        for name in os.listdir("/proc/self/fd"):
-            with contextlib.suppress(OSError):  # It was closed meanwhile.
-                match = re.fullmatch(r"socket:\[(\d+)\]", os.readlink(f"/proc/self/fd/{name}"))
-                if match:
-                    inodes.add(match[1])
-    return inodes
-
-
-def _address(host: str, port: int) -> str:
-    words = [bytes.fromhex(host[i : i + 8]) for i in range(0, len(host), 8)]
-    raw = b"".join(word[::-1] if sys.byteorder == "little" else word for word in words)
-    ip = ipaddress.ip_address(raw)
-    return f"[{ip}]:{port}" if ip.version == 6 else f"{ip}:{port}"
+    """Local addresses `host:port` on which this process listens at `port`; empty where the system does not tell."""
+    try:
+        sockets = psutil.Process().net_connections("tcp")
+    except psutil.Error:
+        return []
+    hosts = {each.laddr.ip for each in sockets if each.status == psutil.CONN_LISTEN and each.laddr.port == port}
+    return sorted(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host in hosts)
 
 
 def listening_notice(rank: int, address: str) -> str:

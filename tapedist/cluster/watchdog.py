@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable
 
+import psutil
 import tensorflow as tf
 
 from tapedist.cluster.network import unreachable
@@ -78,9 +79,9 @@ class StallDetector:
 def _bytes_moved() -> float:
     """Bytes that this process has read from and written to files and pipes; 0 where the system does not tell."""
     try:
-        with open("/proc/self/io", encoding="ascii") as file:
-            return float(sum(int(line.split()[1]) for line in file if line.startswith(("rchar", "wchar"))))
-    except (OSError, ValueError, IndexError):
+        counters = psutil.Process().io_counters()
+        return float(counters.read_chars + counters.write_chars)
+    except (psutil.Error, AttributeError):  # Not every system counts them.
         return 0.0
 
 

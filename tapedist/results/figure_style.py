@@ -5,9 +5,7 @@ Colours are from the palette of Okabe and Ito ("Color Universal Design", 2008), 
 
 from __future__ import annotations
 
-import contextlib
 import io
-import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
-from tapedist.storage.files import OWN_PREFIX, storage_error
+from tapedist.storage.files import replacing
 from tapedist.text import number as number
 from tapedist.text import printable
 
@@ -155,14 +153,8 @@ def save(figure: Figure, path: Path) -> Path:
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         fit_margins(figure)
         figure.savefig(buffer, format="png", pil_kwargs={"compress_level": 2})
-    temporary = path.with_name(f"{OWN_PREFIX}-{os.getpid()}-{path.name}")
-    try:
+    with replacing(path) as temporary:
         temporary.write_bytes(buffer.getvalue())
-        temporary.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise storage_error("write", path, error) from error
     return path
 
 

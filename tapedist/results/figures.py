@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import tensorflow as tf
 
 from tapedist.data.orders import Source
+from tapedist.data.source import row_arrays
 from tapedist.regression.prediction import predict_rows
 from tapedist.results import figure_style as style
 from tapedist.results.report_charts import caption, sampled, thinned
@@ -275,7 +275,7 @@ def _draw_path(
 
 
 def draw(directory: Path, result: TrainResult, *, source: Source, path: Sequence[tuple[int, np.ndarray]]) -> list[Path]:
-    """Draws a run's figures; see `plots.draw_all`.
+    """Draws a run's figures; see `draw_all`.
 
     Args:
         directory: where the files go.
@@ -330,5 +330,5 @@ def _sample(source: Source, split: str) -> Points:
         return Points(x=np.zeros([0, source.num_features]), y=np.zeros(0))
     count = min(total, _MOST_ROWS)
     indices = (np.arange(count, dtype=object) * total // count).astype(np.int64)
-    x, y = source.take(split, tf.constant(indices))[:2]
-    return Points(x=x.numpy(), y=y.numpy(), total=total)
+    x, y, _ = row_arrays(source, split, indices)
+    return Points(x=x, y=y, total=total)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 from tapedist.data.tables.listing import find_files
 from tapedist.data.tables.table import TFDS_PREFIX
 from tapedist.errors import InputError
-from tapedist.storage.files import OWN_PREFIX, storage_error
+from tapedist.storage.files import replacing
 from tapedist.text import display
 
 _SUFFIXES = (".csv", ".parquet", ".pq")
@@ -64,18 +63,11 @@ def write_columns(output: str, blocks: Iterator[dict[str, np.ndarray]]) -> int:
         StorageError: if it cannot be written; what was there before is kept.
     """
     path = Path(output)
-    temporary = path.with_name(f"{OWN_PREFIX}-{os.getpid()}-{path.name}")
-    try:
+    with replacing(path) as temporary:
         rows = _write(temporary, path.suffix.lower() == ".csv", blocks)
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
-        os.replace(temporary, path)
-        return rows
-    except OSError as error:
-        raise storage_error("write", path, error) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+    return rows
 
 
 def _write(temporary: Path, as_csv: bool, blocks: Iterator[dict[str, np.ndarray]]) -> int:

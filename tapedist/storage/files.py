@@ -10,10 +10,11 @@ import contextlib
 import errno
 import fcntl
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
-from tapedist.errors import StorageError
+from tapedist.errors import StorageError, TapedistError
 
 # Files whose name starts so are ours, wherever in a run folder they lie.
 OWN_PREFIX = ".tapedist"
@@ -139,6 +140,32 @@ def write_synced(fs: FileSystem, path: Path, data: bytes) -> None:
     fs.close(fd)
 
 
+@contextlib.contextmanager
+def replacing(path: Path, fs: FileSystem = POSIX) -> Iterator[Path]:
+    """Yields a path beside `path`; what is written there replaces `path` in one step at the end of the block.
+
+    Args:
+        path: the file; its directory must exist.
+        fs: where to write. A file that must survive a crash is synced inside the block.
+
+    Raises:
+        StorageError: if it cannot be written; the old content is kept.
+    """
+    temporary = path.with_name(f"{OWN_PREFIX}-{os.getpid()}-{path.name}")
+    try:
+        with contextlib.suppress(FileNotFoundError):  # Left by a killed process that had the same number.
+            fs.unlink(temporary)
+        yield temporary
+        fs.rename(temporary, path)
+        fs.sync_directory(path.parent)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            fs.unlink(temporary)
+        if isinstance(error, OSError) and not isinstance(error, TapedistError):
+            raise storage_error("write", path, error) from error
+        raise
+
+
 def write_atomic(path: Path, text: str, fs: FileSystem = POSIX) -> None:
     """Replaces a small file in one step: after a crash it holds the old text or the new one, never a part.
 
@@ -150,14 +177,5 @@ def write_atomic(path: Path, text: str, fs: FileSystem = POSIX) -> None:
     Raises:
         StorageError: if it cannot be written; the old content is kept.
     """
-    temporary = path.with_name(f"{OWN_PREFIX}-{os.getpid()}-{path.name}")
-    try:
-        with contextlib.suppress(FileNotFoundError):  # Left by a killed process that had the same number.
-            fs.unlink(temporary)
+    with replacing(path, fs) as temporary:
         write_synced(fs, temporary, text.encode())
-        fs.rename(temporary, path)
-        fs.sync_directory(path.parent)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            fs.unlink(temporary)
-        raise storage_error("write", path, error) from error

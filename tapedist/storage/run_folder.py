@@ -21,6 +21,8 @@ import weakref
 from pathlib import Path
 from types import TracebackType
 
+import psutil
+
 from tapedist.errors import InputError, StateError
 from tapedist.storage.files import OWN_PREFIX, POSIX, storage_error, write_atomic
 
@@ -197,17 +199,6 @@ class RunLock:
             self._fd = -1
 
 
-def is_alive(pid: int) -> bool:
-    """Whether a process of this host runs (or waits to be reaped) under `pid`."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
 def _opened(path: Path) -> int:
     try:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
@@ -248,7 +239,7 @@ def _holder(fd: int) -> str:
             pid, host = int(holder["pid"]), str(holder["host"])
         except (ValueError, TypeError, KeyError):
             pid, host = 0, ""
-        if pid > 0 and (host != socket.gethostname() or is_alive(pid)):
+        if pid > 0 and (host != socket.gethostname() or psutil.pid_exists(pid)):
             return f"the process with pid {pid} on host {host!r}"
         time.sleep(0.01)
     return "another process"
@@ -404,7 +395,7 @@ def _remove_leftovers(root: Path) -> None:
     """Removes what processes that died were writing or removing."""
     for name in os.listdir(root):
         match = _TEMPORARY.fullmatch(name)
-        if match and not is_alive(int(match[1])):
+        if match and not psutil.pid_exists(int(match[1])):
             with contextlib.suppress(OSError):
                 path = root / name
                 if path.is_dir() and not path.is_symlink():

@@ -219,40 +219,41 @@ def fit(
 
 def _fit(config: TrainConfig, place: Place, objective: Objective, *, custom_source: bool) -> TrainResult:
     """From what is fitted to what was found: learning rate, engine, resume, training, results."""
-    monitor, check = place.monitor, place.check_stop
+    log, check = place.monitor.log, place.check_stop
     setup = _setup(config, place, objective)
-    optimum = RunOptimum(config, objective, log=monitor.log, check_stop=check)
-    saved = SavedRun(
-        place.folder, config,
-        objective=objective, team=place.team, monitor=monitor, stop=place.stop, custom_source=custom_source,
-        environment=_environment(config, place),
-        # Bits that depend on no version and no device need no warning.
-        numerics={} if objective.has_one_answer(config) else numerics_class(),
-    )  # fmt: skip
+    optimum = RunOptimum(config, objective, log=log, check_stop=check)
+    saved = _saved_run(config, place, objective, custom_source=custom_source)
     state, progress = saved.resume(_fresh_state(objective, setup))
-    rate, setup = learning_rate.settle(config, objective, setup, progress, check_stop=check, log=monitor.log)
-    engine = choose_engine(
-        config, setup, source=objective.source, why_not_moments=objective.why_not_moments(config), log=monitor.log
-    )
+    rate, setup = learning_rate.settle(config, objective, setup, progress, check_stop=check, log=log)
+    why_not_moments = objective.why_not_moments(config)
+    engine = choose_engine(config, setup, source=objective.source, why_not_moments=why_not_moments, log=log)
     engine.restore(progress)
     _check_epochs(config, state, engine)
     trainer = _trainer(config, place, objective, setup, engine, optimum, saved)
     result = functools.partial(_result, config, place, objective, engine, optimum, state)
-    found = saved.finished(state, num_steps=config.most_epochs * engine.steps_per_epoch)
-    if found is not None:
+    losses = saved.finished(state, num_steps=config.most_epochs * engine.steps_per_epoch)
+    if losses is not None:
         saved.rewind_metrics(finished=True)
         done = f"has done its {config.most_epochs} epochs; more --num_epochs continue it"
-        monitor.log(f"Finished: this run {f'stopped early: {state.stopped}' if state.stopped else done}")
-        return result(found)
+        log(f"Finished: this run {f'stopped early: {state.stopped}' if state.stopped else done}")
+        return result(losses)
     saved.claim()
     saved.rewind_metrics(finished=False)
+    _begin(config, place, objective, engine, state)
     try:
-        found = _trained(config, place, objective, trainer, state, engine, saved)
+        with place.stop.deferred():
+            trainer.fit(state)
+            # Saved before the closing rows, so that a run that grows later has those of one that was longer at once.
+            saved.save(state, engine.progress())
+            if state.stopped:
+                log(f"Stopped after {state.step // engine.steps_per_epoch} epochs: {state.stopped}")
+            losses = trainer.close(state)
+            place.monitor.end()
     except DivergedError as error:
         raise learning_rate.divergence_advice(
             error, config, objective, setup, state, rate=rate, check_stop=check
         ) from None
-    finished = result(found)
+    finished = result(losses)
     check()  # Before the mark of success.
     saved.finish(finished, state)
     return finished
@@ -333,10 +334,22 @@ def _with_an_end(config: TrainConfig, objective: Objective, monitor: Monitor) ->
     return config
 
 
-def _environment(config: TrainConfig, place: Place) -> dict[str, Any]:
-    """The content of `env.json`."""
+def _saved_run(config: TrainConfig, place: Place, objective: Objective, *, custom_source: bool) -> SavedRun:
     devices = local_devices(place.strategy)
-    return environment(place.strategy, choice=place.choice.name, devices=devices, arithmetic=config.arithmetic)
+    return SavedRun(
+        place.folder,
+        config,
+        objective=objective,
+        team=place.team,
+        monitor=place.monitor,
+        stop=place.stop,
+        environment=environment(
+            place.strategy, choice=place.choice.name, devices=devices, arithmetic=config.arithmetic
+        ),
+        # Bits that depend on no version and no device need no warning.
+        numerics={} if objective.has_one_answer(config) else numerics_class(),
+        custom_source=custom_source,
+    )
 
 
 def _setup(config: TrainConfig, place: Place, objective: Objective) -> Setup:
@@ -424,33 +437,15 @@ def _trainer(
     )
 
 
-def _trained(
-    config: TrainConfig,
-    place: Place,
-    objective: Objective,
-    trainer: Trainer,
-    state: TrainingState,
-    engine: Engine,
-    saved: SavedRun,
-) -> Losses:
-    """Trains from `state` to the end, and measures there: `(train loss, test loss)`."""
-    monitor, source = place.monitor, objective.source
-    monitor.begin(
+def _begin(config: TrainConfig, place: Place, objective: Objective, engine: Engine, state: TrainingState) -> None:
+    """Tells the monitor how far the run is and goes."""
+    place.monitor.begin(
         epochs=config.most_epochs,
         first_epoch=state.step // engine.steps_per_epoch,
-        train_rows=source.num_rows("train"),
-        test_rows=source.num_rows("test"),
+        train_rows=objective.source.num_rows("train"),
+        test_rows=objective.source.num_rows("test"),
         steps_per_epoch=engine.steps_per_epoch,
     )
-    with place.stop.deferred():
-        trainer.fit(state)
-        # Saved before the closing rows, so that a run that grows later has the rows of one that was longer at once.
-        saved.save(state, engine.progress())
-        if state.stopped:
-            monitor.log(f"Stopped after {state.step // engine.steps_per_epoch} epochs: {state.stopped}")
-        found = trainer.close(state)
-        monitor.end()
-        return found
 
 
 def _result(

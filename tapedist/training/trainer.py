@@ -78,7 +78,7 @@ class Trainer:
         self._wall_clock = wall_clock
         self._rate = 0.0
         self._last_loss = math.nan
-        self._last_save = clock()
+        self._last_save, self._saved_step = clock(), -1
 
     def fit(self, state: TrainingState) -> None:
         """Runs to the last epoch, or until a rule stops it; `state` is always that of whole steps.
@@ -88,28 +88,48 @@ class Trainer:
                 update is not applied.
             Interrupted: if a stop was asked for; the state has been saved.
         """
-        schedule, saved_step = self._schedule, state.step
-        self._last_save = self._clock()
-        while state.step < schedule.num_steps:
-            decision = self._consensus.agree(
-                Decision(self._stop.signum or 0, self._call_length.steps(), self._save_is_due())
-            )
-            if decision.stop:
-                self._leave(state, decision.stop)
-            if decision.save or (schedule.saves(state.step) and state.step != saved_step):
-                self._save(state, self._engine.progress())
-                self._last_save, saved_step = self._clock(), state.step
-            try:
-                self._look(state)
-            except Interrupted as error:
-                self._leave(state, error.signum)
+        self._last_save, self._saved_step = self._clock(), state.step
+        while state.step < self._schedule.num_steps:
+            wanted = self._between_calls(state)
             if state.stopped:
                 return
-            wanted = min(decision.steps, schedule.steps_to_milestone(state.step))
-            if math.isnan(state.first_loss):
-                # The measure of divergence for all that follow. A single batch may fit by chance, so it takes an epoch.
-                wanted = min(wanted, self._engine.steps_per_epoch - state.step)
-            self._advance(state, wanted)
+            call = Call(
+                state=state.vector,
+                step=state.step,
+                num_steps=wanted,
+                limit=loss_limit(state.first_loss),
+                interrupted=lambda: self._consensus.interrupted(self._stop.signum or int(self._save_is_due())),
+                measured=self._schedule.measured,
+            )
+            start = self._clock()
+            result = self._engine.run(call)
+            if result is not None:  # Else interrupted before a step was whole: by a stop, or because a save is due.
+                self._take(state, result, call.limit, self._clock() - start)
+
+    def _between_calls(self, state: TrainingState) -> int:
+        """Leaves on a stop, saves and measures what is due, and returns how many steps the next call takes.
+
+        Raises:
+            Interrupted: see `fit`.
+        """
+        schedule = self._schedule
+        decision = self._consensus.agree(
+            Decision(self._stop.signum or 0, self._call_length.steps(), self._save_is_due())
+        )
+        if decision.stop:
+            self._leave(state, decision.stop)
+        if decision.save or (schedule.saves(state.step) and state.step != self._saved_step):
+            self._save(state, self._engine.progress())
+            self._last_save, self._saved_step = self._clock(), state.step
+        try:
+            self._look(state)
+        except Interrupted as error:
+            self._leave(state, error.signum)
+        wanted = min(decision.steps, schedule.steps_to_milestone(state.step))
+        if math.isnan(state.first_loss):
+            # The measure of divergence for all that follow. A single batch may fit by chance, so it takes an epoch.
+            wanted = min(wanted, self._engine.steps_per_epoch - state.step)
+        return wanted
 
     def close(self, state: TrainingState) -> tuple[float | None, float | None]:
         """Measures the final parameters: `(train loss, test loss)`, and records them.
@@ -158,29 +178,10 @@ class Trainer:
     def _save_is_due(self) -> bool:
         return 0 < self._save_every_secs <= self._clock() - self._last_save
 
-    def _advance(self, state: TrainingState, num_steps: int) -> None:
-        """One call of the engine, which may be interrupted before a step is whole: by a stop, or when a save is due."""
-        limit = loss_limit(state.first_loss)
-        start = self._clock()
-        result = self._engine.run(
-            Call(
-                state=state.vector,
-                step=state.step,
-                num_steps=num_steps,
-                limit=limit,
-                interrupted=lambda: self._consensus.interrupted(self._stop.signum or int(self._save_is_due())),
-                measured=self._schedule.measured,
-            )
-        )
-        if result is None:
-            return
-        seconds = self._clock() - start
+    def _take(self, state: TrainingState, result: CallResult, limit: float, seconds: float) -> None:
+        """Books the records of a call that took `seconds`, and moves the state."""
         self._call_length.observe(len(result.records), seconds)
         self._rate = self._train_rows / self._engine.steps_per_epoch * len(result.records) / max(seconds, 1e-9)
-        self._take(state, result, limit)
-
-    def _take(self, state: TrainingState, result: CallResult, limit: float) -> None:
-        """Books a call's records and moves the state."""
         losses = result.losses
         self._book(state, result.records[: result.applied], result.paths)
         state.vector = result.state

@@ -7,8 +7,8 @@ usually still in time.
 * `tree_reduction_rewriter` turns a long sum on the CPU into a tree of windows that is several times slower than the
   plain vectorised loop.
 * Multi-threaded Eigen products split their inner dimension by the number of threads, so their bits would depend on it.
-  The flag does not reach all of them: `row_sums.PIECE_ROWS` sees to the rest. tapedist runs several blocks side by side
-  instead.
+  The flag does not reach all of them: `tape_sums.PIECE_ROWS` sees to the rest. tapedist runs several blocks side by
+  side instead.
 * For the same reason no fusion is split over threads (`cpu-parallel-task-assigner`): handing a few microseconds of work
   to another thread takes longer than doing it.
 * XLA prefers vectors of 256 bits. Where a processor was measured to be faster with others, those are asked for; no

@@ -17,9 +17,10 @@ from tapedist.data.ranges import Bounds
 from tapedist.errors import WrongAnswerError
 from tapedist.training import exact
 from tapedist.training.block_pass import BlockPass
+from tapedist.training.linear_sums import LinearSums
 from tapedist.training.replicas import Replicas, local_devices
-from tapedist.training.row_sums import LinearSums, PlainSums
 from tapedist.training.steps import Problem
+from tapedist.training.tape_sums import PlainSums
 
 Made = TypeVar("Made")
 

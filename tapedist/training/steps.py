@@ -30,11 +30,13 @@ import tensorflow as tf
 
 from tapedist.errors import MissingRowsError
 from tapedist.training import exact
+from tapedist.training.linear_sums import LinearSums
 from tapedist.training.losses import Loss, is_custom
 from tapedist.training.model import LinearModel, ModuleModel
 from tapedist.training.optimizers import Optimizer
 from tapedist.training.replicas import Replicas, all_added
-from tapedist.training.row_sums import LinearSums, ModuleSums, PlainSums, RowSums, Totals
+from tapedist.training.row_sums import RowSums, Totals
+from tapedist.training.tape_sums import ModuleSums, PlainSums
 
 _PACKAGE = __name__.partition(".")[0] + "."
 _MAX_RECORDED_PARAMETERS = 16

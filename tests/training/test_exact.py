@@ -265,7 +265,7 @@ def test_odd_batches(batch_size: int):
 def test_features_that_take_several_loops(
     mode: str, d: int, dtype: str, more: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("tapedist.training.row_sums._TOGETHER", 4)
+    monkeypatch.setattr("tapedist.training.linear_sums._TOGETHER", 4)
     _check(Case(mode=mode, d=d, dtype=dtype, **more))
 
 

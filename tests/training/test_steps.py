@@ -20,8 +20,8 @@ from tapedist.data.ranges import Bounds, ranges
 from tapedist.training import engines, losses, optimizers
 from tapedist.training.engine_setup import Setup
 from tapedist.training.engines import Call
+from tapedist.training.linear_sums import LinearSums
 from tapedist.training.model import LinearModel, ModuleModel
-from tapedist.training.row_sums import LinearSums
 from tapedist.training.slot_steps import SlotSteps
 from tapedist.training.steps import Problem
 

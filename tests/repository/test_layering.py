@@ -78,10 +78,11 @@ def _uses(path: Path, attribute: str, owner: str = "") -> bool:
     )
 
 
-def test_one_home_for_the_tape_and_for_strategy_run():
+def test_the_tape_is_in_the_sums_and_strategy_run_in_one_place():
     # The probe is a program of its own, with which the doctor looks at a machine.
     probe = {"cluster.probe"}
-    assert {_name(path) for path in MODULES if _uses(path, "GradientTape")} <= {"training.row_sums", *probe}
+    sums = {f"training.{kind}_sums" for kind in ("row", "linear", "tape")}
+    assert {_name(path) for path in MODULES if _uses(path, "GradientTape")} <= sums | probe
     assert {_name(path) for path in MODULES if _uses(path, "run", "strategy")} <= {"training.replicas", *probe}
 
 

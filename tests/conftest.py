@@ -23,9 +23,11 @@ _HOSTILE = ("TF_CONFIG", "CUDA_VISIBLE_DEVICES", "TPU_NAME", "SLURM_JOB_ID", "SL
 os.environ.pop("XLA_FLAGS", None)
 import tapedist  # noqa: E402, F401
 
-# A shell ignores SIGINT for what it starts in the background, and children would inherit that.
+# A shell ignores SIGINT for what it starts in the background, nohup SIGHUP, and children would inherit that.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 # The files that take minutes. Files run side by side, and one that began last would be waited for alone.

@@ -25,7 +25,7 @@ from tapedist.errors import InputError
 from tapedist.regression.double_double import Extended
 from tapedist.regression.factor import ALIASED_BELOW, Factor, factorise
 from tapedist.regression.inference import Coefficient, coefficient
-from tapedist.regression.quadratic_form import CentredMoments, QuadraticForm, quadratic_form
+from tapedist.regression.quadratic_form import CentredMoments, LossAboutOptimum, loss_about_optimum
 
 FLOAT64_ROUNDING = 2.0**-53
 FLOAT32_ROUNDING = 2.0**-24
@@ -84,7 +84,7 @@ class LeastSquares:
     adjusted_r2: float | None
     condition_number: float | None
     level: float
-    form: QuadraticForm = dataclasses.field(repr=False)
+    form: LossAboutOptimum = dataclasses.field(repr=False)
 
     def aliased_because(self) -> tuple[str, ...]:
         """What is true of each aliased feature: "does not vary", "is a linear combination of a, b"."""
@@ -223,6 +223,21 @@ def _centred(moments: ExactMoments, *, fit_intercept: bool, exact: np.ndarray) -
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class Moments:
+    """Second moments of the rows of a split, centred, in float64.
+
+    Attributes:
+        sum_weights: `W`.
+        means: float64 `[d + 1]`, the target's last.
+        centred: float64 `[d + 1, d + 1]`: `C`.
+    """
+
+    sum_weights: float
+    means: np.ndarray
+    centred: np.ndarray
+
+
 def from_moments(
     *,
     num_rows: int,
@@ -328,7 +343,7 @@ def _labels(names: Sequence[str] | None, num_features: int) -> tuple[str, ...]:
 
 
 def _solve(moments: CentredMoments, factor: Factor, labels: tuple[str, ...], level: float) -> LeastSquares:
-    form, rank = quadratic_form(moments, factor), len(factor.kept) + moments.fit_intercept
+    form, rank = loss_about_optimum(moments, factor), len(factor.kept) + moments.fit_intercept
     df = moments.num_rows - rank
     target_scale, total = float(moments.scale[-1]), float(moments.total.hi)
     rmse = math.sqrt(factor.residual / total) * target_scale
@@ -367,7 +382,7 @@ def _r2(moments: CentredMoments, factor: Factor, squares: float) -> float | None
 
 
 def _coefficients(
-    form: QuadraticForm, labels: tuple[str, ...], std: float | None, df: int, level: float
+    form: LossAboutOptimum, labels: tuple[str, ...], std: float | None, df: int, level: float
 ) -> tuple[Coefficient, ...]:
     names = (*labels, "intercept") if form.fit_intercept else labels
     optima = np.append(form.weights.hi, form.bias.hi)

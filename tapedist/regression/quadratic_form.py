@@ -55,7 +55,7 @@ class CentredMoments:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class QuadraticForm:
+class LossAboutOptimum:
     """`L(theta) - L(optimum)` about the optimum, in extended precision.
 
     Attributes:
@@ -124,7 +124,7 @@ class QuadraticForm:
         return np.sqrt(np.append(squares, bias)) * np.append(units, 1.0)
 
 
-def quadratic_form(moments: CentredMoments, factor: Factor) -> QuadraticForm:
+def loss_about_optimum(moments: CentredMoments, factor: Factor) -> LossAboutOptimum:
     """The form about the optimum that a factorisation gives; aliased features have weight 0 there."""
     count, scale = len(moments.scale) - 1, moments.scale
     weights = Extended.zeros(count)
@@ -133,7 +133,7 @@ def quadratic_form(moments: CentredMoments, factor: Factor) -> QuadraticForm:
     inverse = Extended.zeros(count, len(factor.kept))
     inverse[factor.kept] = factor.inverse
     bias = moments.means[count] - (weights * moments.means[:count]).sum()
-    return QuadraticForm(
+    return LossAboutOptimum(
         factor=factor,
         scale=scale,
         total=moments.total,

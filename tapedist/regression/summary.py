@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -27,6 +27,7 @@ from tapedist.regression.least_squares import (
     FLOAT32_ROUNDING,
     FLOAT64_ROUNDING,
     LeastSquares,
+    Moments,
     from_exact,
     from_moments,
     from_rough,
@@ -193,17 +194,6 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-class SecondMoments(Protocol):
-    """Centred second moments of the training rows, as `training.moments` has them; columns in raw units."""
-
-    @property
-    def sum_weights(self) -> float: ...
-    @property
-    def means(self) -> np.ndarray: ...
-    @property
-    def centred(self) -> np.ndarray: ...
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Statistics:
     """The optimum, and the learned parameters beside it.
@@ -321,7 +311,7 @@ def optimum(
     source: Source,
     *,
     fit_intercept: bool,
-    moments: SecondMoments | None = None,
+    moments: Moments | None = None,
     force: bool = False,
     check_stop: Callable[[], object] = lambda: None,
 ) -> LeastSquares | None:
@@ -401,7 +391,7 @@ def intercept_at_zero(weights: np.ndarray, bias: float, center: np.ndarray | Non
     )  # Products beyond 1e300 have no halves.
 
 
-def _from_moments(moments: SecondMoments, n: int, *, digits: int, **known: Any) -> LeastSquares | None:
+def _from_moments(moments: Moments, n: int, *, digits: int, **known: Any) -> LeastSquares | None:
     return from_moments(
         num_rows=n,
         sum_weights=moments.sum_weights,

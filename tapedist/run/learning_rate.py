@@ -13,8 +13,8 @@ from tapedist.config import TrainConfig
 from tapedist.data.orders import BlockPlan, Source
 from tapedist.errors import DivergedError, InputError, TapedistError
 from tapedist.regression.curvature import Curvature, curvature, power_iteration
+from tapedist.regression.least_squares import Moments
 from tapedist.regression.metric import largest_leverage, share_of_small_residuals
-from tapedist.training.moments import Moments
 from tapedist.training.schedule import Rate
 from tapedist.training.state import TrainingState
 

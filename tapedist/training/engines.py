@@ -20,12 +20,13 @@ import numpy as np
 
 from tapedist.data import orders
 from tapedist.data.orders import BatchPlan, BlockPlan, ShuffledRows, batch_elements, epoch_order, in_order
+from tapedist.regression.least_squares import Moments
 from tapedist.training import known_answer
 from tapedist.training.block_steps import BlockSteps
 from tapedist.training.engine_setup import Setup
 from tapedist.training.model import LinearModel
 from tapedist.training.moment_steps import NARROW, CompiledMomentSteps, HostMomentSteps, MomentSteps
-from tapedist.training.moments import Moments, MomentUnits
+from tapedist.training.moments import MomentUnits
 from tapedist.training.optimizers import Optimizer
 from tapedist.training.quadratic import QuadraticForm, QuadraticSteps
 from tapedist.training.schedule import MAX_STEPS_PER_CALL

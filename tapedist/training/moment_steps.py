@@ -17,10 +17,11 @@ import tensorflow as tf
 
 from tapedist.data.exact_arithmetic import SLICE_BITS, SLICE_ROWS
 from tapedist.data.pipeline import ElementStream
+from tapedist.regression.least_squares import Moments
 from tapedist.training import exact
 from tapedist.training.block_pass import block_loop
 from tapedist.training.host_moments import SLICES, block_sums, pairs
-from tapedist.training.moments import Moments, MomentUnits
+from tapedist.training.moments import MomentUnits
 from tapedist.training.replicas import Replicas, all_added
 from tapedist.training.row_sums import Rows
 from tapedist.training.steps import check_rows

@@ -29,23 +29,9 @@ import numpy as np
 
 from tapedist.data.exact_arithmetic import SLICE_BITS
 from tapedist.data.ranges import Bounds, pow2
+from tapedist.regression.least_squares import Moments
 from tapedist.training import exact
 from tapedist.training.host_moments import SLICES, pairs
-
-
-@dataclasses.dataclass(frozen=True)
-class Moments:
-    """Second moments of a split, centred.
-
-    Attributes:
-        sum_weights: `W`.
-        means: float64 `[d + 1]`, the target's last.
-        centred: float64 `[d + 1, d + 1]`: `C`.
-    """
-
-    sum_weights: float
-    means: np.ndarray
-    centred: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tapedist.regression.least_squares import Moments
 from tapedist.training import exact
 from tapedist.training import steps as step_records
-from tapedist.training.moments import Moments
 from tapedist.training.row_sums import Totals, value_and_gradient
 from tapedist.training.schedule import MAX_STEPS_PER_CALL
 from tapedist.training.steps import CallResult, StepPrograms

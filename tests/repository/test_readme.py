@@ -12,7 +12,7 @@ from conftest import REPO
 
 from tapedist import cli
 
-PAGES = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]
+PAGES = [REPO / "README.md", REPO / "CONTRIBUTING.md", *sorted((REPO / "docs").glob("*.md"))]
 
 
 def _blocks(page: Path, language: str) -> list[str]:

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from conftest import REPO
 
+from tapedist.errors import MEANINGS
+
 PAGES = [REPO / "README.md", REPO / "CONTRIBUTING.md", *sorted((REPO / "docs").glob("*.md"))]
 _PATH = re.compile(r"((?:tapedist|configs|docs|examples|scripts|tests|\.ci|\.github)/[\w./*-]*)")
 _ROOT_FILE = re.compile(r"[A-Z]+\.(?:md|cff)|pyproject\.toml|constraints\.txt|\.pre-commit-config\.yaml")
@@ -34,10 +36,10 @@ def test_paths_exist(page: Path):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_test_files_exist(page: Path):
-    """Tests are named without their folder."""
+def test_files_of_tests_exist(page: Path):
+    """Those that are named without their folder."""
     there = {path.name for path in (REPO / "tests").rglob("*.py")}
-    assert set(re.findall(r"`(test_\w+\.py|conftest\.py)`", _prose(page))) <= there
+    assert set(re.findall(r"`(\w+\.py)`", _prose(page))) <= there
 
 
 def test_paths_are_found_at_all():
@@ -111,6 +113,11 @@ def test_links_resolve(page: Path):
         path = (page.parent / name) if name else page
         assert path.exists(), target
         assert not anchor or anchor in _anchors(path), target
+
+
+def test_each_exit_code_is_explained():
+    text = (REPO / "docs" / "clusters.md").read_text()
+    assert not [code for code in MEANINGS if f"\n| {code} | " not in text]
 
 
 def test_every_page_is_linked_from_the_readme():

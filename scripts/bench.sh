@@ -3,8 +3,8 @@
 #
 # Peers (JAX, scikit-learn, oneDAL, Keras) are the extra "bench", installed into .venv-bench, and PyTorch is one if it is
 # installed there too; TAPEDIST_PEERS_PYTHON (or --peers_python) names another Python that has them. A peer that is
-# missing is skipped by name. A full run ends with the dated document, the plot and the README's section under
-# scripts/bench/results/; a run with --only or --quick does not.
+# missing is skipped by name. A full run ends with the dated document, the plot and the section of docs/benchmarks.md
+# under scripts/bench/results/; a run with --only or --quick does not.
 set -euo pipefail
 export TAPEDIST_VENV=${TAPEDIST_VENV:-$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)/.venv-bench}
 # shellcheck source=scripts/_venv.sh

@@ -1,4 +1,4 @@
-"""From measurements to the dated document, the plot and the README's section."""
+"""From measurements to the dated document, the plot and the section of `docs/benchmarks.md`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ratios compare medians of the same run. Losses are computed by all. Peers that n
 
 
 def write(records: Records, folder: pathlib.Path, *, source: pathlib.Path) -> list[pathlib.Path]:
-    """Writes `DATE.md`, `DATE.png` and `README-section.md` into `folder`; returns their paths.
+    """Writes `DATE.md`, `DATE.png` and `benchmarks-section.md` into `folder`; returns their paths.
 
     Args:
         records: what `suite.py run` wrote.
@@ -38,13 +38,13 @@ def write(records: Records, folder: pathlib.Path, *, source: pathlib.Path) -> li
     name = str(machine["date"]).split()[0] + ("-quick" if machine["quick"] else "")
     rows = [(row, summaries(records, row.name)) for row in rows_of(quick=bool(machine["quick"]))]
     rows = [(row, found) for row, found in rows if found]
-    paths = [folder / f"{name}.md", folder / "README-section.md"]
+    paths = [folder / f"{name}.md", folder / "benchmarks-section.md"]
     plot = folder / f"{name}.png"
     if any(row.name.startswith("curve") for row, _ in rows):
         curve.draw([(row, found) for row, found in rows if row.name.startswith("curve")], plot)
         paths.append(plot)
     paths[0].write_text("\n".join(_document(machine, records, rows, plot, source)), encoding="utf-8")
-    template = pathlib.Path(__file__).with_name("readme_section.md").read_text(encoding="utf-8")
+    template = pathlib.Path(__file__).with_name("benchmarks_section.md").read_text(encoding="utf-8")
     paths[1].write_text(
         _filled(template, constants(machine, {row.name: found for row, found in rows}), _goals(rows)), encoding="utf-8"
     )

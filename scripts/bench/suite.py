@@ -4,7 +4,7 @@
     python scripts/bench/suite.py render FILE.jsonl [--into=FOLDER]
 
 `run` measures every row side by side with its peers, writes a JSON line per measurement and prints a table; `render`
-makes the dated document, the plot and the README's section of them.
+makes the dated document, the plot and the section of `docs/benchmarks.md` of them.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ def main() -> int:
     runs.add_argument("--peers_python", default=os.environ.get("TAPEDIST_PEERS_PYTHON", sys.executable))
     stamp = f"{dt.date.today():%Y-%m-%d}"
     runs.add_argument("--output", type=pathlib.Path, default=HERE / "results" / f"{stamp}.jsonl")
-    renders = commands.add_parser("render", help="make the document, the plot and the README's section")
+    renders = commands.add_parser("render", help="make the document, the plot and the section of docs/benchmarks.md")
     renders.add_argument("file", type=pathlib.Path)
     renders.add_argument("--into", type=pathlib.Path, default=HERE / "results")
     arguments = parser.parse_args()

@@ -79,7 +79,9 @@ def test_missing_peers_are_skipped_by_name(quick):
 def test_render_writes_document_plot_and_section(quick, tmp_path):
     _, _, file = quick
     paths = [pathlib.Path(line) for line in suite("render", str(file), f"--into={tmp_path}").splitlines()]
-    document, section = (next(p for p in paths if p.name.endswith(end)) for end in ("-quick.md", "section.md"))
+    document, section = (
+        next(p for p in paths if p.name.endswith(end)) for end in ("-quick.md", "benchmarks-section.md")
+    )
     text = document.read_text()
     assert "its numbers mean nothing" in text
     assert "| tutorial, stream: 8,000 rows" in text

@@ -1,4 +1,4 @@
-"""What pyproject.toml and constraints.txt say is true of the package."""
+"""What pyproject.toml, constraints.txt, CITATION.cff and the CI's workflow say is true of the package."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from importlib import metadata
 
 import pytest
 from conftest import REPO
+from packaging.specifiers import SpecifierSet
 
 import tapedist
 from tapedist import cli
 
-PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
+PYPROJECT = tomllib.loads((REPO / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
 PINS = dict(line.split("==") for line in (REPO / "constraints.txt").read_text().splitlines())
 # Distributions whose modules have another name.
 _MODULES = {"absl-py": "absl", "tensorflow-datasets": "tensorflow_datasets"}
@@ -51,3 +53,33 @@ def test_each_dependency_is_imported(name: str):
             elif isinstance(node, ast.ImportFrom) and node.module:
                 imported.add(node.module.partition(".")[0])
     assert _MODULES.get(name, name) in imported
+
+
+def test_the_citation_is_of_this_version():
+    fields = dict(re.findall(r"^([a-z-]+): (.+)$", (REPO / "CITATION.cff").read_text(), re.MULTILINE))
+    assert (fields["title"], fields["version"]) == (PROJECT["name"], tapedist.__version__)
+    assert fields["license"] == PROJECT["license"]
+
+
+def test_ci_runs_on_supported_versions_of_python():
+    workflow = (REPO / ".github" / "workflows" / "ci.yml").read_text()
+    (listed,) = re.findall(r"^ *python-version: \[(.+)\]$", workflow, re.MULTILINE)
+    versions, supported = re.findall(r'"(3\.\d+)"', listed), SpecifierSet(PROJECT["requires-python"])
+    assert len(versions) >= 2
+    assert all(supported.contains(version) for version in versions)
+    assert "run: .ci/run\n" in workflow
+
+
+def test_pre_commit_runs_the_checks_of_the_script():
+    script = (REPO / "scripts" / "check.sh").read_text()
+    checks = re.findall(r'^"\$venv/bin/python" -m ([a-z]+(?: [a-z]+)?)', script, re.MULTILINE)
+    entries = re.findall(
+        r"^ +entry: \.venv/bin/python -m (.+)$", (REPO / ".pre-commit-config.yaml").read_text(), re.MULTILINE
+    )
+    assert len(checks) == 3
+    assert [entry.removesuffix(" --check") for entry in entries] == checks
+
+
+def test_what_the_sdist_includes_is_there():
+    for name in PYPROJECT["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]:
+        assert (REPO / name.removeprefix("/")).exists(), name

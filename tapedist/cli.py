@@ -16,7 +16,7 @@ import sys
 import textwrap
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 from tapedist import flags, process, runtime_flags
 from tapedist.cluster import doctor, launch
@@ -280,23 +280,6 @@ def _explained(error: BaseException) -> tuple[int, Sequence[str]]:
     return TapedistError.exit_code, [f"bug in tapedist: {what}; --verbosity=1 shows the traceback, please report it"]
 
 
-class _Command(Protocol):
-    """What the help of a command is made of; `cli.Command` says what each is."""
-
-    @property
-    def summary(self) -> str: ...
-    @property
-    def options(self) -> type: ...
-    @property
-    def examples(self) -> tuple[str, ...]: ...
-    @property
-    def notes(self) -> str: ...
-    @property
-    def groups(self) -> Mapping[str, str]: ...
-    @property
-    def rest(self) -> str: ...
-
-
 def commands_help(summaries: Mapping[str, str]) -> str:
     """The help of `tapedist` itself: each command with its summary."""
     rows = "".join(_row(name, summary) for name, summary in summaries.items())
@@ -310,7 +293,7 @@ def commands_help(summaries: Mapping[str, str]) -> str:
     )
 
 
-def command_help(name: str, command: _Command) -> str:
+def command_help(name: str, command: Command) -> str:
     """The help of one command: usage, examples, then its flags with their defaults, in groups."""
     lines = [f"usage: tapedist {name} [--flagfile=FILE] [--flag=value ...]{' -- WORD ...' * bool(command.rest)}\n"]
     lines += ["\n", f"{command.summary}\n"]

@@ -1,6 +1,6 @@
 """What a run is: one frozen, keyword-only dataclass, validated on construction.
 
-Each setting has its own rule, beside its declaration in `settings.py`; here are the rules between settings, and what
+Each setting has its own rule, beside its declaration in `Settings`; `TrainConfig` adds the rules between them, and what
 they mean together. Nothing downstream checks again.
 """
 

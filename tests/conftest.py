@@ -38,6 +38,7 @@ _LONG = (
     "mutants",
     "resume",
     "torture",
+    "examples",
     "bench",
     "signals",
     "train",

@@ -177,11 +177,10 @@ def _fastest(
     log: Callable[[str], None],
 ) -> float:
     """The rate at which plain gradient descent on squared error converges fastest; arguments as in `settle`."""
-    from tapedist.run import learning_rate
     from tapedist.training import engines
 
     if obstacle := objective.why_not_moments(config):
-        rate = learning_rate.stable_rate(setup.source, config, l2=_penalty(config, objective))
+        rate = stable_rate(setup.source, config, l2=_penalty(config, objective))
         log(f"Learning rate: {rate:.6g} = 1 / lambda_max of these rows, because {obstacle}")
         return rate
     known = engines.moments(setup)
@@ -193,7 +192,7 @@ def _fastest(
     if is_its_own:
         progress.clear()
         progress.update(known.progress())
-    rate = learning_rate.auto_rate(moments, config, l2=_penalty(config, objective))
+    rate = auto_rate(moments, config, l2=_penalty(config, objective))
     log(f"Learning rate: {rate:.6g} = 2 / (lambda_min + lambda_max) of these rows")
     return rate
 
@@ -266,7 +265,6 @@ def divergence_advice(
     Raises:
         InputError: if squares of the rows overflow.
     """
-    from tapedist.run import learning_rate
     from tapedist.training import engines
 
     if state.step == 0 and np.isnan(state.first_loss) and objective.is_linear:
@@ -275,7 +273,7 @@ def divergence_advice(
         return error
     moments = None if objective.why_not_moments(config) else engines.moments(setup).moments(check_stop)
     l2 = _penalty(config, objective)
-    return learning_rate.with_stable_bound(error, config, moments=moments, source=setup.source, rate=rate, l2=l2)
+    return with_stable_bound(error, config, moments=moments, source=setup.source, rate=rate, l2=l2)
 
 
 def _penalty(config: TrainConfig, objective: Objective) -> np.ndarray:

@@ -14,7 +14,6 @@ import numpy as np
 import tensorflow as tf
 
 _REPEATS = 20
-# The first call compiles, and the second is a step or two.
 
 
 def local_devices(strategy: tf.distribute.Strategy) -> tuple[str, ...]:

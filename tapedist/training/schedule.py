@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator
 
 MAX_STEPS_PER_CALL = 4096
-_WARM_CALLS = 3  # Before the time of a step is believed.
+_WARM_CALLS = 3  # Before the time of a step is believed: the first compiles, the second is a step or two.
 _CALL_SECONDS = 0.5
 _GROWTH = 8
 _AT_ONE_PACE = 100

@@ -14,9 +14,9 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # Rooms from the ground up. A module may import from its own room, and from those of the floors below.
 FLOORS = (
     ("errors", "text", "reference", "runtime_flags", "version"),
-    ("options", "process", "signals", "quiet"),
+    ("options", "process"),
     ("config",),
-    ("flags", "help_text", "command_options"),
+    ("flags", "command_options"),
     ("data",),
     ("regression",),
     ("training",),

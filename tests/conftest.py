@@ -37,7 +37,7 @@ _LONG = (
     "multiworker",
     "mutants",
     "resume",
-    "torture",
+    "fault_injection",
     "examples",
     "bench",
     "signals",

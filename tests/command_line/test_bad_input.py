@@ -354,7 +354,7 @@ def _check_what_is_left(run_dir: Path) -> int:
 
 
 def _resumed_equals(command: Callable[..., Finished], run_dir: Path, other: Path) -> None:
-    from scripts.torturing.outcome import outcome
+    from scripts.fault_injection.outcome import outcome
 
     assert command("train", *LONG, *SAVING, f"--run_dir={run_dir}").code == 0
     assert command("train", *LONG, f"--run_dir={other}").code == 0

@@ -13,7 +13,7 @@ from unittest import mock
 
 import pytest
 
-from scripts.torturing.outcome import outcome
+from scripts.fault_injection.outcome import outcome
 from tapedist.config import TrainConfig
 from tapedist.errors import InputError, Interrupted, StateError
 from tapedist.storage.checkpoint_format import decode_manifest, encode_manifest

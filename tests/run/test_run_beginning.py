@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from scripts.torturing.outcome import outcome
+from scripts.fault_injection.outcome import outcome
 from tapedist.config import TrainConfig
 from tapedist.errors import InputError, StorageError
 from tapedist.flags import CommandLine

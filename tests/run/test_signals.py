@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from preforked import preforked_python
 
-from scripts.torturing.outcome import outcome
+from scripts.fault_injection.outcome import outcome
 from tapedist.config import TrainConfig
 from tapedist.errors import Interrupted
 from tapedist.process import StopSignals

@@ -2,7 +2,7 @@
 """Kills and stops workers of `tapedist launch` at random moments, and holds what the runs end with against an
 undisturbed run of one process.
 
-    scripts/cluster_torture.py --kills=30 --stops=10 --launcher_kills=3 --output=scripts/torture_results/cluster.md
+    scripts/inject_cluster_faults.py --kills=30 --stops=10 --launcher_kills=3 --output=scripts/fault_results/cluster.md
 
     kill       SIGKILL of a random worker, at a random moment of start or training
     stop       SIGSTOP of a random worker in training: the others must notice, name it and leave; all are restarted
@@ -10,7 +10,7 @@ undisturbed run of one process.
 
 After `kill` and `stop` the launcher restarts all workers, and the run must end with the digest of the undisturbed one.
 After every trial no process of the cluster may be left, and none of its ports may be in LISTEN. A trial whose run had
-ended before the blow could fall is repeated. The result document is written anew after every trial.
+ended before the fault could fall is repeated. The result document is written anew after every trial.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ class Cluster:
 
 
 def kill(cluster: Cluster, source: random.Random, usual_secs: float) -> str:
-    """Deals the blow, as those below do, and says when; empty if the run had ended before."""
+    """Deals the fault, as those below do, and says when; empty if the run had ended before."""
     moment = source.uniform(0, usual_secs)
     time.sleep(moment)
     return f"{moment:.1f} s after the start" if cluster.strike(signal.SIGKILL, source) else ""
@@ -147,7 +147,7 @@ def launcher(cluster: Cluster, source: random.Random, usual_secs: float) -> str:
 
 
 def attempt(kind: str, folder: Path, *, workers: int, source: random.Random, usual_secs: float, digest: str) -> Trial:
-    """One trial, in a folder of its own; its `moment` is empty if the run had ended before the blow could fall."""
+    """One trial, in a folder of its own; its `moment` is empty if the run had ended before the fault could fall."""
     cluster = Cluster(folder, workers)
     begun = time.monotonic()
     trial = Trial(kind, {"kill": kill, "stop": stop, "launcher": launcher}[kind](cluster, source, usual_secs))
@@ -189,14 +189,14 @@ def report(trials: list[Trial], *, digest: str, workers: int, usual_secs: float)
     cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     model = cpu[1] if cpu else platform.machine()
     lines = [
-        f"# Cluster torture, {dt.date.today():%Y-%m-%d}",
+        f"# Cluster fault injection, {dt.date.today():%Y-%m-%d}",
         "",
-        f"`scripts/cluster_torture.py`: {workers} workers on {os.cpu_count()} cores ({model}), Python "
+        f"`scripts/inject_cluster_faults.py`: {workers} workers on {os.cpu_count()} cores ({model}), Python "
         f"{platform.python_version()}, TensorFlow {metadata.version('tensorflow')}; an undisturbed run takes "
         f"{usual_secs:.0f} s there. Job: `tapedist launch --num_workers={workers} --max_restarts=5 -- train "
         f"{' '.join(JOB)}`. Digest of one process, undisturbed: `{digest}`.",
         "",
-        "| blow | trials | right digest, nothing left | problems |",
+        "| fault | trials | right digest, nothing left | problems |",
         "|---|---|---|---|",
     ]
     for kind in ("kill", "stop", "launcher"):
@@ -228,7 +228,7 @@ def main() -> int:
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="tapedist-torture-") as name, ThreadPoolExecutor(options.parallel) as pool:
+    with tempfile.TemporaryDirectory(prefix="tapedist-faults-") as name, ThreadPoolExecutor(options.parallel) as pool:
         folder = Path(name)
         digest, usual_secs = undisturbed(folder, options.workers)
         kinds = ["kill"] * options.kills + ["stop"] * options.stops + ["launcher"] * options.launcher_kills
@@ -244,7 +244,7 @@ def main() -> int:
                 )  # fmt: skip
                 if trial.moment or trial.problems:
                     return trial
-            return Trial(kind, "never", problems=["every run had ended before the blow could fall"])
+            return Trial(kind, "never", problems=["every run had ended before the fault could fall"])
 
         for future in as_completed([pool.submit(tried, *pair) for pair in enumerate(kinds)]):
             if not (trial := future.result()):

@@ -1,4 +1,4 @@
-"""Puts runs through their blows, and holds what they end with against a run that nobody disturbed."""
+"""Puts runs through their faults, and holds what they end with against a run that nobody disturbed."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import threading
 import time
 from pathlib import Path
 
-from scripts.torturing.blows import MODES, REPLICAS, Blow
-from scripts.torturing.outcome import Tally, outcome
-from scripts.torturing.process import TrainingProcess, Watch, newest_save
+from scripts.fault_injection.faults import MODES, REPLICAS, Fault
+from scripts.fault_injection.outcome import Tally, outcome
+from scripts.fault_injection.process import TrainingProcess, Watch, newest_save
 
 _lines_lock = threading.Lock()
 
@@ -33,8 +33,8 @@ class Reference:
     train_secs: float
 
 
-class Torturer:
-    """Puts runs of one mode through their blows.
+class Injector:
+    """Puts runs of one mode through their faults.
 
     Args:
         mode: a key of `MODES`.
@@ -58,15 +58,15 @@ class Torturer:
         start = time.monotonic() - process.began
         code = process.end()
         if code:
-            raise SystemExit(f"torture: the undisturbed {self.mode} run left with {code}: {process.errors}")
+            raise SystemExit(f"inject_faults: the undisturbed {self.mode} run left with {code}: {process.errors}")
         reference = Reference(outcome(run_dir), start, time.monotonic() - process.began - start)
         log(f"{self.mode}: undisturbed, {start:.1f} s to start, {reference.train_secs:.1f} s to train")
         return reference
 
-    def live(self, blows: list[Blow]) -> None:
-        """Runs until all blows have fallen and the last run is finished and compared."""
+    def run_trial(self, faults: list[Fault]) -> None:
+        """Runs until all faults have fallen and the last run is finished and compared."""
         replicas, run_dir = 1, self._fresh()
-        waiting = list(blows)
+        waiting = list(faults)
         while waiting:
             plots = waiting[0].phase == "plot"
             process = TrainingProcess(self._flags(plots=plots), run_dir, replicas)
@@ -76,9 +76,9 @@ class Torturer:
                 self._compare(run_dir)
                 run_dir = self._fresh()
             if fell:
-                blow = waiting.pop(0)
-                self.tally.blows[self.mode, blow.kind] += 1
-                if blow.kind == "move":
+                fault = waiting.pop(0)
+                self.tally.faults[self.mode, fault.kind] += 1
+                if fault.kind == "move":
                     replicas = self.rng.choice([r for r in REPLICAS if r != replicas])
         if run_dir.exists():
             process = TrainingProcess(self._flags(), run_dir, replicas)
@@ -93,47 +93,47 @@ class Torturer:
         self._count += 1
         return self.root / f"{self.mode}-{self.rng.getrandbits(32):08x}-{self._count}"
 
-    def _strike(self, process: TrainingProcess, blow: Blow) -> bool:
-        """Deals one blow; False if the process ended before it could fall."""
-        if not self._moment(process, blow):
+    def _strike(self, process: TrainingProcess, fault: Fault) -> bool:
+        """Deals one fault; False if the process ended before it could fall."""
+        if not self._moment(process, fault):
             process.end()
             return False
         struck = time.monotonic()
-        process.send(blow.signum)
+        process.send(fault.signum)
         code = process.end()
         seconds = time.monotonic() - struck
         if code == 0:
             return False  # It had finished in between.
         # Before its handlers are there, and after they are gone, a process dies by the signal itself.
-        if code not in (-blow.signum, 128 + blow.signum):
-            self._fail(f"{process.run_dir.name}: {blow} left with {code}: {process.errors}")
-        if blow.signum != signal.SIGKILL:
+        if code not in (-fault.signum, 128 + fault.signum):
+            self._fail(f"{process.run_dir.name}: {fault} left with {code}: {process.errors}")
+        if fault.signum != signal.SIGKILL:
             self.tally.leaving_secs.append(seconds)
-        log(f"{self.tally.left:3} left  {self.mode}: {blow.kind:6} in {blow.phase:5} -> {code} after {seconds:.2f} s")
-        if blow.kind == "save":
+        log(f"{self.tally.left:3} left  {self.mode}: {fault.kind:6} in {fault.phase:5} -> {code} after {seconds:.2f} s")
+        if fault.kind == "save":
             return any(name.startswith("tmp-") for name in os.listdir(process.run_dir / "checkpoints"))
-        if blow.kind == "double":
+        if fault.kind == "double":
             second = TrainingProcess(self._flags(), process.run_dir, 1)
             self.tally.starts += 1
-            fell = self._moment(second, Blow("kill", self.rng.choice(["start", "load", "resumed"])))
+            fell = self._moment(second, Fault("kill", self.rng.choice(["start", "load", "resumed"])))
             second.send(signal.SIGKILL)
             return second.end() != 0 and fell
         return True
 
-    def _moment(self, process: TrainingProcess, blow: Blow) -> bool:
-        """Waits for the moment of a blow; False if the process ended before."""
+    def _moment(self, process: TrainingProcess, fault: Fault) -> bool:
+        """Waits for the moment of a fault; False if the process ended before."""
         sometime = self.rng.random()
-        if blow.kind == "save":
+        if fault.kind == "save":
             return self._save_under_way(process, appearance=self.rng.randrange(8))
-        if blow.phase == "start":
+        if fault.phase == "start":
             return process.wait_for(lambda: time.monotonic() - process.began > sometime * self.reference.start_secs)
-        if blow.phase == "plot":
+        if fault.phase == "plot":
             return process.wait_for((process.run_dir / "model.json").exists) and self._pause(process, sometime * 0.5)
-        if blow.phase == "load":
+        if fault.phase == "load":
             return process.wait_for(process.loading.is_set) and self._pause(process, sometime * 0.5)
         # Counted in saves, not in seconds, which another load of the machine would make all or nothing of the run.
         before = newest_save(process.run_dir)
-        saves = self.rng.randrange(2 if blow.phase == "resumed" else 8)
+        saves = self.rng.randrange(2 if fault.phase == "resumed" else 8)
         return (
             process.wait_for(process.training.is_set)
             and process.wait_for(lambda: newest_save(process.run_dir) >= before + saves)

@@ -31,8 +31,8 @@ class Tally:
     """What was done and found, over all runs.
 
     Attributes:
-        wanted: blows that are to fall.
-        blows: `(mode, kind)` -> blows that fell.
+        wanted: faults that are to fall.
+        faults: `(mode, kind)` -> faults that fell.
         compared: mode -> finished runs that were held against the undisturbed one.
         starts: processes started, but for the undisturbed runs.
         leaving_secs: from each SIGTERM or SIGINT to the end of the process.
@@ -40,7 +40,7 @@ class Tally:
     """
 
     wanted: int
-    blows: collections.Counter[tuple[str, str]] = dataclasses.field(default_factory=collections.Counter)
+    faults: collections.Counter[tuple[str, str]] = dataclasses.field(default_factory=collections.Counter)
     compared: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     starts: int = 0
     leaving_secs: list[float] = dataclasses.field(default_factory=list)
@@ -48,4 +48,4 @@ class Tally:
 
     @property
     def left(self) -> int:
-        return self.wanted - sum(self.blows.values())
+        return self.wanted - sum(self.faults.values())

@@ -1,4 +1,4 @@
-"""The torture script in short: one run and one blow of each kind; and that it would find a difference."""
+"""The fault injection script in short: one run and one fault of each kind; and that it would find a difference."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from conftest import REPO
 
-from scripts.torturing import blows as dealing
-from scripts.torturing.outcome import outcome
-from scripts.torturing.process import Watch
+from scripts.fault_injection import faults as module
+from scripts.fault_injection.outcome import outcome
+from scripts.fault_injection.process import Watch
 
 pytestmark = pytest.mark.usefixtures("all_cores")
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("all_cores")
 def test_a_short_torture(tmp_path: Path, child_env: dict[str, str]) -> None:
     words = ["--kills=1", "--saves=1", "--doubles=0", "--signals=1", "--moves=1", "--modes=resident"]
     done = subprocess.run(
-        [sys.executable, REPO / "scripts" / "torture.py", *words, f"--output={tmp_path / 'result.md'}"],
+        [sys.executable, REPO / "scripts" / "inject_faults.py", *words, f"--output={tmp_path / 'result.md'}"],
         env=child_env | {"TMPDIR": str(tmp_path)}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
@@ -36,15 +36,15 @@ def test_a_short_torture(tmp_path: Path, child_env: dict[str, str]) -> None:
 
 def test_every_blow_is_dealt_once() -> None:
     counts = {"kill": 100, "save": 10, "double": 10, "signal": 25, "move": 20}
-    modes = list(dealing.MODES)
-    dealt = list(dealing.lives(counts, modes, random.Random(3)))
-    assert {mode for mode, _ in dealt} == set(modes)
-    assert all(0 < len(blows) <= dealing.BLOWS_PER_RUN for _, blows in dealt)
-    blows = [blow for _, hand in dealt for blow in hand]
-    assert len(blows) == sum(counts.values())
-    assert sum(blow.kind in ("term", "int") for blow in blows) == 25
+    modes = list(module.MODES)
+    scheduled = list(module.trials(counts, modes, random.Random(3)))
+    assert {mode for mode, _ in scheduled} == set(modes)
+    assert all(0 < len(faults) <= module.FAULTS_PER_RUN for _, faults in scheduled)
+    faults = [fault for _, hand in scheduled for fault in hand]
+    assert len(faults) == sum(counts.values())
+    assert sum(fault.kind in ("term", "int") for fault in faults) == 25
     for mode in modes:
-        phases = {blow.phase for m, hand in dealt for blow in hand if m == mode and blow.kind in ("term", "int")}
+        phases = {fault.phase for m, hand in scheduled for fault in hand if m == mode and fault.kind in ("term", "int")}
         assert phases == {"start", "load", "train", "plot"}
 
 

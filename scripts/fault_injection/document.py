@@ -9,18 +9,18 @@ import platform
 import statistics
 from importlib import metadata
 
-from scripts.torturing.blows import MODES
-from scripts.torturing.outcome import Tally
+from scripts.fault_injection.faults import MODES
+from scripts.fault_injection.outcome import Tally
 
 
 def document(options: argparse.Namespace, counts: dict[str, int], tally: Tally, seconds: float) -> str:
     """The result as Markdown."""
-    dealt = {kind for _, kind in tally.blows}
-    kinds = [kind for kind in ("kill", "save", "double", "term", "int", "move") if kind in dealt]
+    kinds_met = {kind for _, kind in tally.faults}
+    kinds = [kind for kind in ("kill", "save", "double", "term", "int", "move") if kind in kinds_met]
     lines = [
-        f"# Torture, {dt.date.today()}",
+        f"# Fault injection, {dt.date.today()}",
         "",
-        f"`scripts/torture.py --kills={counts['kill']} --saves={counts['save']} --doubles={counts['double']} "
+        f"`scripts/inject_faults.py --kills={counts['kill']} --saves={counts['save']} --doubles={counts['double']} "
         f"--signals={counts['signal']} --moves={counts['move']} --seed={options.seed} --modes={options.modes}`",
         "",
         f"{os.cpu_count()} CPU cores ({platform.machine()}), {platform.system()}, "
@@ -36,9 +36,9 @@ def document(options: argparse.Namespace, counts: dict[str, int], tally: Tally, 
         "|---|" + "---:|" * (len(kinds) + 1),
     ]
     for mode in options.modes.split(","):
-        cells = [str(tally.blows[mode, kind]) for kind in kinds]
+        cells = [str(tally.faults[mode, kind]) for kind in kinds]
         lines.append(f"| {mode} | {' | '.join(cells)} | {tally.compared[mode]} |")
-    totals = [str(sum(count for (_, k), count in tally.blows.items() if k == kind)) for kind in kinds]
+    totals = [str(sum(count for (_, k), count in tally.faults.items() if k == kind)) for kind in kinds]
     lines += [f"| all | {' | '.join(totals)} | {sum(tally.compared.values())} |", ""]
     if tally.leaving_secs:
         lines += [
@@ -47,7 +47,7 @@ def document(options: argparse.Namespace, counts: dict[str, int], tally: Tally, 
             "",
         ]
     if tally.left:
-        lines += [f"**Broken off** before {tally.left} more blows could fall.", ""]
+        lines += [f"**Broken off** before {tally.left} more faults could fall.", ""]
     lines += [f"**{len(tally.failures)} failures.**", *(f"* {failure}" for failure in tally.failures), ""]
     lines += ["Modes:", "", *(f"* {mode}: `{' '.join(MODES[mode])}`" for mode in options.modes.split(","))]
     return "\n".join(lines) + "\n"

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Kills training processes at random moments, and holds what the resumed runs end with against an undisturbed run.
 
-    scripts/torture.py --kills=100 --output=scripts/torture_results/today.md
+    scripts/inject_faults.py --kills=100 --output=scripts/fault_results/today.md
 
-Every process is a real `tapedist train`. A run folder lives through a random list of blows:
+Every process is a real `tapedist train`. A run folder meets a random list of faults:
 
     kill    SIGKILL, at a random moment of start or training
     save    SIGKILL while a checkpoint is being written (what it had written must still lie there)
@@ -31,10 +31,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # The script may be started from anywhere.
 
-from scripts.torturing.blows import MODES, Blow, lives
-from scripts.torturing.document import document
-from scripts.torturing.outcome import Tally
-from scripts.torturing.torturer import Torturer
+from scripts.fault_injection.document import document
+from scripts.fault_injection.faults import MODES, Fault, trials
+from scripts.fault_injection.injector import Injector
+from scripts.fault_injection.outcome import Tally
 
 
 def _options() -> argparse.Namespace:
@@ -66,7 +66,7 @@ def main() -> int:
     rng, tally = random.Random(options.seed), Tally(wanted=sum(counts.values()))
     # A shell ignores SIGINT for what it starts in the background, and what is started here would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    root = Path(tempfile.mkdtemp(prefix="tapedist-torture-"))
+    root = Path(tempfile.mkdtemp(prefix="tapedist-faults-"))
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)
 
@@ -77,13 +77,15 @@ def main() -> int:
         return text
 
     with ThreadPoolExecutor(options.parallel) as pool:
-        torturers = dict(zip(modes, pool.map(lambda mode: Torturer(mode, root, rng, tally), modes), strict=True))
+        injectors = dict(zip(modes, pool.map(lambda mode: Injector(mode, root, rng, tally), modes), strict=True))
 
-        def live(mode: str, blows: list[Blow]) -> None:
+        def run_trial(mode: str, faults: list[Fault]) -> None:
             if time.monotonic() - began < options.minutes * 60:
-                torturers[mode].live(blows)
+                injectors[mode].run_trial(faults)
 
-        for future in as_completed([pool.submit(live, mode, blows) for mode, blows in lives(counts, modes, rng)]):
+        for future in as_completed(
+            [pool.submit(run_trial, mode, faults) for mode, faults in trials(counts, modes, rng)]
+        ):
             future.result()
             write()
     print(write())

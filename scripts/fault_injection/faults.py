@@ -1,4 +1,4 @@
-"""The modes of training that are disturbed, the blows that fall, and how they are dealt out to runs."""
+"""The modes of training that are disturbed, the faults, and how they are scheduled to runs."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ MODES = {
 }  # fmt: skip
 REPLICAS = (1, 2, 3, 5)
 PHASES = ("start", "load", "train", "train", "plot")
-BLOWS_PER_RUN = 12
+FAULTS_PER_RUN = 12
 
 
 @dataclasses.dataclass(frozen=True)
-class Blow:
+class Fault:
     """One disturbance: its kind, and for a signal the phase that it should meet."""
 
     kind: str
@@ -46,19 +46,19 @@ class Blow:
         return {"term": signal.SIGTERM, "move": signal.SIGTERM, "int": signal.SIGINT}.get(self.kind, signal.SIGKILL)
 
 
-def lives(counts: dict[str, int], modes: list[str], rng: random.Random) -> Iterator[tuple[str, list[Blow]]]:
-    """Deals all blows out to runs: each mode its share of each kind, in random order."""
-    hands: dict[str, list[Blow]] = {mode: [] for mode in modes}
+def trials(counts: dict[str, int], modes: list[str], rng: random.Random) -> Iterator[tuple[str, list[Fault]]]:
+    """Deals all faults out to runs: each mode its share of each kind, in random order."""
+    schedule: dict[str, list[Fault]] = {mode: [] for mode in modes}
     for kind, count in counts.items():
         for i in range(count):
             mode = modes[i % len(modes)]
             if kind == "signal":
-                hands[mode].append(Blow(("term", "int")[i % 2], PHASES[i // len(modes) % len(PHASES)]))
+                schedule[mode].append(Fault(("term", "int")[i % 2], PHASES[i // len(modes) % len(PHASES)]))
             else:
                 early = kind == "kill" and rng.random() < 0.1
-                hands[mode].append(Blow(kind, rng.choice(["start", "load"]) if early else "train"))
-    while any(hands.values()):
-        for mode in filter(hands.get, modes):
-            rng.shuffle(hands[mode])
-            yield mode, hands[mode][:BLOWS_PER_RUN]
-            del hands[mode][:BLOWS_PER_RUN]
+                schedule[mode].append(Fault(kind, rng.choice(["start", "load"]) if early else "train"))
+    while any(schedule.values()):
+        for mode in filter(schedule.get, modes):
+            rng.shuffle(schedule[mode])
+            yield mode, schedule[mode][:FAULTS_PER_RUN]
+            del schedule[mode][:FAULTS_PER_RUN]

@@ -51,10 +51,15 @@ JOBS = {
 METRICS = {mode: {"config": {**ACCEPTANCE, **MODES[mode], "dtype": "float64"}} for mode in ("full_batch", "mini_batch")}
 TOPOLOGIES: dict[str, dict[str, int]] = {
     "default": {},
-    **{f"mirrored on {replicas}": {"replicas": replicas} for replicas in (1, 2, 3, 4, 5, 8)},
-    **{f"{threads} intra-op threads": {"intra_op": threads} for threads in (1, 2, 8)},
+    **{f"mirrored on {replicas}": {"replicas": replicas} for replicas in (2, 3, 5, 8)},
+    **{f"{threads} intra-op threads": {"intra_op": threads} for threads in (1, 8)},
     "one core": {"cores": 1},
 }
+# Every replica compiles its programs: where all jobs have met few replicas, one of each kind meets many. The whole
+# product of configs and surroundings is what `scripts/bit_matrix.py` is for.
+FEW = ("mini_batch-float32", "full_batch-float64", "moments-float64")
+MET = {name: list(JOBS) if name in ("default", "mirrored on 3") else list(FEW) for name in TOPOLOGIES}
+PAIRS = [(topology, job) for topology, jobs in MET.items() for job in jobs]
 
 
 @pytest.fixture(scope="session")
@@ -62,14 +67,15 @@ def outcomes() -> dict[str, dict[str, Any]]:
     """What every job gives on every topology."""
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         runs = {
-            name: pool.submit(run_jobs, JOBS if topology else JOBS | METRICS, **topology)
+            name: pool.submit(
+                run_jobs, {job: JOBS[job] for job in MET[name]} | ({} if topology else METRICS), **topology
+            )
             for name, topology in TOPOLOGIES.items()
         }
         return {name: run.result() for name, run in runs.items()}
 
 
-@pytest.mark.parametrize("job", JOBS)
-@pytest.mark.parametrize("topology", TOPOLOGIES)
+@pytest.mark.parametrize(("topology", "job"), PAIRS)
 def test_one_digest_and_one_loss_series(outcomes: dict[str, dict[str, Any]], topology: str, job: str):
     wanted, found = outcomes["default"][job], outcomes[topology][job]
     assert found["digest"] == wanted["digest"]
@@ -109,8 +115,7 @@ def trajectories(rows: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, li
     return {**found, "moments": found["full_batch"]}
 
 
-@pytest.mark.parametrize("job", JOBS)
-@pytest.mark.parametrize("topology", TOPOLOGIES)
+@pytest.mark.parametrize(("topology", "job"), PAIRS)
 def test_the_oracle_agrees_at_every_step(
     outcomes: dict[str, dict[str, Any]],
     trajectories: dict[str, list[tuple[float, np.ndarray]]],

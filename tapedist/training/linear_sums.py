@@ -70,7 +70,7 @@ class LinearSums:
         return exact.Kind.of(self.dtype)
 
     @property
-    def _own(self) -> bool:
+    def _custom(self) -> bool:
         return is_custom(self.loss)
 
     @property
@@ -83,7 +83,7 @@ class LinearSums:
     @property
     def _levels(self) -> tuple[int, int]:
         """Grids of the loss and of the gradient."""
-        if self._own:
+        if self._custom:
             # No bound follows from a custom loss, so its sums take grids for numbers of any size, for float32 rows too.
             window = exact.absolute_levels(exact.Kind.of(tf.float64))
             return window, window
@@ -95,7 +95,7 @@ class LinearSums:
     def _sizes(self) -> list[int]:
         """Counts of the sums: of numbers out of bounds, the gradient, weights, the loss, and rows."""
         of_loss, of_gradient = self._levels
-        return [int(self._own), of_gradient * self.num_parameters, 2 * self.weighted, of_loss, 1]
+        return [int(self._custom), of_gradient * self.num_parameters, 2 * self.weighted, of_loss, 1]
 
     @property
     def num_parameters(self) -> int:
@@ -200,7 +200,7 @@ class LinearSums:
         if self.weighted:
             sums.append(([tf.cast(tiles.column(2), tf.float64)], _of_one(grids.weight)))
         sums.append(([losses], _of_one(grids.loss[: 1 if rough else None])))
-        bad = [self._out_of_bounds(losses, slopes, self._real(tiles, count))] if self._own else []
+        bad = [self._out_of_bounds(losses, slopes, self._real(tiles, count))] if self._custom else []
         found = exact.grid_sums(sums, bad, parts=tiles.parts)
         # The grids that a rough loss leaves out are 0, so that both programs have sums of one shape.
         unknown = [len(grids.loss) - 1 if rough else 0, *tiles.by_part]
@@ -214,12 +214,12 @@ class LinearSums:
         # A copy of each parameter for each row, which XLA never writes to memory: the tape costs nothing measurable.
         copies = tf.unstack(tf.tile(tf.reshape(at, [-1, *[1] * len(tiles.shape)]), [1, *tiles.shape]))
         # Products of float32 rows with trimmed factors are exact; those of a custom loss need not be.
-        with exact.pinning_unless(bool(kind.long) and not self._own):
+        with exact.pinning_unless(bool(kind.long) and not self._custom):
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(copies)
                 y_hat = exact.exact_dot(
-                    features, copies, kind, y_hat=y_hat, real=real if self._own else None,
-                    short=not self._own and not self.weighted,
+                    features, copies, kind, y_hat=y_hat, real=real if self._custom else None,
+                    short=not self._custom and not self.weighted,
                 )  # fmt: skip
                 losses = self._losses(y_hat, y, tiles, real)
             # A tape takes the gradient of the sum of `losses`; as each row has its own copies, these are single terms.
@@ -228,7 +228,7 @@ class LinearSums:
 
     def _losses(self, y_hat: tf.Tensor, y: tf.Tensor, tiles: _Tiles, real: tf.Tensor | None) -> tf.Tensor:
         """The weighted loss of each row."""
-        if self._own:
+        if self._custom:
             losses = _of_rows(self.loss, y_hat, y)
         else:
             # The package's losses depend on the difference alone: it is trimmed once, and so all products of it are
@@ -238,13 +238,13 @@ class LinearSums:
             losses = self._row_loss(residual, tf.zeros_like(residual))
         if self.weighted:
             losses = exact.times(tf.cast(tiles.column(2), tf.float64), exact.trimmed(losses, self._kind.long))
-        return tf.where(real, losses, tf.zeros_like(losses)) if self._own and real is not None else losses
+        return tf.where(real, losses, tf.zeros_like(losses)) if self._custom and real is not None else losses
 
     def _real(self, tiles: _Tiles, count: tf.Tensor) -> tf.Tensor | None:
         """A mask of the rows to sum, boolean `[n, T]`; None if all others add 0 by themselves."""
         if self.weighted:
-            return tiles.column(2) > 0 if self._own else None
-        if self.even and not self._own:
+            return tiles.column(2) > 0 if self._custom else None
+        if self.even and not self._custom:
             return None
         return tf.reshape(tf.range(math.prod(tiles.shape)), tiles.shape) < count
 
@@ -263,7 +263,7 @@ class LinearSums:
         residual = self._residual_bound(at, bounds)
         ok = residual < tf.constant(kind.most, tf.float64)
         weights = exact.grid_steps(weight, 2)
-        if self._own:
+        if self._custom:
             steps = exact.absolute_steps(exact.Kind.of(tf.float64))
             return _Grids(at, steps, [tf.fill([self.num_parameters], step) for step in steps], weights, ok)
         assert isinstance(self._row_loss, ResidualLoss)

@@ -179,11 +179,11 @@ class StepPrograms(Replicas):
         self._shapes = tuple(value.shape for value in constants)
         self._constants = np.concatenate([np.zeros(0), *(value.ravel() for value in constants)])
 
-    def trace_once(self, *own: Hashable) -> None:
+    def trace_once(self, *more: Hashable) -> None:
         """Shares the traces with other runs of the same kind; see `Replicas.share_traces`.
 
         Args:
-            *own: whatever the traces depend on besides the arguments of this class.
+            *more: whatever the traces depend on besides the arguments of this class.
         """
         problem = self.problem
         rule, model = problem.optimizer.rule, problem.model
@@ -191,7 +191,7 @@ class StepPrograms(Replicas):
         # else.
         if model.key is not None and not is_custom(problem.loss) and _is_plain(rule):
             kind = (bool(problem.l2), self._shapes, problem.optimizer.num_slots, problem.dtype, problem.arithmetic)
-            self.share_traces((type(model), model.key, problem.loss, rule, kind, len(self.bounds), own))
+            self.share_traces((type(model), model.key, problem.loss, rule, kind, len(self.bounds), more))
 
     def settings(self, limit: float) -> np.ndarray:
         """The argument of a program that is specific to a run, float64 `[2 + d + 2 + c]`.
@@ -218,9 +218,9 @@ class StepPrograms(Replicas):
         sizes = [math.prod(shape) for shape in self._shapes]
         # `tf.split` refuses an empty list of sizes, which a custom rule without constants has.
         flat = tf.split(settings[2 + len(self.bounds) :], sizes) if sizes else []
-        told = [tf.reshape(piece, shape) for piece, shape in zip(flat, self._shapes, strict=True)]
-        first = len(told) - len(self.problem.optimizer.constants)
-        return told[:first], told[first:]
+        arrays = [tf.reshape(piece, shape) for piece, shape in zip(flat, self._shapes, strict=True)]
+        first = len(arrays) - len(self.problem.optimizer.constants)
+        return arrays[:first], arrays[first:]
 
     def apply(
         self, state: tf.Tensor, totals: Totals, step: tf.Tensor, settings: tf.Tensor
@@ -307,8 +307,8 @@ class RowPrograms(StepPrograms):
         self.weighted, self.even, self.parallel = weighted, even, parallel
         self.row_sums = self.problem.row_sums(weighted=weighted, even=even, on_cpu=self.on_cpu)
 
-    def trace_once(self, *own: Hashable) -> None:
-        super().trace_once(self.weighted, self.even, self.parallel, *own)
+    def trace_once(self, *more: Hashable) -> None:
+        super().trace_once(self.weighted, self.even, self.parallel, *more)
 
     @functools.cached_property
     def compiled_sums(self) -> Any:

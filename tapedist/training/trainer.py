@@ -199,8 +199,8 @@ class Trainer:
             state.first_loss = float(first)
         if result.applied < len(result.records):
             raise diverged(state.step, losses, limit=limit, known=self._last_loss)
-        told = losses[~np.isnan(losses)]
-        self._last_loss = float(told[-1]) if len(told) else self._last_loss
+        measured = losses[~np.isnan(losses)]
+        self._last_loss = float(measured[-1]) if len(measured) else self._last_loss
         self._observer.advance(
             epoch=state.step // self._engine.steps_per_epoch,
             step=state.step,
@@ -322,5 +322,5 @@ def diverged(step: int, losses: np.ndarray, *, limit: float, known: float) -> Di
         what = f"the loss reached {last:.6g}, a million times the first"
     else:
         what = f"the next parameters would not be finite (the loss is {last:.6g})"
-    told = f"; the last good loss was {before[-1]:.6g}" if len(before) else ""
-    return DivergedError(f"diverged after {step} updates: {what}{told}")
+    suffix = f"; the last good loss was {before[-1]:.6g}" if len(before) else ""
+    return DivergedError(f"diverged after {step} updates: {what}{suffix}")

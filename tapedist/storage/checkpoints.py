@@ -93,7 +93,7 @@ class CheckpointStore:
         self._directory, self._keep, self._fs, self._warn = directory, keep, fs, warn
         self._anchored = False
         self._sound: set[str] = set()
-        self._said: set[str] = set()
+        self._logged: set[str] = set()
 
     def save(self, arrays: Mapping[str, np.ndarray], *, step: int, meta: Mapping[str, Any]) -> Path:
         """Saves a state; on return it is on the disk, verified, and the one that `load` returns.
@@ -119,7 +119,7 @@ class CheckpointStore:
             self._open_directory()
             names = self._names()
             self._discard(name for name in names if not _is_committed(name))
-            # Above every name, removed or unfinished ones too: a number is never used for two states.
+            # Above unfinished and removed ones, too, whose removal a crash may undo.
             serial = 1 + max(map(_serial, names), default=0)
             manifest = encode_manifest(serial=serial, step=step, state=state, meta=meta)
             name = _name(serial, step)
@@ -287,8 +287,8 @@ class CheckpointStore:
         return checkpoint
 
     def _log(self, message: str) -> None:
-        if message not in self._said:
-            self._said.add(message)
+        if message not in self._logged:
+            self._logged.add(message)
             self._warn(message)
 
     def _content(self, path: Path) -> bytes:

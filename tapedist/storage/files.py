@@ -67,7 +67,8 @@ class PosixFileSystem:
         os.mkdir(path)
 
     def create(self, path: Path) -> int:
-        # O_EXCL: an existing file or link is an error rather than overwritten or followed. 0o666 leaves it to the umask.
+        # O_EXCL: an existing file or link is an error rather than overwritten or followed. 0o666 leaves it to the
+        # umask.
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
 
     def write(self, fd: int, data: memoryview) -> int:
@@ -94,6 +95,7 @@ class PosixFileSystem:
         os.rename(source, target)
 
     def listdir(self, path: Path) -> list[str]:
+        # By a descriptor of the directory itself: O_NOFOLLOW fails on a link, where `os.listdir(path)` would follow it.
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             return os.listdir(fd)

@@ -127,12 +127,12 @@ def read_model(path: Path, *, run_dir: Path) -> FittedModel:
         raise StateError(f"{path}: its parameters do not match its digest; restore it, or train again")
     if len(model.feature_names) != len(model.weights):
         raise StateError(f"{path}: names {len(model.feature_names)} features for {len(model.weights)} weights")
-    if not _says_the_same(model):
+    if not _center_agrees(model):
         raise StateError(f"{path}: its center and bias_at_center do not lead to its bias; restore it, or train again")
     return model
 
 
-def _says_the_same(model: FittedModel) -> bool:
+def _center_agrees(model: FittedModel) -> bool:
     """Whether `bias_at_center` is `bias + center . weights` but for two roundings; the digest covers the bias alone."""
     # In fractions, because float64 would cancel where the center is large: times in microseconds, for example.
     center, at_center, bias = model.center, model.bias_at_center, model.bias

@@ -1,7 +1,7 @@
-"""Which learning rates are stable: the curvature of the squared loss and the bounds that follow from it.
+"""The curvature of the squared loss, and the bounds of stable learning rates that follow from it.
 
 The loss is quadratic, so its Hessian is a constant and each optimiser a linear recurrence in every eigendirection.
-Extreme singular values come from operations of which the order is fixed: no library's bits are in them.
+Extreme singular values come from operations in a fixed order, without a BLAS or LAPACK, whose last bits vary.
 
 Legend: `d` features, `P` parameters (`d`, and one more with an intercept), in the order weights, bias.
 """
@@ -16,7 +16,7 @@ import numpy as np
 
 from tapedist.data.exact_arithmetic import eliminated, exponent_above, folded, outer_sum
 
-_HALVINGS = 128
+_HALVINGS = 128  # More than bisection of 53 bits takes; it ends when the middle is one of the ends.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Curvature:
         return 2 / (self.lambda_min_curved + self.lambda_max) if self.lambda_max > 0 else None
 
     def stable_bound(self, optimizer: str, momentum: float = 0.0) -> float | None:
-        """The learning rate below which `optimizer` converges on this loss in full batch; None where none is known.
+        """The learning rate below which `optimizer` converges on this loss in full batch; None if not known.
 
         Per eigenvalue `h`, with rate `a` and momentum `m`, the characteristic roots lie inside the unit circle when
         `a h < 2` (sgd), `a h < 2 (1 + m)` (momentum: Polyak, "Some methods of speeding up the convergence of iteration
@@ -72,10 +72,10 @@ def hessian(
 
     Args:
         sum_weights: sum of the weights.
-        means: float64 `[d + 1]`, weighted means of the features and, last, the target (which is not looked at).
+        means: float64 `[d + 1]`, weighted means of the features and, last, the target (not used).
         centred: float64 `[d + 1, d + 1]`, weighted sums of products of the centred columns.
         fit_intercept: whether there is a bias.
-        l2: of the penalty, which leaves the bias alone; one number, or one for each weight `[d]`.
+        l2: of the penalty, which excludes the bias; one number, or one for each weight `[d]`.
     """
     root = _root(sum_weights, means, centred, fit_intercept, l2)
     return 2 * outer_sum(root.T, root.T)
@@ -94,6 +94,7 @@ def curvature(
     They are squared singular values of a root of it, which keeps the small ones when features have large means.
     """
     root = _root(sum_weights, means, centred, fit_intercept, l2)
+    # Scaled by a power of two, exactly, so that squares neither overflow nor vanish.
     exponent = int(exponent_above(np.abs(root).max(initial=0.0)))
     largest, least, count = extremes(np.ldexp(root, -exponent))
     largest, least = (math.ldexp(value * value, 2 * exponent + 1) for value in (largest, least))
@@ -107,7 +108,7 @@ def _root(
     count = len(means) - 1
     covariance = centred[:count, :count] / sum_weights
     lengths = np.sqrt(np.where(np.diag(covariance) > 0, np.diag(covariance), 1.0))
-    # Correlations first: features of very different units would drown each other's eigenvalues.
+    # Correlations first: pivots of features in very different units could not be compared.
     parts = [_triangle(covariance / np.multiply.outer(lengths, lengths)) * lengths, means[None, :count]]
     if np.any(l2):
         parts.append(np.diag(np.sqrt(np.broadcast_to(l2, [count]))))
@@ -127,6 +128,7 @@ def _triangle(correlations: np.ndarray) -> np.ndarray:
     """
     rest, count, rows = correlations.copy(), len(correlations), []
     for _ in range(count):
+        # `argmax` takes the first of equal ones, so that the order of pivots is defined.
         pivot = int(np.diag(rest).argmax())
         if not rest[pivot, pivot] > count * 2.0**-52:
             break
@@ -145,9 +147,9 @@ def inverse_hessian(
     Args:
         inverse: float64 `[d, d]`, of the covariance of the features (about 0 without an intercept); zeros in the rows
             and columns of features without curvature.
-        means: float64 `[d]`, of the features; not looked at without an intercept.
+        means: float64 `[d]`, of the features; not used without an intercept.
         fit_intercept: whether there is a bias.
-        l2: of the penalty, which leaves the bias alone; one number, or one for each weight `[d]`.
+        l2: as for `hessian`.
     """
     d = len(means)
     inner = inverse
@@ -155,6 +157,7 @@ def inverse_hessian(
         # (C + L)^-1 = (1 + C^-1 L)^-1 C^-1: no inverse of C^-1, which has none where features are left out. The roots
         # of L make what is inverted similar to a matrix that is symmetric and at least 1.
         inner = eliminated(np.eye(d) + inverse * np.broadcast_to(l2, [d]), inverse)[0]
+    # Symmetric to the last bit, and half of it: the Hessian is twice the covariance.
     inner = (inner + inner.T) / 4
     if not fit_intercept:
         return inner
@@ -180,7 +183,7 @@ def power_iteration(
         blocks: each call is one pass of `(x [k, d], y [k][, w [k]])`.
         num_features: `d`.
         fit_intercept: whether there is a bias.
-        l2: of the penalty, which leaves the bias alone; one number, or one for each weight `[d]`.
+        l2: as for `hessian`.
         iterations: passes.
     """
     vector = np.ones(num_features + fit_intercept)
@@ -205,9 +208,9 @@ def power_iteration(
 
 
 def extremes(matrix: np.ndarray) -> tuple[float, float, int]:
-    """The largest singular value, the smallest one above `max(n, P) * 2**-52` of it, and how many there are up to it.
+    """The largest singular value, the smallest one of at least `max(n, P) * 2**-52` of it, and the number of such.
 
-    By the reflections of Golub and Kahan and by bisection of what they leave (Golub and Van Loan, "Matrix
+    By the reflections of Golub and Kahan and by bisection of the bidiagonal matrix (Golub and Van Loan, "Matrix
     Computations", 4th ed., 5.4.8 and 8.4.1), so that they are off by a few roundings of the largest one.
 
     Args:
@@ -223,7 +226,7 @@ def extremes(matrix: np.ndarray) -> tuple[float, float, int]:
 
 
 def condition(matrix: np.ndarray) -> float:
-    """The largest singular value over the smallest one; infinite without one that bisection can tell from 0."""
+    """The largest singular value over the smallest one; infinite if bisection cannot distinguish that from 0."""
     band = bidiagonal(matrix)
     squares = [value * value for value in band]
     most = max(map(sum, zip([0.0, *band], [*band, 0.0], strict=True)))
@@ -252,13 +255,14 @@ def _reflected(rest: np.ndarray) -> tuple[float, np.ndarray]:
     length = np.sqrt(folded(mirror * mirror))
     if not length > 0:
         return 0.0, others
+    # The sign that does not cancel.
     mirror[0] += np.copysign(length, mirror[0])
     along = folded(mirror[:, np.newaxis] * others, axis=0) * (2 / folded(mirror * mirror))
     return float(length), others - np.multiply.outer(mirror, along)
 
 
 def _number(place: int, squares: list[float], most: float) -> float:
-    """The singular value of which `place` are no smaller, by bisection from 0 to `most`."""
+    """The singular value number `place` from the largest, by bisection from 0 to `most`."""
     low, high = 0.0, most
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
@@ -269,7 +273,7 @@ def _number(place: int, squares: list[float], most: float) -> float:
 
 
 def _at_least(bound: float, squares: list[float]) -> int:
-    """How many singular values are at least `bound`, above 0.
+    """The number of singular values that are at least `bound`, above 0.
 
     They and their negatives are the eigenvalues of a tridiagonal matrix with the band beside a diagonal of zeros, of
     which Sturm's sequence counts those below (Golub and Van Loan, 8.4.1 and 8.6.1).
@@ -277,5 +281,6 @@ def _at_least(bound: float, squares: list[float]) -> int:
     below, pivot = 0, -bound
     for square in squares:
         below += pivot < 0
+        # A pivot of exactly 0 counts as a tiny negative one.
         pivot = -bound - square / (pivot or -1e-300)
     return len(squares) + 1 - below - (pivot < 0)

@@ -17,6 +17,7 @@ from tapedist.data.exact_arithmetic import Floats, two_product, two_sum
 
 
 def _quick_two_sum(a: Floats, b: Floats) -> tuple[Any, Any]:
+    """`two_sum` where `|a| >= |b|`, in half of its operations."""
     total = a + b
     return total, b - (total - a)
 
@@ -33,12 +34,12 @@ class Extended:
     hi: np.ndarray
     lo: np.ndarray
 
-    # NumPy must leave `array + extended` to this class.
+    # Without it NumPy would make `array + extended` an array of objects; with it, NumPy calls `__radd__`.
     __array_ufunc__ = None
 
     @classmethod
     def of(cls, value: Any) -> Extended:
-        """`value` as it is: an `Extended`, or anything that is a float64 array."""
+        """Returns an `Extended` as it is, and converts anything else by way of float64."""
         if isinstance(value, Extended):
             return value
         hi = np.array(value, np.float64)
@@ -73,6 +74,7 @@ class Extended:
         other = Extended.of(other)
         high, error = two_sum(self.hi, other.hi)
         low, low_error = two_sum(self.lo, other.lo)
+        # Two renormalisations: the form of Hida, Li and Bailey that keeps its error bound under cancellation.
         high, error = _quick_two_sum(high, error + low)
         return Extended(*_quick_two_sum(high, error + low_error))
 
@@ -87,12 +89,14 @@ class Extended:
     def __mul__(self, other: Any) -> Extended:
         other = Extended.of(other)
         high, error = two_product(self.hi, other.hi)
+        # `lo * lo` is below the last bit of the result.
         return Extended(*_quick_two_sum(high, error + (self.hi * other.lo + self.lo * other.hi)))
 
     __rmul__ = __mul__
 
     def __truediv__(self, other: Any) -> Extended:
         other = Extended.of(other)
+        # Long division: three float64 digits of the quotient, each from what the digits before it leave.
         first = self.hi / other.hi
         rest = self - other * first
         second = rest.hi / other.hi
@@ -114,6 +118,7 @@ class Extended:
 
     def sum(self, axis: int = 0) -> Extended:
         """Sum over one axis, in order."""
+        # One slice after the other: NumPy's own sum knows nothing of `lo`, and adds in an order of its own.
         total = Extended.of(np.zeros(np.delete(self.shape, axis)))
         for hi, lo in zip(np.moveaxis(self.hi, axis, 0), np.moveaxis(self.lo, axis, 0), strict=True):
             total = total + Extended(hi, lo)
@@ -121,6 +126,7 @@ class Extended:
 
     def matmul(self, other: Extended) -> Extended:
         """`self @ other` for `[n, k]` and `[k]` or `[k, m]`."""
+        # A sum of outer products, in order, without a BLAS, whose last bits depend on threads.
         vector = len(other.shape) == 1
         right = other[:, None] if vector else other
         total = Extended.zeros(self.shape[0], right.shape[1])

@@ -1,9 +1,9 @@
-"""The triangular factor of centred second moments, and which columns it finds to say nothing new.
+"""The triangular factor of centred second moments, and the columns that are linearly dependent on others.
 
 Cholesky's factorisation (Higham, "Accuracy and Stability of Numerical Algorithms", 2nd ed., 10.1) in double-double
 arithmetic. Its factor is the `R` of a QR factorisation of the centred rows whose columns are taken strictly from left
-to right: a column that those before it make up is aliased, and left out, as by R's `lm`. This is the one place where
-that is decided.
+to right: a column that is a linear combination of those before it is aliased, and left out, as by R's `lm`. This is the
+only place where that is decided.
 
 Legend: `d` features, `r` of them kept. Columns are in scaled units.
 """
@@ -19,7 +19,7 @@ from tapedist.data.exact_arithmetic import folded
 from tapedist.regression.curvature import condition
 from tapedist.regression.double_double import Extended
 
-# Of R's `lm`: what is left of a column's length, relative to all of it.
+# The tolerance of R's `lm`: the share of a column's length that is left.
 ALIASED_BELOW = 1e-7
 # Columns that were computed from others were rounded more than once.
 _ROUNDINGS = 4.0
@@ -36,12 +36,12 @@ class Factor:
     Attributes:
         kept: feature numbers in their order, `r` of them.
         aliased: the other feature numbers in their order.
-        combinations: for each aliased feature, the kept ones before it that make it up; empty if it does not vary.
+        combinations: for each aliased feature, the kept ones before it that it is a combination of; empty if it does
+            not vary.
         upper: `[r, d]`, row `k` zero before column `kept[k]` but for aliased columns.
         target: `[r]`, the target's part: `upper' @ target` are its products with the features.
         inverse: `[r, r]`, of the columns of `upper` that are kept.
-        residual: the target's sum of squares that the features leave; 0 where it is minute and rounding alone could
-            have made it.
+        residual: the target's sum of squares that the features leave; 0 where it is minute and may be rounding alone.
         left: `[a + 1, a + 1]`, what is left of the products of the target, first, and the `a` aliased columns.
     """
 
@@ -92,12 +92,15 @@ def factorise(
     combinations = []
     for column in range(count):
         r = len(work.kept)
+        # Float64 is enough: these coefficients only name the combination and bound its rounding. `folded` rather than a
+        # BLAS, whose last bits could decide.
         parts = folded(inverse[:r, :r] * work.rows.hi[:r, column])
         left = float(work.rest.hi[0, 0])
         could_be = _ROUNDINGS * (rounding[column] + folded(np.abs(parts) * rounding[work.kept]))
         if aliased is not None:
             leave = column in aliased or not left > 0
         else:
+            # `left` is a sum of squares. A column that is made of others carries their rounding as well as its own.
             leave = left <= max(tolerance * lengths[column], could_be) ** 2
         if leave or r >= most:
             large = np.abs(parts) * lengths[work.kept] > _NEGLIGIBLE * lengths[column]
@@ -112,7 +115,7 @@ def factorise(
 
 
 class _Elimination:
-    """The features are kept or left one after the other; what is left of products shrinks.
+    """Elimination of the features from left to right; each is kept or left out.
 
     Attributes:
         kept: feature numbers.
@@ -129,6 +132,7 @@ class _Elimination:
         self.rest = products
 
     def leave(self, column: int) -> None:
+        # To the end, not out: the products of aliased columns that are left belong to the loss about the optimum.
         last = [*range(1, self.rest.shape[0]), 0]
         self.rest = self.rest[np.ix_(last, last)]
         self.aliased.append(column)
@@ -149,8 +153,8 @@ def _finished(work: _Elimination, combinations: list[tuple[int, ...]], rounding:
     inverse = _inverse(upper[:, kept])
     weights = np.abs(inverse.matmul(target).hi)
     residual = float(work.rest.hi[0, 0])
-    # Each number may be off by its own rounding, all in the same direction. But what rounding could have made it need
-    # not have: a residual that anybody can see stays, as by `lm`.
+    # Each number may be off by its own rounding, all in the same direction. But a residual that could be rounding need
+    # not be: above `_EXACT` of the target's length it stays, as by `lm`.
     length = np.sqrt(max(residual, 0.0) + float(folded(target.hi * target.hi)))
     noise = min(rounding[-1] + float(folded(weights * rounding[kept])), _EXACT * length) ** 2
     return Factor(
@@ -166,7 +170,7 @@ def _finished(work: _Elimination, combinations: list[tuple[int, ...]], rounding:
 
 
 def _inverse(upper: Extended) -> Extended:
-    """Of an upper triangular `[r, r]`."""
+    """The inverse of an upper triangular matrix `[r, r]`, by back substitution."""
     r = upper.shape[0]
     rest, inverse = Extended.of(np.eye(r)), Extended.zeros(r, r)
     for k in reversed(range(r)):

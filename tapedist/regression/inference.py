@@ -1,4 +1,4 @@
-"""How sure a coefficient is: Student's t, p-values and confidence intervals. Pure Python and NumPy."""
+"""Student's t, p-values and confidence intervals of coefficients. Pure Python and NumPy."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Coefficient:
 
     Attributes:
         name: the feature's name, or "intercept".
-        optimum: its value there, raw units; 0 for an aliased feature, of which the rest is None.
+        optimum: its value, raw units; 0 for an aliased feature, whose other attributes are None.
         standard_error: of the optimum, same units; None without residual degrees of freedom.
         t: `optimum / standard_error`; None where that is undefined.
         p: two-sided p-value of `t` under Student's distribution with the residual degrees of freedom.
@@ -64,6 +64,7 @@ def student_t_p(t: float, df: float) -> float:
     # The tail falls by e within about this length: from its slope, or from its curvature near 0.
     width = 1 / max(df * math.tanh(start), math.sqrt(df), 1)
     panels = width * np.arange(_panels(start, width, df))
+    # Relative to the density at `start`, whose logarithm is added at the end: so small p-values do not underflow.
     v = start + (panels[:, None] + width * (_NODES + 1) / 2).ravel()
     decay = np.exp(-df * (_log_cosh(v) - _log_cosh(np.asarray(start))))
     tail = float(width / 2 * decay @ np.tile(_NODE_WEIGHTS, len(panels)))
@@ -105,7 +106,8 @@ def student_t_quantile(df: float, level: float = 0.95) -> float:
     """
     if not 0 < level < 1:
         raise ValueError(f"level={level}: must be inside (0, 1)")
-    # The normal quantile is below the answer, and log p is a concave function of log t: the iteration cannot leave.
+    # The normal quantile is below the answer, and log p is a concave function of log t, so that Newton's iteration
+    # converges from there.
     t = max(statistics.NormalDist().inv_cdf((1 + level) / 2), 1e-300)
     target = math.log(1 - level)
     for _ in range(100):

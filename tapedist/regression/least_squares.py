@@ -1,10 +1,11 @@
 """The weighted least-squares optimum with its standard errors, from second moments of any precision.
 
-`least_squares` and `from_exact` keep about 106 bits, so that it holds its digits on ill-conditioned data;
-`from_moments` starts from float64 moments that somebody already has, and declines where they are not good enough.
-Both end in the same factorisation and the same result.
+`least_squares` and `from_exact` keep about 106 bits, so that the result is accurate on ill-conditioned data;
+`from_moments` starts from float64 moments that exist already, and returns None where they are not accurate enough.
+All use the same factorisation.
 
-Features that add nothing to those before them are aliased: left out, with weight 0, as by R's `lm` (`factor.py`).
+Features that are linear combinations of those before them are aliased: left out, with weight 0, as by R's `lm`
+(`factor.py`).
 
 Legend: `n` rows of positive weight, `d` features, `r` of them kept, `p = d + 1` parameters (`d` without an intercept).
 """
@@ -49,7 +50,7 @@ class LeastSquares:
         rank: parameters that the rows determine, the intercept included.
         degrees_of_freedom: `n - rank`, of the residuals.
         aliased: numbers of the features that are left out, ascending: the optimum without them is unique.
-        combinations: for each of them the numbers of the features that make it up; empty if it does not vary.
+        combinations: for each of them the features that it is a combination of; empty if it does not vary.
         weights: float64 `[d]`, raw units; 0 for aliased features.
         bias: the intercept (0.0 if there is none).
         coefficients: one entry per parameter, the weights in order and then the intercept.
@@ -57,7 +58,7 @@ class LeastSquares:
         rmse: its square root.
         residual_std: `sqrt(sum w r**2 / degrees_of_freedom)`.
         r2: `1 - sum w r**2 / sum w (y - mean)**2`; without an intercept, about 0 in place of the mean, as by `lm`.
-        r2_about_mean: `1 - sum w r**2 / sum w (y - mean)**2` always; below 0 where the mean alone would do better.
+        r2_about_mean: `1 - sum w r**2 / sum w (y - mean)**2` always; below 0 where the mean alone is a better fit.
         adjusted_r2: as `r2`, of variances.
         condition_number: 2-norm condition of the centred columns (uncentred without an intercept) at unit length,
             aliased ones left out.
@@ -87,7 +88,7 @@ class LeastSquares:
     form: LossAboutOptimum = dataclasses.field(repr=False)
 
     def aliased_because(self) -> tuple[str, ...]:
-        """What is true of each aliased feature: "does not vary", "is a linear combination of a, b"."""
+        """Why each feature is aliased: "does not vary", "is a linear combination of a, b"."""
         return tuple(map(self._reason, self.aliased, self.combinations))
 
     def _reason(self, feature: int, parts: tuple[int, ...]) -> str:
@@ -99,11 +100,11 @@ class LeastSquares:
         return f"is a linear combination of {_listed([self.names[part] for part in parts])}"
 
     def left_out(self) -> list[str]:
-        """Sentences that name the aliased features: "year does not vary", "c is a linear combination of a, b"."""
+        """Sentences about the aliased features: "year does not vary", "c is a linear combination of a, b"."""
         return left_out((self.names[j] for j in self.aliased), self.aliased_because())
 
     def excess_loss(self, weights: np.ndarray, bias: float | Extended = 0.0) -> float:
-        """`L(weights, bias) - L(optimum)`, by the quadratic form, so that nothing cancels near the optimum.
+        """`L(weights, bias) - L(optimum)` by the quadratic form, without cancellation near the optimum.
 
         Args:
             weights: float64 `[d]`, raw units.
@@ -118,7 +119,7 @@ class LeastSquares:
         """
         if self.residual_std is None:
             return None
-        # A row of the weight that the form counts in has this standard deviation.
+        # The form's unit is a row of `weight_scale`, whose residual has this standard deviation.
         std = self.residual_std / math.sqrt(self.form.weight_scale)
         return std * np.sqrt(self.form.leverage(np.asarray(x, np.float64)))
 
@@ -137,15 +138,15 @@ def least_squares(
     """The optimum over rows that are streamed twice, for their ranges and their moments, in constant memory.
 
     Args:
-        blocks: gives the rows, each time the same: `x [k, d]`, `y [k]` and weights `w [k]` or None, any `k`.
+        blocks: returns the rows, the same in every call: `x [k, d]`, `y [k]` and weights `w [k]` or None, any `k`.
         num_features: `d`. Memory and time grow with `d**2` and `n d**2 + d**3`.
         fit_intercept: whether to fit an intercept.
         names: the features' names.
         level: of the confidence intervals, inside (0, 1).
         precision: relative rounding of the numbers in `x` and `y`, unless they are integers or other multiples of a
             power of two. `FLOAT32_ROUNDING` for rows that were float32.
-        tolerance: a feature is aliased where at most this share of its length is left beside those before it.
-        aliased: numbers of the features to leave out, if that was decided before, by another fit's `aliased`.
+        tolerance: a feature is aliased where at most this share of its length is left by those before it.
+        aliased: numbers of the features to leave out, if another fit has decided that.
 
     Raises:
         InputError: No row has a positive weight, a value is not finite, or a weight is negative.
@@ -170,7 +171,7 @@ def from_exact(
     tolerance: float = ALIASED_BELOW,
     aliased: Sequence[int] | None = None,
 ) -> LeastSquares:
-    """The optimum over rows of which somebody has the moments; other arguments as for `least_squares`.
+    """The optimum from exact moments of the rows; other arguments as for `least_squares`.
 
     Raises:
         InputError: No row has a positive weight, or the target's squares overflow.
@@ -188,13 +189,14 @@ def from_rough(
     level: float = 0.95,
     digits: int = 9,
 ) -> LeastSquares | None:
-    """As `from_moments`, from moments of a few slices.
+    """As `from_moments`, from exact moments of a few slices, which are rounded.
 
     Raises:
         InputError: No row has a positive weight, or the target's squares overflow.
     """
     centred = _centred(moments, fit_intercept=fit_intercept, exact=np.zeros(len(moments.shift), bool))
-    # Of products of numbers as large as the largest, of which there may be one.
+    # What slices leave out is relative to the largest number of a column. If that is an outlier, the column's mean
+    # square, and with it the result, has fewer digits.
     share = np.maximum(np.diag(centred.products.hi), 0.0) / float(centred.total.hi)
     least = float(share[share > 0].min(initial=1.0))
     error = max(_RELATIVE_ERROR, moments.num_slices * 2.0 ** -(SLICE_BITS * moments.num_slices) / least)
@@ -208,7 +210,7 @@ def _centred(moments: ExactMoments, *, fit_intercept: bool, exact: np.ndarray) -
     about_mean = Extended(*moments.centred())
     products = about_mean if fit_intercept else Extended(*moments.about_zero())
     means = Extended(*moments.means()) if fit_intercept else Extended.zeros(len(moments.shift))
-    # The power of two of the largest weights is no float64.
+    # `2**weight_exponent` may be above float64's range; the excess goes into the sums.
     halves = max(0, moments.weight_exponent - 1023)
     return CentredMoments(
         num_rows=moments.num_rows,
@@ -251,7 +253,7 @@ def from_moments(
     relative_error: float = _RELATIVE_ERROR,
     aliased: Sequence[int] | None = None,
 ) -> LeastSquares | None:
-    """The optimum from float64 second moments, without another look at the rows, or None where that costs digits.
+    """The optimum from float64 second moments, without a pass over the rows, or None where that is not accurate.
 
     Args:
         num_rows: rows of positive weight.
@@ -261,7 +263,7 @@ def from_moments(
         fit_intercept: whether to fit an intercept.
         names: the features' names.
         level: of the confidence intervals.
-        digits: correct decimal digits wanted in coefficients and standard errors; 0 takes what there is.
+        digits: correct decimal digits required in coefficients and standard errors; 0 for no requirement.
         relative_error: of the entries of `centred`, relative to the columns' lengths.
         aliased: as for `least_squares`.
 
@@ -285,7 +287,7 @@ def _good_enough(
     relative_error: float,
     aliased: Sequence[int] | None = None,
 ) -> LeastSquares | None:
-    # Rounded sums cannot tell a column at the tolerance from one that is all rounding.
+    # `relative_error` is of squares, so the root of it bounds the lengths that rounded sums can distinguish from 0.
     tolerance = max(ALIASED_BELOW, 4 * math.sqrt(relative_error))
     factor = _factor(moments, precision=_SUMMED * FLOAT64_ROUNDING, tolerance=tolerance, aliased=aliased)
     target = float(moments.products.hi[-1, -1])
@@ -293,6 +295,7 @@ def _good_enough(
     undecided = aliased is None and any(factor.combinations)
     if digits and (undecided or moments.num_rows <= len(moments.scale)):
         return None
+    # Coefficients err by the square of the condition number, the standard errors by what the residual cancels.
     amplified = max((factor.condition_number() or 1.0) ** 2, 1 / left if left > 0 else math.inf)
     if digits and amplified * relative_error > 10.0**-digits:
         return None
@@ -303,6 +306,7 @@ def _scaled(
     num_rows: int, sum_weights: float, means: np.ndarray, centred: np.ndarray, *, fit_intercept: bool
 ) -> CentredMoments:
     """Moments of `from_moments` in units that neither overflow nor underflow."""
+    # Powers of two, so that scaling is exact.
     weight_scale = float(np.ldexp(1.0, np.frexp(sum_weights / num_rows)[1]))
     total, variances = sum_weights / weight_scale, np.maximum(np.diag(centred), 0.0) / sum_weights
     sizes = np.sqrt(variances) if fit_intercept else np.maximum(np.sqrt(variances), np.abs(means))
@@ -347,7 +351,7 @@ def _solve(moments: CentredMoments, factor: Factor, labels: tuple[str, ...], lev
     df = moments.num_rows - rank
     target_scale, total = float(moments.scale[-1]), float(moments.total.hi)
     rmse = math.sqrt(factor.residual / total) * target_scale
-    # Of a row of the weight that sums are counted in.
+    # Of a row of `weight_scale`.
     std = math.sqrt(factor.residual / df) * target_scale if df > 0 else None
     r2 = _r2(moments, factor, float(moments.products.hi[-1, -1]))
     adjusted = None if r2 is None or df < 1 else 1 - (1 - r2) * (moments.num_rows - moments.fit_intercept) / df
@@ -376,7 +380,7 @@ def _solve(moments: CentredMoments, factor: Factor, labels: tuple[str, ...], lev
 
 
 def _r2(moments: CentredMoments, factor: Factor, squares: float) -> float | None:
-    """R2 against the target's sum of squares; None where rounding alone could have made that."""
+    """R2 relative to the target's sum of squares; None where that may be rounding alone."""
     varies = squares > moments.rounding(FLOAT64_ROUNDING)[-1] ** 2
     return 1 - factor.residual / squares if varies else None
 
@@ -395,7 +399,7 @@ def _coefficients(
 
 
 def left_out(names: Iterable[str], reasons: Iterable[str]) -> list[str]:
-    """Sentences that say of features what `aliased_because` says; one for all of which the same is true."""
+    """Sentences with the reasons of `aliased_because`; features with the same reason share one."""
     groups: dict[str, list[str]] = {}
     for name, reason in zip(names, reasons, strict=True):
         groups.setdefault(reason, []).append(name)
@@ -415,5 +419,5 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def display(name: str) -> str:
-    """A user's name, fit for a terminal."""
+    """A user's name, escaped if a terminal would not print it."""
     return name if name.isprintable() else repr(name)

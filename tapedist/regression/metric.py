@@ -1,5 +1,5 @@
-"""The metric in which training steps, and in which its distance to the optimum is measured: the curvature of squared
-error, and what a run's rows and loss make of it.
+"""The metric of training steps and of the distance to the optimum: the curvature of squared error, and its adaptations
+to a run's rows and loss.
 
 Legend: `n` rows, `d` features, `P` parameters in the units of training (the weights, then the bias if there is one).
 """
@@ -24,7 +24,7 @@ from tapedist.regression.curvature import inverse_hessian
 from tapedist.regression.least_squares import LeastSquares
 
 CheckStop = Callable[[], object]
-# Rows that the residual's density at 0 is taken from: those within this share of its deviation.
+# The residuals' density at 0 is that of rows within this share of their deviation.
 _WINDOW = 0.25
 _DEPENDENT = 1e-13  # Share of a column's squares that is left where it depends on others.
 
@@ -64,7 +64,7 @@ class Metric:
         return (self._factor > 0) & (np.abs(self.fit.form.inverse.hi).max(axis=1, initial=0.0) > 0)
 
     def length(self, move: np.ndarray) -> float:
-        """Root mean square by which a move `[P]` changes the predictions."""
+        """The root mean square of the change of the predictions by a move `[P]`."""
         form, weights = self.fit.form, move[: len(self._factor)] * self._factor
         slopes = folded(form.factor.upper.hi * (weights * (form.scale[:-1] / form.scale[-1])))
         squares = float(folded(slopes * slopes)) / float(form.total.hi)
@@ -75,7 +75,7 @@ class Metric:
 
     @functools.cached_property
     def target_deviation(self) -> float:
-        """Of the target, about its mean; without an intercept about 0."""
+        """The target's deviation about its mean; without an intercept about 0."""
         at = self.optimum()
         if self.fit.fit_intercept:
             at[-1] = 0.0
@@ -98,12 +98,13 @@ class Metric:
             yield (x - self._center) * self._factor, y - self._target_center, w
 
     def in_units(self, known: Ranges) -> Ranges:
-        """The ranges of `rows`, of those of the source: rounding keeps the order of numbers."""
+        """Converts ranges of the source to those of `rows`."""
+        # Each step is monotone even when rounded, so that extremes stay extremes.
         center, factor = np.append(self._center, self._target_center), np.append(self._factor, 1.0)
         return Ranges((known.low - center) * factor, (known.high - center) * factor, known.weight)
 
     def predictions(self, z: np.ndarray, parameters: np.ndarray) -> np.ndarray:
-        """Of rows `z [k, d]`, in the units of training."""
+        """Predictions of rows `z [k, d]`, in the units of training."""
         count = len(self._factor)
         return chain(z, parameters[:count], float(parameters[count]) if self.fit.fit_intercept else 0.0)
 
@@ -138,10 +139,9 @@ def largest_leverage(source: Source, fit: LeastSquares, check_stop: CheckStop) -
 
 
 def share_of_small_residuals(source: Source, metric: Metric, delta: float, check_stop: CheckStop) -> float:
-    """About the share of rows whose residual at the least-squares optimum is within `delta`, above 0.
+    """Estimates the share of rows whose residual at the least-squares optimum is within `delta`, above 0.
 
-    Where `delta` is small against the residuals, few rows or none would tell; then it is `delta` times the density
-    around 0.
+    Where `delta` is small against the residuals, few rows or none are; then it is `delta` times the density around 0.
     """
     window = max(delta, _WINDOW * (metric.fit.residual_std or 0.0))
     at, sums = metric.optimum(), ExactSums(np.full(2, ranges(source, "train", check_stop=check_stop).weight))
@@ -153,11 +153,11 @@ def share_of_small_residuals(source: Source, metric: Metric, delta: float, check
 
 
 class Gap(NamedTuple):
-    """How far parameters are from the optimum of their own objective.
+    """The distance of parameters from the optimum of their objective.
 
     Attributes:
-        standard_errors: in standard errors, at most; None where there are none, or where the rows do not tell.
-        excess: how much the loss, with its penalty, is above the least possible; None where the rows do not tell.
+        standard_errors: in standard errors, at most; None where there are none, or where it cannot be estimated.
+        excess: of the loss, with its penalty, above the least possible; None where it cannot be estimated.
     """
 
     standard_errors: float | None
@@ -174,7 +174,7 @@ class NewtonGap:
         source: the rows, raw.
         delta: where the loss turns linear; infinite for (half of) squared error.
         l2: of the penalty on each parameter, `[P]`.
-        check_stop: called now and then while rows are read; may raise to break it off.
+        check_stop: called while rows are read; may raise to end the pass.
     """
 
     def __init__(self, metric: Metric, source: Source, *, delta: float, l2: np.ndarray, check_stop: CheckStop):
@@ -189,7 +189,7 @@ class NewtonGap:
             return Gap(None, None)
         d, intercept, free = curved.num_features, self._metric.fit.fit_intercept, np.flatnonzero(self._metric.counts)
         squares, slope, l2 = sums[0] / total, sums[1:] / total + 2 * self._l2 * parameters, self._l2[:d]
-        # Weights first, with the intercept eliminated: of the rows' moments it leaves those about their means.
+        # The Newton system for the weights, with the intercept eliminated: its matrix has the moments about the means.
         share = 2.0**curved.weight_exponent / total
         inside = float(curved.total()[0]) * share
         exponents = curved.exponents[free]

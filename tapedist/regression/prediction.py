@@ -1,9 +1,9 @@
-"""What a linear model predicts, with the same bits wherever it is computed, how sure that is, and how well it fits.
+"""Predictions of a linear model with the same bits everywhere, their intervals, and measures of fit.
 
 A prediction is `(((x_1 - c_1) w_1 + (x_2 - c_2) w_2) + ...) + b`, each operation in float64, in this order, where `b`
-is the prediction at the center `c`. The intercept, which is the prediction at zero, has no digits left for rows that
-are far from zero, as times in microseconds are. A product of matrices would be faster, but its order of sums, and so
-its bits, depend on how many rows it is given. `export` does the same in TensorFlow; nothing here imports it.
+is the prediction at the center `c`. With the intercept, which is the prediction at zero, the sum would cancel for rows
+that are far from zero, such as times in microseconds. A product of matrices would be faster, but its order of sums, and
+so its bits, depend on the number of rows. `export` does the same in TensorFlow; nothing here imports it.
 
 Legend: `k` rows, `d` features, `r` the rank.
 """
@@ -47,7 +47,7 @@ def predict_rows(x: Any, weights: np.ndarray, bias: float, center: np.ndarray | 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class IntervalShape:
-    """What an interval needs of a least-squares fit.
+    """The part of a least-squares fit that intervals depend on.
 
     For a row `x`, the variance of the mean response is `residual_std**2 * (|inverse' (x - means)|**2 + at_means)`; a
     new row of weight 1 adds `residual_std**2` (Draper and Smith, "Applied Regression Analysis", 3rd ed., 3.1). Aliased
@@ -116,13 +116,13 @@ class Metrics:
     r2_about_zero: float | None
 
     def all_r2(self, *, fit_intercept: bool) -> dict[str, float | None]:
-        """R2 by name: without an intercept there are two of them, and either is called R2 somewhere."""
+        """R2 by name: without an intercept there are two of them, and other programs report either as R2."""
         if fit_intercept:
             return {"R2": self.r2}
         return {"R2 about 0": self.r2_about_zero, "R2 about the mean": self.r2}
 
     def line(self, name: str, *, fit_intercept: bool = True) -> str:
-        """What the console shows of a model with or without an intercept."""
+        """The console's line for a model with or without an intercept."""
         all_r2 = (
             f"{words} {'undefined' if r2 is None else format(r2, '.6g')}"
             for words, r2 in self.all_r2(fit_intercept=fit_intercept).items()
@@ -149,7 +149,7 @@ def evaluate_rows(
         x, y, used = x[used > 0], y[used > 0], used[used > 0]
         if not len(y):
             continue
-        # Weights count in units of the largest power of two among them: neither their sum nor a product overflows.
+        # Weights are divided by the largest power of two among them, so that neither their sum nor a product overflows.
         heaviest = float(np.ldexp(1.0, np.frexp(used.max())[1] - 1))
         if heaviest > unit:
             shrink = unit / heaviest
@@ -160,7 +160,7 @@ def evaluate_rows(
         residuals = np.abs(y - predict_rows(x, weights, bias, center))
         squares += float((used * residuals**2).sum())
         absolute += float((used * residuals).sum())
-        # Merged as by Chan, Golub and LeVeque (1979), so that a large common part of the targets cancels nothing.
+        # Merged as by Chan, Golub and LeVeque (1979), so that targets far from 0 do not cancel.
         block_mean = y[0] + float((used * (y - y[0])).sum()) / weight
         gap, both = block_mean - mean, total + weight
         spread += float((used * (y - block_mean) ** 2).sum()) + gap**2 * (total * weight / both)

@@ -1,7 +1,6 @@
-"""The loss about its optimum: `L(theta) - L(optimum)` and the shape that standard errors come from.
+"""The loss about its optimum: `L(theta) - L(optimum)`, and the matrix behind standard errors.
 
-Legend: `d` features, `r` of them kept, `a` aliased. Columns of products are in scaled units, everything that leaves is
-in raw units.
+Legend: `d` features, `r` of them kept, `a` aliased. Columns of products are in scaled units, all results in raw units.
 """
 
 from __future__ import annotations
@@ -13,13 +12,13 @@ import numpy as np
 from tapedist.regression.double_double import Extended
 from tapedist.regression.factor import Factor
 
-# What sums and factors in double-double arithmetic leave of a column's length: the root of a few of their roundings.
+# Error of sums and factors in double-double arithmetic, relative to a column's length: the root of a few roundings.
 _ARITHMETIC = 2.0**-51
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class CentredMoments:
-    """Second moments on the way to the solution, in scaled units.
+    """Second moments in scaled units, the input of the factorisation.
 
     Attributes:
         num_rows: rows of positive weight.
@@ -44,11 +43,11 @@ class CentredMoments:
     fit_intercept: bool
 
     def rounding(self, precision: float) -> np.ndarray:
-        """`[d + 1]`: the root of the sum of squares that rounding the raw numbers relatively by `precision` can make.
-
-        And the arithmetic on them, of which integers are not free either.
+        """`[d + 1]`: the root of the sum of squares that rounding of the raw numbers by `precision`, and the arithmetic
+        on them, can make.
         """
         squares = np.maximum(np.diag(self.products.hi), 0.0)
+        # Rounding is relative to the raw numbers, so a column far from 0 has more of it than its spread shows.
         means = self.means.hi / self.scale if self.fit_intercept else np.zeros(len(self.scale))
         raw = np.where(self.exact, 0.0, precision**2 * (squares + float(self.total.hi) * means**2))
         return np.sqrt(raw + _ARITHMETIC**2 * squares)
@@ -60,14 +59,14 @@ class LossAboutOptimum:
 
     Attributes:
         factor: of the products of the scaled columns.
-        scale: float64 `[d + 1]`, what each column was divided by.
+        scale: float64 `[d + 1]`, the divisor of each column.
         total: sum of weights, in the units of the products.
         means: `[d]`, of the features; zero without an intercept.
         weights: `[d]`, the optimum, raw units; 0 for aliased features.
         bias: its intercept.
         inverse: `[d, r]` with `(X' W X)**-1 = inverse @ inverse' / weight_scale` of the centred rows, raw units; rows
             of aliased features are 0.
-        weight_scale: what weights were divided by.
+        weight_scale: the divisor of the weights.
         fit_intercept: whether there is an intercept.
     """
 
@@ -82,17 +81,19 @@ class LossAboutOptimum:
     fit_intercept: bool
 
     def excess(self, weights: np.ndarray, bias: float | Extended) -> float:
-        """`L(weights, bias) - L(optimum)`; below 0 only where an aliased feature has a weight that is good for it."""
+        """`L(weights, bias) - L(optimum)`; below 0 only where the weight of an aliased feature lowers the loss."""
+        # A sum of squares of a triangular factor times the offset: nothing is subtracted, so it keeps its digits near
+        # the optimum, where the difference of two losses would lose them.
         offset = Extended.of(weights) - self.weights
         scaled = offset.scaled(self.scale[:-1] / self.scale[-1])
         slope_part = self.factor.upper.matmul(scaled)
         total = float((slope_part * slope_part).sum().hi) + self._of_aliased(scaled[self.factor.aliased])
-        # Without an intercept the products are about 0 and hold the whole loss.
+        # Without an intercept the products are about 0 and contain the whole loss; the means are 0 then.
         mean_part = (offset * self.means).sum() + bias - self.bias
         return float(total / float(self.total.hi) * self.scale[-1] ** 2 + mean_part.hi**2)
 
     def _of_aliased(self, offset: Extended) -> float:
-        """What weights of aliased features `[a]` do beyond what the kept ones do for them."""
+        """The part of the excess that weights of aliased features `[a]` add beyond the kept ones' part."""
         if not offset.hi.any():
             return 0.0
         own = (offset * self.factor.left[1:, 1:].matmul(offset)).sum()
@@ -101,7 +102,7 @@ class LossAboutOptimum:
     def leverage(self, x: np.ndarray) -> np.ndarray:
         """Variances of the mean response at `x [k, d]`, in units of the residual variance of a row of `weight_scale`.
 
-        Aliased features do not matter: what they say differently in `x`, the rows never said.
+        Aliased features do not count: nothing is known of them where `x` differs from the rows' combination.
         """
         return (((x - self.means.hi) @ self.inverse.hi) ** 2).sum(axis=1) + self.intercept_at_means
 
@@ -116,7 +117,7 @@ class LossAboutOptimum:
         """
         at_zero = self.inverse.T.matmul(self.means)
         bias = float((at_zero * at_zero).sum().hi) + self.intercept_at_means
-        # In units of their own: squares of a weight's error may not fit where the error does.
+        # In units of their own, powers of two: the square of a weight's error may overflow where the error does not.
         largest = np.abs(self.inverse.hi).max(axis=1, initial=0.0)
         units = np.ldexp(1.0, np.frexp(largest)[1] - 1)
         rows = self.inverse.scaled(1 / units[:, None])
@@ -125,7 +126,7 @@ class LossAboutOptimum:
 
 
 def loss_about_optimum(moments: CentredMoments, factor: Factor) -> LossAboutOptimum:
-    """The form about the optimum that a factorisation gives; aliased features have weight 0 there."""
+    """Makes the loss about the optimum from a factorisation; aliased features have weight 0 there."""
     count, scale = len(moments.scale) - 1, moments.scale
     weights = Extended.zeros(count)
     weights[factor.kept] = factor.coefficients()

@@ -1,6 +1,6 @@
 """The bytes of a checkpoint's two files: pure functions between content and bytes.
 
-`state.npz` is an uncompressed NumPy archive without pickles. `manifest.json` is JSON in exactly one spelling that ends
+`state.npz` is an uncompressed NumPy archive without pickles. `manifest.json` is JSON in one canonical form that ends
 with its own SHA-256, so that decoding notices every changed byte, even one that would not change its meaning.
 """
 
@@ -21,7 +21,7 @@ MANIFEST = "manifest.json"
 
 
 class Rejected(Exception):
-    """What was read is not to be believed, and why."""
+    """The reason why a stored file cannot be used."""
 
 
 class NewerSchema(Rejected):
@@ -29,11 +29,11 @@ class NewerSchema(Rejected):
 
 
 class OlderSchema(Rejected):
-    """A sound manifest of version 0.1, whose sums were others."""
+    """A sound manifest of version 0.1, whose sums were different."""
 
 
 def pack_arrays(arrays: Mapping[str, np.ndarray]) -> bytes:
-    """An `.npz` of little-endian arrays whose bytes depend on the arrays only, not on their order or the clock.
+    """Packs little-endian arrays into an `.npz` whose bytes do not depend on their order or the clock.
 
     Raises:
         ValueError: if an array holds Python objects.
@@ -44,6 +44,7 @@ def pack_arrays(arrays: Mapping[str, np.ndarray]) -> bytes:
             array = np.asarray(arrays[name], order="C")
             member = io.BytesIO()
             np.lib.format.write_array(member, array.astype(array.dtype.newbyteorder("<")), allow_pickle=False)
+            # `np.savez` would write the time of day into each entry.
             entry = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
             entry.create_system = 3  # The same on every platform.
             archive.writestr(entry, member.getvalue())
@@ -51,7 +52,7 @@ def pack_arrays(arrays: Mapping[str, np.ndarray]) -> bytes:
 
 
 def unpack_arrays(state: bytes) -> dict[str, np.ndarray]:
-    """The arrays of `pack_arrays`.
+    """Unpacks what `pack_arrays` packed.
 
     Raises:
         Rejected: if `state` is no archive of plain arrays.
@@ -59,18 +60,18 @@ def unpack_arrays(state: bytes) -> dict[str, np.ndarray]:
     try:
         with np.load(io.BytesIO(state), allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
-    except Exception as error:  # Bytes that someone else made; numpy and zipfile raise many kinds.
+    except Exception as error:  # For damaged bytes, numpy and zipfile raise exceptions of many kinds.
         raise Rejected(f"{STATE} does not hold plain arrays ({type(error).__name__})") from None
 
 
 def encode_manifest(*, serial: int, step: int, state: bytes, meta: Mapping[str, Any], schema: int = SCHEMA) -> bytes:
-    """The manifest of one checkpoint.
+    """Encodes the manifest of a checkpoint.
 
     Args:
         serial: the save's number.
         step: updates done.
         state: the bytes of `state.npz`.
-        meta: the caller's content, anything that JSON holds.
+        meta: the caller's content, as JSON.
         schema: the version of this format.
 
     Raises:
@@ -81,15 +82,16 @@ def encode_manifest(*, serial: int, step: int, state: bytes, meta: Mapping[str, 
 
 
 def decode_manifest(data: bytes) -> dict[str, Any]:
-    """The manifest's content.
+    """Decodes a manifest.
 
     Raises:
         NewerSchema: if it is sound, of a schema above `SCHEMA`.
         OlderSchema: if it is sound, of a schema below `SCHEMA`.
-        Rejected: if a single byte is not as `encode_manifest` writes it, or a field is not what it must be.
+        Rejected: if a byte differs from what `encode_manifest` writes, or a field is missing or of the wrong type.
     """
     try:
         body = json.loads(data)
+        # Encoded again and compared, which checks the digest and the spelling of every byte at once.
         body.pop("sha256")
         intact = _sealed(body) == data
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
@@ -113,10 +115,10 @@ def decode_manifest(data: bytes) -> dict[str, Any]:
 
 
 def check_state(state: bytes, manifest: Mapping[str, Any]) -> None:
-    """Holds the bytes of `state.npz` against a decoded manifest.
+    """Checks the bytes of `state.npz` against a decoded manifest.
 
     Raises:
-        Rejected: if they are not the ones it was written for.
+        Rejected: if they differ from those it was written for.
     """
     stored = manifest["files"][STATE]
     if len(state) != stored["size"]:
@@ -126,7 +128,7 @@ def check_state(state: bytes, manifest: Mapping[str, Any]) -> None:
 
 
 def _sealed(body: Mapping[str, Any]) -> bytes:
-    """The one spelling of `body`, with the SHA-256 of its spelling without it as the last key."""
+    """The canonical JSON of `body`, with the SHA-256 of the canonical JSON without it as the last key."""
 
     def spelled(content: Mapping[str, Any]) -> bytes:
         return json.dumps(content, indent=1, allow_nan=False).encode() + b"\n"

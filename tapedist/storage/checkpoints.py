@@ -1,4 +1,4 @@
-"""State that survives a crash at any moment: saved whole or not at all, and believed only after checking.
+"""Checkpoints that survive a crash at any moment: saved whole or not at all, and verified before use.
 
 A checkpoint is a directory `NNNNNNNN-step-S` (`NNNNNNNN` counts saves, `S` is the step) with two files:
 
@@ -53,7 +53,7 @@ class Checkpoint(NamedTuple):
     Attributes:
         arrays: the saved arrays by name, little-endian, writable.
         step: updates done when it was saved.
-        meta: what the caller stored beside them, as JSON gives it back (tuples are lists).
+        meta: the caller's content, as JSON returns it (tuples are lists).
         path: its directory.
     """
 
@@ -66,7 +66,7 @@ class Checkpoint(NamedTuple):
 class CheckpointStore:
     """The checkpoints of one run.
 
-    One store at a time may write to a directory; the lock of the run folder makes it so.
+    One store at a time may write to a directory, which the lock of the run folder ensures.
     """
 
     def __init__(
@@ -93,10 +93,10 @@ class CheckpointStore:
         self._directory, self._keep, self._fs, self._warn = directory, keep, fs, warn
         self._anchored = False
         self._sound: set[str] = set()
-        self._said: set[str] = set()
+        self._logged: set[str] = set()
 
     def save(self, arrays: Mapping[str, np.ndarray], *, step: int, meta: Mapping[str, Any]) -> Path:
-        """Saves a state; on return it is on the disk, verified, and what `load` gives.
+        """Saves a state; on return it is on the disk, verified, and the one that `load` returns.
 
         Args:
             arrays: by name; no object arrays.
@@ -108,16 +108,18 @@ class CheckpointStore:
 
         Raises:
             StorageError: if it cannot be written; the checkpoints before it are kept, and a later save may succeed.
-            ValueError, TypeError: if `arrays` or `meta` hold what cannot be stored; nothing was touched.
+            ValueError, TypeError: if `arrays` or `meta` cannot be stored; nothing was touched.
         """
         step = operator.index(step)
         assert step >= 0
         state = pack_arrays(arrays)
         encode_manifest(serial=0, step=step, state=state, meta=meta)  # Raises before anything is touched.
         try:
+            # Leftovers go before the new save, so that a full disk has room for it; old checkpoints go after it.
             self._open_directory()
             names = self._names()
             self._discard(name for name in names if not _is_committed(name))
+            # Above unfinished and removed ones, too, whose removal a crash may undo.
             serial = 1 + max(map(_serial, names), default=0)
             manifest = encode_manifest(serial=serial, step=step, state=state, meta=meta)
             name = _name(serial, step)
@@ -129,7 +131,7 @@ class CheckpointStore:
         return self._directory / name
 
     def load(self) -> Checkpoint | None:
-        """The newest checkpoint that is sound; None if none was ever saved.
+        """Reads the newest sound checkpoint; returns None if none was ever saved.
 
         Raises:
             OlderCheckpoint: if the newest sound one is of an earlier schema.
@@ -152,6 +154,7 @@ class CheckpointStore:
                 raise OlderCheckpoint(f"{shown}: {reason}") from None
             except Rejected as reason:
                 self._log(f"{shown} is not used: {reason}")
+        # Damaged checkpoints are no reason to begin again from step 0; a save that never ended is.
         if any(not name.startswith("tmp-") for name in names):
             raise StateError(
                 f"checkpoints in {str(self._directory)!r}: there are some, and none can be trusted; "
@@ -160,10 +163,10 @@ class CheckpointStore:
         return None
 
     def load_all(self) -> list[Checkpoint]:
-        """Every checkpoint that is there, in the order of their saves; nothing is touched.
+        """Reads all checkpoints in the order of their saves; nothing is touched.
 
         Raises:
-            StateError: if they cannot be listed, or one of them cannot be trusted.
+            StateError: if they cannot be listed, or one of them is damaged.
         """
         found = []
         try:
@@ -184,7 +187,7 @@ class CheckpointStore:
             self._anchored = True
 
     def _names(self) -> list[str]:
-        """Names of ours in the directory, in the order of their saves."""
+        """Names in the directory that a store makes, in the order of their saves."""
         try:
             names = self._fs.listdir(self._directory)
         except FileNotFoundError:
@@ -193,6 +196,8 @@ class CheckpointStore:
 
     def _commit(self, name: str, state: bytes, manifest: bytes) -> None:
         temporary = self._directory / f"tmp-{name}"
+        # Content, then the names of the files, then the rename, then its own name: each is durable before the next
+        # begins, so that a crash at any point leaves the old set of checkpoints or the new one.
         try:
             self._fs.mkdir(temporary)
             write_synced(self._fs, temporary / STATE, state)
@@ -206,12 +211,13 @@ class CheckpointStore:
         self._fs.sync_directory(self._directory)
 
     def _verify(self, name: str) -> None:
-        """Reads back what was committed; takes it back if it is not what was meant."""
+        """Reads back what was committed, and withdraws it if it is damaged."""
+        # A disk may report a write as done and hold other bytes: better found now than by the resume.
         try:
             self._read(name)
         except Rejected as reason:
             with contextlib.suppress(OSError):
-                # Back to "tmp-", not to "removed-": no checkpoint ever was there.
+                # To "tmp-", not to "removed-", which `load` takes for a checkpoint that was there once.
                 self._fs.rename(self._directory / name, self._directory / f"tmp-{name}")
                 self._fs.sync_directory(self._directory)
                 self._remove(f"tmp-{name}")
@@ -223,8 +229,8 @@ class CheckpointStore:
     def _prune(self) -> None:
         """Removes what is older than the newest `keep` sound checkpoints.
 
-        Damaged ones do not count, and stay until they are older than that. A save that got here has kept its promise,
-        so nothing here fails it.
+        Damaged ones do not count, and stay until they are older than that. The save is complete by now, so that no
+        error here fails it.
         """
         try:
             names = list(filter(_is_committed, self._names()))
@@ -247,7 +253,7 @@ class CheckpointStore:
         return name in self._sound
 
     def _discard(self, names: Iterable[str]) -> None:
-        """Removes what it can; the rest is reported, and tried again by the next save."""
+        """Removes directories; failures are reported, and tried again by the next save."""
         for name in names:
             try:
                 self._remove(name)
@@ -257,12 +263,13 @@ class CheckpointStore:
     def _remove(self, name: str) -> None:
         path = self._directory / name
         files = self._fs.listdir(path)
+        # Checked before anything is removed: a file of the user's is never deleted, nor half of its checkpoint.
         if not {MANIFEST, STATE}.issuperset(files):
             raise OSError(errno.ENOTEMPTY, "it holds files that tapedist did not write")
         if _is_committed(name):
             path = self._directory / f"removed-{name}"
             self._fs.rename(self._directory / name, path)
-        # The manifest goes first: should a crash undo the rename, no half that is left can be believed.
+        # The manifest first: if a crash undoes the rename, what is left is rejected rather than read as sound.
         for file in sorted(files, key=lambda file: file != MANIFEST):
             self._fs.unlink(path / file)
         self._fs.rmdir(path)
@@ -271,6 +278,7 @@ class CheckpointStore:
         path = self._directory / name
         manifest = decode_manifest(self._content(path / MANIFEST))
         if name != _name(manifest["serial"], manifest["step"]):
+            # A directory that was renamed or copied by hand: its place in the order of saves is unknown.
             raise Rejected(f"its {MANIFEST} is of save {manifest['serial']}, step {manifest['step']}")
         state = self._content(path / STATE)
         check_state(state, manifest)
@@ -279,8 +287,8 @@ class CheckpointStore:
         return checkpoint
 
     def _log(self, message: str) -> None:
-        if message not in self._said:
-            self._said.add(message)
+        if message not in self._logged:
+            self._logged.add(message)
             self._warn(message)
 
     def _content(self, path: Path) -> bytes:

@@ -1,7 +1,7 @@
-"""The file operations that a commit is made of, behind one small seam.
+"""The file operations of a commit, behind one small interface.
 
-Whatever must survive a crash goes through a `FileSystem`, so that tests can fail, crash or forget at each operation.
-Each method is one system call: what is retried, cleaned up or reported is decided above the seam, where it is tested.
+Whatever must survive a crash goes through a `FileSystem`, so that tests can inject a fault or a crash at each
+operation. Each method is one system call: retries, cleaning and reports are its callers', where they are tested.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Protocol
 
 from tapedist.errors import StorageError, TapedistError
 
-# Files whose name starts so are ours, wherever in a run folder they lie.
+# Prefix of files that belong to the package alone, anywhere in a run folder.
 OWN_PREFIX = ".tapedist"
 
 _FIXES = {
@@ -61,12 +61,14 @@ class FileSystem(Protocol):
 
 
 class PosixFileSystem:
-    """The real one."""
+    """The file system of the operating system."""
 
     def mkdir(self, path: Path) -> None:
         os.mkdir(path)
 
     def create(self, path: Path) -> int:
+        # O_EXCL: an existing file or link is an error rather than overwritten or followed. 0o666 leaves it to the
+        # umask.
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
 
     def write(self, fd: int, data: memoryview) -> int:
@@ -93,6 +95,7 @@ class PosixFileSystem:
         os.rename(source, target)
 
     def listdir(self, path: Path) -> list[str]:
+        # By a descriptor of the directory itself: O_NOFOLLOW fails on a link, where `os.listdir(path)` would follow it.
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             return os.listdir(fd)
@@ -113,13 +116,13 @@ POSIX = PosixFileSystem()
 
 
 def storage_error(doing: str, path: Path, error: OSError) -> StorageError:
-    """One line for the user: what could not be done, where, why, and what to do about it."""
+    """The error for the user, in one line: the failed action, the path, the reason and the fix."""
     fix = _FIXES.get(error.errno or 0, "check the disk")
     return StorageError(f"cannot {doing} {str(path)!r}: {error.strerror or error}; {fix} and start again")
 
 
 def write_synced(fs: FileSystem, path: Path, data: bytes) -> None:
-    """Creates `path` with `data`, which is on the disk on return (its name is not, before its directory is synced).
+    """Creates `path` with `data`, which is on the disk on return (its name is not until its directory is synced).
 
     Raises:
         OSError: as the file system's; the file may be left incomplete.
@@ -129,6 +132,7 @@ def write_synced(fs: FileSystem, path: Path, data: bytes) -> None:
         left = memoryview(data)
         while left:
             written = fs.write(fd, left)
+            # A write may be short, as on a disk that is nearly full; one that makes no progress would loop forever.
             if written <= 0:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             left = left[written:]
@@ -137,12 +141,13 @@ def write_synced(fs: FileSystem, path: Path, data: bytes) -> None:
         with contextlib.suppress(OSError):
             fs.close(fd)
         raise
+    # Not in a `finally`: some file systems report a failed write by `close` only, and that must raise here.
     fs.close(fd)
 
 
 @contextlib.contextmanager
 def replacing(path: Path, fs: FileSystem = POSIX) -> Iterator[Path]:
-    """Yields a path beside `path`; what is written there replaces `path` in one step at the end of the block.
+    """Yields a temporary path in the same folder; at the end of the block it replaces `path` in one step.
 
     Args:
         path: the file; its directory must exist.
@@ -153,7 +158,7 @@ def replacing(path: Path, fs: FileSystem = POSIX) -> Iterator[Path]:
     """
     temporary = path.with_name(f"{OWN_PREFIX}-{os.getpid()}-{path.name}")
     try:
-        with contextlib.suppress(FileNotFoundError):  # Left by a killed process that had the same number.
+        with contextlib.suppress(FileNotFoundError):  # Left by a killed process with the same pid.
             fs.unlink(temporary)
         yield temporary
         fs.rename(temporary, path)

@@ -1,7 +1,7 @@
 """`metrics.jsonl`: one strict JSON object per line, one line per row of metrics.
 
-Lines wait in memory and reach the file whole or not at all, so that a full disk or a kill leaves no half line behind
-a checkpoint's back. A checkpoint stores `position`; a resumed run cuts the file back to it.
+Lines are buffered and reach the file whole or not at all, so that a full disk leaves no partial line. A checkpoint
+stores `position`; a resumed run truncates the file to it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def _finite(value: float | None) -> float | None:
 
 
 def as_json(row: Row) -> str:
-    """One line of the file, without its newline. What is not a finite number is null: strict JSON has no NaN."""
+    """One line of the file, without its newline; NaN and infinity are null, because strict JSON has none."""
     return _STRICT.encode(
         {
             "time": _finite(row.seconds),
@@ -43,9 +43,9 @@ def as_json(row: Row) -> str:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a metrics file; a null loss or penalty reads as NaN.
+    """Reads the rows of a metrics file; a null loss or penalty becomes NaN.
 
-    A last line without its newline is what a crash leaves behind and is not read.
+    A last line without its newline is that of a crash, and is skipped.
     """
 
     def number(value: float | None) -> float:
@@ -74,7 +74,7 @@ def read_rows(path: Path) -> list[Row]:
 class MetricsFile:
     """Appends rows to one file.
 
-    The file is opened by the first call that needs it; unless that is `rewind`, it starts empty.
+    The first call that needs the file opens it, and empties it unless that call is `rewind`.
 
     Args:
         path: the file; its folder exists.
@@ -108,12 +108,12 @@ class MetricsFile:
         return descriptor
 
     def start(self) -> None:
-        """Opens the file, so that a folder that cannot be written shows at once."""
+        """Opens the file, so that a folder that cannot be written is an error at once."""
         if self._descriptor is None:
             self._open(0)
 
     def rewind(self, position: int) -> None:
-        """Cuts the file back to its first `position` bytes and forgets what is buffered."""
+        """Truncates the file to its first `position` bytes and drops what is buffered."""
         self._lines.clear()
         self._waiting = 0
         self._release()
@@ -138,12 +138,13 @@ class MetricsFile:
         assert self._descriptor is not None
         data = b"".join(self._lines)
         try:
+            # At an offset, not at the end: after a failure the truncated file and `_size` agree whatever was written.
             _write_at(self._descriptor, data, self._size)
         except BaseException as error:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._descriptor, self._size)
             if isinstance(error, OSError):
-                self._lines.clear()  # They are lost, which is said now and not again by `close`.
+                self._lines.clear()  # Reported now, so that `close` does not fail for the same lines again.
                 raise storage_error("write", self.path, error) from error
             raise
         self._size += len(data)
@@ -152,7 +153,8 @@ class MetricsFile:
         self._flushed = self._clock()
 
     def position(self) -> int:
-        """Size of the file after everything recorded has reached the disk, in bytes."""
+        """Flushes and syncs the file, and returns its size in bytes."""
+        # Synced, because a checkpoint that is on the disk must not point behind the end of this file.
         self.flush()
         assert self._descriptor is not None
         try:

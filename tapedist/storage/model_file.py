@@ -28,8 +28,8 @@ class FittedModel:
     Attributes:
         weights: float64 `[d]`.
         bias: the prediction where all features are 0; 0.0 if the model has none.
-        center: float64 `[d]`, subtracted from the features to predict; zeros in a file of 0.1, which has none.
-        bias_at_center: the prediction there; `bias` in such a file.
+        center: float64 `[d]`, subtracted from the features to predict; zeros for a file of version 0.1, without one.
+        bias_at_center: the prediction there; `bias` for such a file.
         parameters: float64 `[P]`: the weights, then the bias if there is one.
         digest: of the parameters.
         feature_names: `d` columns, in the order of the weights.
@@ -53,12 +53,12 @@ class FittedModel:
 
     @property
     def statistics(self) -> dict[str, Any] | None:
-        """What `Statistics.as_json` gave; None if the run has none."""
+        """The result of `Statistics.as_json`; None if the run has none."""
         return self.content.get("statistics")
 
     @property
     def interval(self) -> IntervalShape | None:
-        """What intervals need; None if the run has none."""
+        """The shape of prediction intervals; None if the run has none."""
         shape = (self.statistics or {}).get("interval")
         return None if shape is None else IntervalShape.from_json(shape)
 
@@ -68,7 +68,7 @@ class FittedModel:
 
 
 def read_content(path: Path, *, run_dir: Path) -> dict[str, Any]:
-    """The content of `model.json`, of whatever model.
+    """Reads `model.json` of any model.
 
     Args:
         path: the file.
@@ -99,7 +99,7 @@ def read_model(path: Path, *, run_dir: Path) -> FittedModel:
 
     Raises:
         InputError: if the run has no fitted linear model.
-        StateError: if the file cannot be trusted.
+        StateError: if the file is damaged.
     """
     content = read_content(path, run_dir=run_dir)
     try:
@@ -120,19 +120,21 @@ def read_model(path: Path, *, run_dir: Path) -> FittedModel:
         raise InputError(
             f"--run_dir={str(run_dir)!r}: its model is not linear; only the program that built it can use it"
         )
+    # The digest is of `parameters`; the weights and the bias are stored again for readers, and must be the same.
     expected = np.append(model.weights, model.bias) if model.fit_intercept else model.weights
     bias_agrees = model.fit_intercept or model.bias == 0
     if digest(model.parameters) != model.digest or not np.array_equal(expected, model.parameters) or not bias_agrees:
         raise StateError(f"{path}: its parameters do not match its digest; restore it, or train again")
     if len(model.feature_names) != len(model.weights):
         raise StateError(f"{path}: names {len(model.feature_names)} features for {len(model.weights)} weights")
-    if not _says_the_same(model):
+    if not _center_agrees(model):
         raise StateError(f"{path}: its center and bias_at_center do not lead to its bias; restore it, or train again")
     return model
 
 
-def _says_the_same(model: FittedModel) -> bool:
-    """Whether the prediction at the center leads to the bias, which the digest vouches for, but for two roundings."""
+def _center_agrees(model: FittedModel) -> bool:
+    """Whether `bias_at_center` is `bias + center . weights` but for two roundings; the digest covers the bias alone."""
+    # In fractions, because float64 would cancel where the center is large: times in microseconds, for example.
     center, at_center, bias = model.center, model.bias_at_center, model.bias
     if center.shape != model.weights.shape or not np.isfinite([*center, *model.weights, at_center, bias]).all():
         return False
@@ -142,11 +144,11 @@ def _says_the_same(model: FittedModel) -> bool:
 
 
 def find_start(run_dir: str) -> FittedModel:
-    """The model that `--init_from` names.
+    """Reads the model of `--init_from`.
 
     Raises:
         InputError: if there is no such run, or its model is not linear.
-        StateError: if its model cannot be trusted.
+        StateError: if its model is damaged.
     """
     try:
         folder = RunFolder.find(run_dir)
@@ -164,11 +166,11 @@ def warm_start(run_dir: str, *, feature_names: Sequence[str], fit_intercept: boo
         fit_intercept: whether this run has a bias.
 
     Returns:
-        float64 `[P]` in raw units, and the model that they are of.
+        float64 `[P]` in raw units, and their model.
 
     Raises:
         InputError: if there is no such run, or it has other features or a bias that this one has not.
-        StateError: if its model cannot be trusted.
+        StateError: if its model is damaged.
     """
     model = find_start(run_dir)
     names = (display(",".join(model.feature_names)), display(",".join(feature_names)))

@@ -1,8 +1,8 @@
-"""The folder of one run: whether it is ours, who may write to it, and what lies where.
+"""The folder of one run: its marker, its lock and its layout.
 
-A folder is ours when it holds the marker `.tapedist`. Nothing is written into a folder that is neither empty nor ours,
-and nothing in it is ever cleaned but our own temporary files. One live process may write to it, by a lock that dies
-with its process.
+The marker `.tapedist` makes a folder a run folder. Nothing is written into a folder that is neither empty nor a run
+folder, and nothing in it is ever cleaned but the package's own temporary files. One live process may write to it, by a
+lock that the kernel drops with the process.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SCHEMA = 1
 _FORMAT = "tapedist run folder"
 MARKER = OWN_PREFIX
 LOCK = f"{OWN_PREFIX}.lock"
-# What a run keeps, by the attributes of `RunFolder`.
+# Files and folders of a run, by the attributes of `RunFolder`.
 MEMBERS = {
     "metrics": "metrics.jsonl",
     "flags": "config.flags",
@@ -43,18 +43,19 @@ MEMBERS = {
     "export": "export",
     "done": "done.json",
 }
-# How long to wait for the holder, who has the lock already, to have written who it is.
+# Time that a process with the lock may need to write its pid and host into the file.
 _HOLDER_WRITE_SECS = 2.0
 _TEMPORARY = re.compile(re.escape(OWN_PREFIX) + r"-([0-9]{1,9})-.+")
 
 
 def marker_text() -> str:
-    """What the marker of a folder of ours holds."""
+    """The content of a marker."""
     return json.dumps({"format": _FORMAT, "schema": SCHEMA}) + "\n"
 
 
 def read_marker(folder: str | Path) -> int | None:
-    """The schema that a folder's marker names; None if it is missing or not ours."""
+    """Returns the schema in a folder's marker; None if there is no valid marker."""
+    # O_NONBLOCK, because to open a named pipe in the marker's place would wait for a writer.
     try:
         fd = os.open(os.path.join(folder, MARKER), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
@@ -69,17 +70,17 @@ def read_marker(folder: str | Path) -> int | None:
 
 
 def check(path: str | Path, *, write: bool = True) -> None:
-    """Refuses a path that may not be the folder of a run; touches nothing.
+    """Raises if a path cannot be the folder of a run; touches nothing.
 
-    A link is followed only to a folder beside it (`latest -> 2026-11-23`): one that leads elsewhere may have been
-    placed there by somebody else.
+    A link is followed only to a folder in the same directory (`latest -> 2026-11-23`): one that leads elsewhere may be
+    another user's.
 
     Args:
         path: the folder, which may be missing.
         write: whether it must be writable.
 
     Raises:
-        InputError: if it may not; `problems` says why.
+        InputError: if it cannot, with the reason.
         StateError: if a later version of tapedist made it.
     """
     text = os.fspath(path)
@@ -115,7 +116,7 @@ def _wrong_link(text: str) -> str | None:
 
 
 def _wrong_place(text: str, write: bool) -> str | None:
-    """Judges the folder, or of a missing one the nearest parent that exists."""
+    """Checks the folder, or the nearest existing parent of a missing one."""
     place = os.path.realpath(text)
     while True:
         try:
@@ -136,7 +137,8 @@ def _wrong_content(text: str, write: bool) -> str | None:
         names = os.listdir(text)
     except FileNotFoundError:
         return None
-    # Listed before the marker is read: whatever a run beside us writes, it writes the marker first.
+    # Listed before the marker is read: another run that starts here at this moment writes its marker first, so that
+    # files that are listed have a marker by now.
     foreign = sorted(name for name in names if not name.startswith(OWN_PREFIX))
     marker = read_marker(text)
     if marker is None and foreign:
@@ -156,7 +158,7 @@ def _wrong_content(text: str, write: bool) -> str | None:
 class RunLock:
     """The exclusive right to write to a run folder.
 
-    The kernel drops the lock when the process ends, however it ends; the file stays, and says nothing by being there.
+    The kernel drops the lock when the process ends, however it ends; the file stays, and its existence means nothing.
     """
 
     def __init__(self, path: Path):
@@ -166,13 +168,15 @@ class RunLock:
             path: the lock's file, made if missing.
 
         Raises:
-            InputError: if a live process holds it (pid and host are named), or the disk knows no locks.
+            InputError: if a live process holds it (with its pid and host), or the disk does not support locks.
             StorageError: if the file cannot be written.
         """
         self._fd = _opened(path)
         try:
             _lock(self._fd, path)
-            while not _is_at(self._fd, path):  # A start that was refused has taken the file away meanwhile.
+            # The lock is the open file's, not the name's: `_roll_back` of a refused command may have unlinked the file
+            # in between, and then another process could lock a new one of this name.
+            while not _is_at(self._fd, path):
                 fresh = _opened(path)
                 os.close(self._fd)
                 self._fd = fresh
@@ -187,9 +191,9 @@ class RunLock:
         _held.add(self)
 
     def release(self) -> None:
-        """Lets the next process in; may be called again."""
+        """Releases the lock; may be called again."""
         if self._fd >= 0:
-            with contextlib.suppress(OSError):  # Only so that nobody reads who held it last.
+            with contextlib.suppress(OSError):  # Not needed for the lock, but a stale pid would mislead.
                 os.ftruncate(self._fd, 0)
             self._abandon()
 
@@ -207,7 +211,7 @@ def _opened(path: Path) -> int:
 
 
 def _is_at(fd: int, path: Path) -> bool:
-    """Whether `path` still names the open file."""
+    """Whether `path` is still the name of the open file."""
     try:
         found = os.stat(path, follow_symlinks=False)
     except FileNotFoundError:
@@ -231,7 +235,8 @@ def _lock(fd: int, path: Path) -> None:
 
 
 def _holder(fd: int) -> str:
-    """Who holds the lock; what a dead holder left in the file is not believed."""
+    """Describes the process that holds the lock; the pid of a dead one is ignored."""
+    # Polled: the holder has the lock already, and may not have written its pid yet.
     give_up = time.monotonic() + _HOLDER_WRITE_SECS
     while time.monotonic() < give_up:
         try:
@@ -239,6 +244,7 @@ def _holder(fd: int) -> str:
             pid, host = int(holder["pid"]), str(holder["host"])
         except (ValueError, TypeError, KeyError):
             pid, host = 0, ""
+        # On a shared disk the holder may be on another host, whose pids cannot be looked up here.
         if pid > 0 and (host != socket.gethostname() or psutil.pid_exists(pid)):
             return f"the process with pid {pid} on host {host!r}"
         time.sleep(0.01)
@@ -249,7 +255,8 @@ _held: weakref.WeakSet[RunLock] = weakref.WeakSet()
 
 
 def _drop_inherited() -> None:
-    # A forked child shares the open file, and so would keep the lock after its parent died.
+    # `flock` is of the open file, which a forked child shares: it would keep the lock after its parent's death. Closed,
+    # not unlocked, because to unlock would take the lock from the parent, too.
     for lock in list(_held):
         lock._abandon()
 
@@ -306,8 +313,9 @@ class RunFolder:
         made = _make_directories(root)
         lock = RunLock(root / LOCK)
         try:
-            check(root)  # Again: it may have changed before the lock was ours.
+            check(root)  # Again: it may have changed before the lock was taken.
             is_new = read_marker(root) is None
+            # The marker before any other file, so that a crash never leaves files of a run without one.
             if is_new:
                 write_atomic(root / MARKER, marker_text())
             _remove_leftovers(root)
@@ -336,11 +344,12 @@ class RunFolder:
             StorageError: if something cannot be removed.
         """
         try:
-            self.done.unlink(missing_ok=True)  # First: without its mark, what is left is no finished run.
+            self.done.unlink(missing_ok=True)  # First: without it, whatever is left is no finished run.
             for directory in (self.checkpoints, self.events, self.plots):
-                # Out of sight by one step: half a set of checkpoints would be taken for a damaged run.
+                # Renamed first, in one step: half a set of checkpoints would be taken for a damaged run. The new name
+                # is one that `_remove_leftovers` finishes after a crash.
                 doomed = self.root / f"{OWN_PREFIX}-{os.getpid()}-{directory.name}"
-                if doomed.exists():  # Left by a killed process that had the same number.
+                if doomed.exists():  # Left by a killed process with the same pid.
                     shutil.rmtree(doomed)
                 if directory.exists():
                     directory.rename(doomed)
@@ -352,7 +361,7 @@ class RunFolder:
             raise storage_error("remove the earlier run from", self.root, error) from error
 
     def close(self) -> None:
-        """Lets the next run in; may be called again."""
+        """Releases the lock; may be called again."""
         self._made = None
         if self._lock:
             self._lock.release()
@@ -368,10 +377,11 @@ class RunFolder:
         self.close()
 
     def _roll_back(self) -> None:
-        """Leaves the disk as `open` found it, if nothing has happened since: a refused command touches nothing."""
+        """Restores the disk as `open` found it, if no other file was made since: a refused command leaves nothing."""
         if self._made is None or not {MARKER, LOCK}.issuperset(os.listdir(self.root)):
             return
         with contextlib.suppress(OSError):
+            # Still under the lock. A process that opened the lock's file before this takes a new one; see `RunLock`.
             for name in (MARKER, LOCK):
                 (self.root / name).unlink()
             for directory in reversed(self._made):
@@ -392,7 +402,7 @@ def _make_directories(root: Path) -> list[Path]:
 
 
 def _remove_leftovers(root: Path) -> None:
-    """Removes what processes that died were writing or removing."""
+    """Removes temporary files and folders of processes that died."""
     for name in os.listdir(root):
         match = _TEMPORARY.fullmatch(name)
         if match and not psutil.pid_exists(int(match[1])):

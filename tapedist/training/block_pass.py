@@ -1,7 +1,7 @@
-"""One pass over a split, block by block: what streamed epochs and the moments have in common.
+"""One pass over a split, block by block, for streamed epochs and for moments.
 
-Sums of blocks have no order, so the sums so far and which rows are not in them yet are all that a checkpoint needs to
-go on halfway through a pass, on any number of replicas and with blocks of any size.
+Sums of blocks have no order, so a checkpoint in the middle of a pass needs only the sums so far and the ranges of rows
+that are not in them. The pass can then be resumed on any number of replicas and with blocks of any size.
 
 Legend: `R` replicas, `K` sums.
 """
@@ -21,12 +21,12 @@ _VISITS_PER_CALL = 16
 
 
 def block_loop(replicas: Replicas, block_sums: Callable[..., tf.Tensor], *, parallel: int) -> Any:
-    """`(sums, blocks, visits, *arguments) -> sums` with the next `visits` blocks of each replica in them, as one graph.
+    """A graph function `(sums, blocks, visits, *arguments) -> sums` that adds the next `visits` blocks of each replica.
 
     Args:
-        replicas: where the blocks come from and the sums are.
+        replicas: of the blocks and sums.
         block_sums: `(*arguments, rows, count) -> sums` of one block; a compiled function.
-        parallel: blocks of a replica under way at once.
+        parallel: blocks that a replica sums at the same time.
     """
 
     def replica_turn(sums, rows, counts, *arguments):  # type: ignore[no-untyped-def]
@@ -34,15 +34,17 @@ def block_loop(replicas: Replicas, block_sums: Callable[..., tf.Tensor], *, para
 
     def loop(sums, blocks, visits, *arguments):  # type: ignore[no-untyped-def]
         def visit(i, taken, sums):  # type: ignore[no-untyped-def]
-            # Turns overlap, and nothing else would make one take its block after the turn before it.
+            # Iterations of `tf.while_loop` overlap, and nothing else makes `next` of one wait for `next` of the
+            # iteration before.
             with tf.control_dependencies([taken]):
                 rows, counts = next(blocks)
             taken = tf.add_n([count[0] for count in replicas.strategy.experimental_local_results(counts)])
             return i + 1, taken, replicas.on_replicas(replica_turn, sums, rows, counts, *arguments)
 
-        # As `run` returns them, which the loop must meet with: of a worker's lone replica, a plain tensor.
+        # The loop's variable must have one structure: `run` gives a plain tensor for a worker's lone replica, where the
+        # host may have handed over a per-replica value.
         sums = replicas.on_replicas(tf.identity, sums)
-        # One more than are computed, whose block is being waited for.
+        # One iteration more than there are cores waits for its block.
         start, under_way = (tf.constant(0), tf.constant(0), sums), parallel + 1
         return tf.while_loop(lambda i, *_: i < visits, visit, start, parallel_iterations=under_way)[2]
 
@@ -54,12 +56,12 @@ class BlockPass:
 
     Args:
         replicas: moves sums between the host and the replicas.
-        zero: sums `[...]` before a row is in them.
+        zero: sums `[...]` of no rows.
         order: of the blocks of a pass, from its beginning.
-        passes: passes that one iterator serves: what TensorFlow compiles for an iterator is never given back, so that
-            one for each of many passes would eat up the memory.
-        elements: `(order, passes) -> elements` of one block of each replica, to the end of so many passes, the first of
-            which is what is left by `order`.
+        passes: passes that one iterator serves. TensorFlow never frees the program of an iterator, so that an iterator
+            for each of many passes would exhaust the memory.
+        elements: `(order, passes) -> elements` of one block of each replica, to the end of so many passes; the first
+            pass is over the blocks of `order`.
     """
 
     def __init__(
@@ -85,8 +87,8 @@ class BlockPass:
 
         Args:
             add: `(sums, elements, visits) -> sums` with the next so many blocks of each replica in them.
-            interrupted: asked now and then, between a few turns; each call does at least these, so that asking too
-                often stalls nothing.
+            interrupted: called every few blocks; each call of `run` adds blocks before it asks, so that a caller that
+                interrupts every call makes progress all the same.
 
         Returns:
             Each replica's sums, or None if interrupted.
@@ -100,6 +102,7 @@ class BlockPass:
         while self._visit < self._order.visits:
             if self._visit > first and interrupted():
                 return None
+            # The same number on all processes, because `interrupted` is a collective.
             visits = min(_VISITS_PER_CALL, self._order.visits - self._visit)
             self._sums = add(self._sums, self._iterator, visits)
             self._visit += visits
@@ -120,9 +123,10 @@ class BlockPass:
         return {"remaining": self._order.after(self._visit), "sums": self._replicas.added(self._sums)}
 
     def restore(self, progress: Mapping[str, np.ndarray]) -> None:
-        """Takes up what `progress` gave, on any topology."""
+        """Restores what `progress` returned, on any topology."""
         if progress:
             whole = self._whole
             self._order = BlockOrder(progress["remaining"], whole.block_rows, whole.num_replicas)
             self._visit, self._iterator = 0, None
+            # Sums have no order, so that it does not matter which replica holds those of the rows before.
             self._sums = self._replicas.given_to_first(progress["sums"])

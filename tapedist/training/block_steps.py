@@ -1,6 +1,6 @@
 """Steps over more rows than one program should hold: every block is one call of a compiled sum.
 
-Calls run side by side on all cores; what they return are integers, which add up in any order.
+Calls run in parallel on all cores; they return integers, which add up in any order.
 
 Legend: `P` parameters, `R` replicas, `K` sums.
 """
@@ -25,7 +25,7 @@ Rows = tuple[tf.Tensor, ...]
 
 
 class BlockSteps(RowPrograms):
-    """Full-batch steps, from blocks in device memory or from blocks that stream past.
+    """Full-batch steps, over blocks in device memory or streamed blocks.
 
     Args:
         **programs: see `RowPrograms`.
@@ -35,7 +35,7 @@ class BlockSteps(RowPrograms):
         super().__init__(**programs)
         self.trace_once()
 
-    # Blocks in device memory. A cache for each object: one of the class would keep them all.
+    # Blocks in device memory. A cache for each object: `functools.cache` on the method would keep every object alive.
 
     @functools.cached_property
     def _start(self) -> Any:
@@ -78,6 +78,7 @@ class BlockSteps(RowPrograms):
     def _stack(self) -> Any:
         return tf.function(lambda *counts: self.on_replicas(lambda *mine: tf.concat(mine, 0), *counts), autograph=False)
 
+    # A list of blocks, because to join them to one tensor would copy them all.
     def _held_loop_program(self, specs: Specs) -> Any:
         def replica_step(state, handles, counts, step, settings):  # type: ignore[no-untyped-def]
             blocks, theta = BlockList(handles, specs), state[: self.num_parameters]
@@ -112,14 +113,14 @@ class BlockSteps(RowPrograms):
         """One step over one block of each replica."""
         return (self.run(state, self.hold([(rows, counts)]), step=0, num_steps=1, limit=math.inf),)
 
-    # Blocks that stream past.
+    # Streamed blocks.
 
     @functools.cached_property
     def _block_loop(self) -> Any:
         return block_loop(self, self.compiled_sums, parallel=self.parallel)
 
     def adding_at(self, state: np.ndarray) -> Callable[[Any, ElementStream, int], Any]:
-        """What adds blocks to sums at the parameters in `state`, for `BlockPass`."""
+        """A function that adds blocks to sums at the parameters in `state`, for `BlockPass`."""
         arguments = (tf.constant(state[: self.num_parameters]), tf.constant(self.settings(0.0)))
         loop = self._traced._block_loop
         return lambda sums, blocks, visits: loop(sums, blocks.graph_iterator, tf.constant(visits), *arguments)
@@ -136,7 +137,7 @@ class BlockSteps(RowPrograms):
         return tf.function(finish, autograph=False)
 
     def finish(self, state: np.ndarray, sums: Any, *, step: int, limit: float) -> CallResult:
-        """The update that an epoch's `sums` make, per-replica."""
+        """Applies the update of an epoch's per-replica `sums`."""
         return self.result(
             *self._traced._finish(
                 tf.constant(state), sums, tf.constant(step, tf.int64), tf.constant(self.settings(limit))

@@ -1,4 +1,4 @@
-"""What every engine is made from, and how it comes by its rows."""
+"""The common arguments of all engines, and their access to rows."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tapedist.training.tape_sums import PlainSums
 Made = TypeVar("Made")
 
 _MOST_PASSES = 2**20  # Of one iterator: its elements are numbered in int64.
-# Rows of a model of which nothing is known are summed in tiles that depend on the number of rows alone: about so many.
+# Rows of a custom model are summed in about so many tiles.
 _MODULE_TILES = 16
 _MOST_MODULE_ROWS = 2048
 
@@ -38,15 +38,15 @@ def memory_budget() -> int:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Setup:
-    """What every engine needs.
+    """The common arguments of all engines.
 
     Attributes:
         source: the rows.
-        strategy: where replicas live.
-        problem: what a step computes.
+        strategy: of the replicas.
+        problem: the step's computation.
         bounds: those of a split, "train" or "test".
         cache: "auto", "device" or "none".
-        budget: bytes of rows that may be held in memory; equal on all workers, which must choose the same form.
+        budget: bytes of rows that may be held in memory; equal on all workers, which must choose the same engine.
     """
 
     source: Source
@@ -71,7 +71,8 @@ class Setup:
 
     @property
     def parallel(self) -> int:
-        """Blocks under way at once on a replica: the cores, shared among the local replicas."""
+        """Blocks that a replica sums at the same time: the cores, divided by the local replicas."""
+        # Not `os.cpu_count`, which ignores `taskset` and a scheduler's CPU sets.
         return max(1, len(os.sched_getaffinity(0)) // len(local_devices(self.strategy)))
 
     @property
@@ -90,12 +91,12 @@ class Setup:
         }
 
     def tile_rows(self, rows: int) -> int:
-        """Rows of a tile of those in which `rows` rows are summed."""
+        """Rows of a tile, for a sum over `rows` rows."""
         if self.problem.row_sums_kind is LinearSums:
             return orders.TILE_ROWS
         if self.problem.row_sums_kind is PlainSums:
             return orders.product_tile_rows(rows, self.source.num_features)
-        # Of a model of which nothing is known they must not depend on replicas.
+        # The bits of a custom model's tile are the compiler's, so that its size must not depend on the replicas.
         return max(1, min(_MOST_MODULE_ROWS, -(-rows // _MODULE_TILES)))
 
     def tiles(self, rows: int, tile_rows: int = 0) -> dict[str, Any]:
@@ -107,7 +108,8 @@ class Setup:
         """
         tile_rows = tile_rows or self.tile_rows(rows)
         tiles = orders.share_tiles(rows, self.num_replicas, tile_rows)
-        parts = -(-tiles * tile_rows // exact.MOST_ROWS)  # Which are to be equal.
+        # An int64 sums at most `MOST_ROWS` rows; more of them are summed in parts of equal size, as one tensor.
+        parts = -(-tiles * tile_rows // exact.MOST_ROWS)
         return {"tiles": -(-tiles // parts) * parts, "tile_rows": tile_rows}
 
     def block_plan(self, split: str, tile_rows: int = 0) -> BlockPlan:
@@ -115,7 +117,7 @@ class Setup:
         return BlockPlan(rows, self.source.num_features, self.dtype.size, tile_rows or self.tile_rows(rows))
 
     def proven(self, make: Callable[[Setup], Made]) -> Made:
-        """`make(self)`; with plain sums, where fast ones are shown to come out wrong here."""
+        """Returns `make(self)`, with plain sums if `fast` ones fail the known-answer test here."""
         try:
             return make(self)
         except WrongAnswerError:
@@ -147,7 +149,9 @@ class Setup:
     def blocks(
         self, plan: BlockPlan, *, split: str, row_major: bool, on_host: range = range(0)
     ) -> tuple[BlockOrder, Callable[[BlockOrder, int], Any]]:
-        """A pass over the blocks of a split, and `(order, passes) -> elements` from what is left by an order on.
+        """A pass over the blocks of a split, and a function `(order, passes) -> elements`.
+
+        The first of the passes is over the blocks of `order`, the others over all.
 
         Args:
             plan: the sizes of the blocks.
@@ -158,6 +162,7 @@ class Setup:
         whole = BlockOrder.whole(plan.num_rows, plan.block_rows, self.num_replicas)
 
         def elements(order: BlockOrder, passes: int) -> Any:
+            # The first pass may be the rest of one that a checkpoint interrupted.
             visits = order.visits + (passes - 1) * whole.visits
             element = block_elements(
                 order, whole, split=split, tiles=plan.tiles, tile_rows=plan.tile_rows, row_major=row_major
@@ -180,10 +185,10 @@ class Setup:
         """Passes over the blocks of a split.
 
         Args:
-            replicas: what adds their sums.
+            replicas: exchanges sums.
             plan: the sizes of the blocks.
             zero: sums of no rows.
-            passes: about how many there will be.
+            passes: the expected number of passes.
             **blocks: see `blocks`.
         """
         whole, elements = self.blocks(plan, **blocks)

@@ -1,8 +1,8 @@
-"""How an epoch is computed: from rows at hand, from blocks in device memory, or from rows that stream past.
+"""Engines compute epochs: over rows in device memory, over blocks of them, or over streamed rows.
 
-All engines answer one call, `Engine.run`; the trainer does not know which it has. They differ in where the rows are,
-never in the numbers that come out for one config. `full_batch`, `moments` and `mini_batch` make them; `full_loss` makes
-one that only measures.
+All engines have one method, `Engine.run`; the trainer does not depend on which it has. They differ in where the rows
+are, never in the results for one config. `full_batch`, `moments` and `mini_batch` make them; `full_loss` makes one that
+only computes the loss.
 
 Legend: `P` parameters, `s` optimizer slots.
 """
@@ -33,10 +33,10 @@ from tapedist.training.schedule import MAX_STEPS_PER_CALL
 from tapedist.training.slot_steps import LossSteps, SlotSteps
 from tapedist.training.steps import CallResult
 
-_SUPERBATCH_BYTES = 8 * 1024 * 1024
+_SUPERBATCH_BYTES = 8 * 1024 * 1024  # Of a transfer of mini-batches: large enough to make up for the pipeline's call.
 _RESIDENT_BYTES = 256 * 1024 * 1024  # Of all batches.
 _CHECKED_ROWS = 2048
-_MOST_STRETCHED = 4  # On hosts a block costs some Python; there should still be many for each core.
+_MOST_STRETCHED = 4  # Blocks that NumPy sums as one: each costs some Python, but every core should get many.
 
 
 def _all_epochs(epochs: range) -> range:
@@ -45,15 +45,15 @@ def _all_epochs(epochs: range) -> range:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Call:
-    """What is asked of an engine: some updates, on from a state.
+    """The arguments of an engine's `run`: a state, and the number of updates.
 
     Attributes:
         state: float64 `[P + s * P]`, see `steps.py`.
         step: updates done before.
         num_steps: at least 1; the engine may do fewer.
         limit: loss above which the run has diverged.
-        interrupted: asked now and then inside long steps; true means stop soon.
-        measured: of a range of epochs those whose losses are told.
+        interrupted: called inside long steps; true means stop soon.
+        measured: of a range of epochs, those whose exact loss is needed.
     """
 
     state: np.ndarray
@@ -64,7 +64,7 @@ class Call:
     measured: Callable[[range], Iterable[int]] = _all_epochs
 
     def rough(self, num_steps: int, steps_per_epoch: int) -> np.ndarray:
-        """Which of the first `num_steps` steps are of epochs whose loss is not told, boolean `[num_steps]`."""
+        """A mask of the first `num_steps` steps: whether their epoch's exact loss is not needed."""
         steps = range(self.step, self.step + num_steps)
         epochs = range(steps.start // steps_per_epoch, (steps.stop - 1) // steps_per_epoch + 1)
         rough = np.ones(len(epochs), bool)
@@ -73,11 +73,11 @@ class Call:
 
 
 class Engine(abc.ABC):
-    """What moves the parameters through the training split.
+    """Computes the updates of the parameters over a split.
 
     Attributes:
         name: one word for the log.
-        reason: why this engine, for the log.
+        reason: why this engine was chosen, for the log.
         steps_per_epoch: updates in an epoch.
         full_batch: whether that is one, over all rows.
         on_moments: whether epochs come from second moments, so that no step visits rows or adds sums of replicas.
@@ -94,7 +94,7 @@ class Engine(abc.ABC):
         """Does up to `call.num_steps` updates.
 
         Returns:
-            What was done, or None if an interruption came before one step was whole; `progress` then holds the rest.
+            The result, or None if interrupted before one step was whole; `progress` then has its sums so far.
         """
 
     def progress(self) -> dict[str, np.ndarray]:
@@ -102,7 +102,7 @@ class Engine(abc.ABC):
         return {}
 
     def restore(self, progress: Mapping[str, np.ndarray]) -> None:
-        """Takes up what `progress` gave, on any topology."""
+        """Restores what `progress` returned, on any topology."""
         assert not progress
 
     def moments(self, interrupted: Callable[[], bool] = lambda: False) -> Moments | None:
@@ -132,7 +132,7 @@ class ResidentEngine(Engine):
 
 
 class ResidentLoss(Engine):
-    """The loss of such a split: its `run` leaves the record of one step, and moves nothing."""
+    """The loss of such a split: its `run` returns the record of one step and an unchanged state."""
 
     def __init__(self, setup: Setup, *, split: str):
         self.reason = "the split is small: one compiled look at its rows"
@@ -164,7 +164,7 @@ class HeldEngine(Engine):
 
 
 class StreamedEngine(Engine):
-    """Full batch on blocks that are made or read anew in every epoch, at constant memory."""
+    """Full batch on blocks that are made or read again in every epoch, in constant memory."""
 
     def __init__(self, setup: Setup, plan: BlockPlan, *, split: str, passes: int):
         self.reason = f"{plan.num_blocks} blocks of {plan.block_rows} rows, streamed anew in every epoch"
@@ -177,6 +177,7 @@ class StreamedEngine(Engine):
         sums = self._pass.run(self._steps.adding_at(call.state), interrupted=call.interrupted)
         if sums is None:
             return None
+        # One step a call: the pass over the blocks is Python's, and may be interrupted.
         result = self._steps.finish(call.state, sums, step=call.step, limit=call.limit)
         return result.complete(self._num_rows, self._split)
 
@@ -194,12 +195,12 @@ def _checked_steps(setup: Setup, plan: BlockPlan, split: str) -> BlockSteps:
 
 
 def full_batch(setup: Setup, *, split: str, passes: int) -> Engine:
-    """The `stream` engine in the form that fits the split.
+    """The `stream` engine for the size of the split.
 
     Args:
-        setup: what every engine needs.
+        setup: of the run.
         split: "train" or "test".
-        passes: how often the split will be visited; rows that are seen once are not worth holding.
+        passes: how often the split will be visited; rows that are visited once are not held.
     """
     return setup.proven(lambda setup: _full_batch(setup, split, passes))
 
@@ -208,7 +209,8 @@ def _full_batch(setup: Setup, split: str, passes: int) -> Engine:
     plan = setup.block_plan(split)
     padded = plan.num_blocks * plan.block_rows * setup.row_bytes
     held = setup.cache == "device" or (setup.cache == "auto" and passes > 1 and padded <= setup.budget)
-    # A launch on an accelerator takes as long as a block: there is one program over all rows that are held.
+    # On an accelerator the launch of a kernel takes as long as a block's sums, so that one program sums all rows that
+    # are held. Its row numbers are int32.
     if (plan.resident and setup.cache != "none") or (held and not setup.on_cpu and padded < 2**31 * setup.row_bytes):
         return ResidentEngine(setup, split=split)
     if held:
@@ -217,10 +219,11 @@ def _full_batch(setup: Setup, split: str, passes: int) -> Engine:
 
 
 def full_loss(setup: Setup, *, split: str, passes: int) -> Engine:
-    """An engine of which only the first record of a `run` is wanted; arguments as in `full_batch`."""
+    """An engine of which only the first record of a `run` is used; arguments as in `full_batch`."""
     resident = setup.block_plan(split).resident and setup.cache != "none"
-    # Of other arithmetic a smaller program may have other bits.
+    # Where nothing specifies the bits, a smaller program may have others than a training step.
     if resident and setup.num_replicas == 1 and known_answer.is_specified(setup.problem):
+        # Asked again inside: after a failed known-answer test `proven` tries plain sums, which are not specified.
         return setup.proven(
             lambda setup: (
                 ResidentLoss(setup, split=split)
@@ -232,7 +235,7 @@ def full_loss(setup: Setup, *, split: str, passes: int) -> Engine:
 
 
 class _Batches(Engine):
-    """What both forms have in common."""
+    """The base of both mini-batch engines."""
 
     name = "mini_batch"
     full_batch = False
@@ -278,7 +281,7 @@ class ResidentBatches(_Batches):
 
 
 class StreamedBatches(_Batches):
-    """Mini-batches that are made or read as they are needed, many per transfer."""
+    """Mini-batches that are made or read as needed, many per transfer."""
 
     def __init__(self, setup: Setup, plan: BatchPlan, *, shuffle: str, seed: int):
         self._slots = int(np.clip(_SUPERBATCH_BYTES // (plan.batch_rows * setup.row_bytes), 1, MAX_STEPS_PER_CALL))
@@ -299,6 +302,8 @@ class StreamedBatches(_Batches):
         self._iterator: Iterator[Any] | None = None
 
     def run(self, call: Call) -> CallResult:
+        # A superbatch holds the batches of `_slots` consecutive steps, also across the end of an epoch, so the position
+        # in the stream follows from the step alone. Only a resume asks for another place than the next one.
         number, offset = divmod(call.step, self._slots)
         if self._iterator is None or number not in (self._number, self._number + 1):
             self._iterator = self._setup.elements(self._element, range(number, number + 2**40))
@@ -311,7 +316,7 @@ class StreamedBatches(_Batches):
 
 
 def mini_batch(setup: Setup, *, batch_size: int, shuffle: str, seed: int) -> Engine:
-    """The mini-batch engine in the form that fits the split."""
+    """The mini-batch engine for the size of the split."""
     return setup.proven(lambda setup: _mini_batch(setup, batch_size, shuffle, seed))
 
 
@@ -320,7 +325,7 @@ def _mini_batch(setup: Setup, batch_size: int, shuffle: str, seed: int) -> Engin
     room = setup.tiles(plan.batch_rows)
     padded = plan.steps_per_epoch * room["tiles"] * room["tile_rows"] * setup.num_replicas
     most = {"auto": _RESIDENT_BYTES, "device": setup.budget, "none": 0}[setup.cache]
-    # Rows that are shuffled one by one meet in other batches in every epoch; a compiled program counts rows in int32.
+    # Shuffled rows are in other batches in every epoch, so that batches cannot be held. Row numbers are int32.
     if shuffle != "rows" and padded * setup.row_bytes <= most and padded < 2**31:
         return ResidentBatches(setup, plan, shuffle=shuffle, seed=seed)
     return StreamedBatches(setup, plan, shuffle=shuffle, seed=seed)
@@ -356,7 +361,7 @@ class MomentsEngine(Engine):
         self._steps = QuadraticSteps(strategy=setup.strategy, problem=setup.problem)
         self._sums: np.ndarray | None = None  # Known once a pass is done.
         tiles = setup.tiles(rows, self._tile_rows)["tiles"] if self._resident else plan.tiles
-        if on_host:  # Whose code is the same for blocks of any size.
+        if on_host:  # NumPy's code is the same for any number of tiles, so that a few are enough for the test.
             tiles = min(tiles, -(-_CHECKED_ROWS // self._tile_rows))
         known_answer.check_moment_steps(
             self._pass_steps, self._steps, setup.bounds(split), tiles, self._tile_rows, setup.source.weighted
@@ -380,7 +385,7 @@ class MomentsEngine(Engine):
 
     @functools.cached_property
     def form(self) -> QuadraticForm:
-        """The quadratic form; the moments are known."""
+        """The quadratic form, once the moments are known."""
         model = self._setup.problem.model
         assert isinstance(model, LinearModel)
         return QuadraticForm.of(self._moments, fit_intercept=model.fit_intercept)
@@ -401,19 +406,20 @@ class MomentsEngine(Engine):
 
 
 def _pass_steps(setup: Setup, split: str, rows: int, *, on_host: bool) -> MomentSteps:
-    """The way over the rows of a split that is the fastest where the replicas are."""
+    """The fastest implementation of the pass over a split's rows on these devices."""
     units, weighted = MomentUnits.of(setup.bounds(split)), setup.source.weighted
     of_split = {"strategy": setup.strategy, "units": units, "num_rows": rows, "weighted": weighted, "split": split}
     if not on_host:
         return CompiledMomentSteps(parallel=setup.parallel, **of_split)
-    # As rows lie in memory: NumPy turns them around on its way. Those of tables and made ones are columns.
+    # Tiles in the layout of the source, because to transpose rows costs more than to sum them either way: arrays are
+    # row-major; tables and synthetic rows come as columns.
     lies_in_rows = hasattr(setup.source, "take_runs") or not hasattr(setup.source, "read_into")
     row_major = lies_in_rows and not hasattr(setup.source, "take_tiles")
     return HostMomentSteps(fast=setup.problem.arithmetic == "fast", row_major=row_major, **of_split)
 
 
 def _suits_host(setup: Setup, plan: BlockPlan) -> bool:
-    """Whether NumPy sums rows where they are as fast as a program: not many narrow ones that TensorFlow makes."""
+    """Whether NumPy sums the rows as fast as a compiled program: on a CPU, but not many narrow rows of TensorFlow's."""
     narrow = plan.num_features < NARROW and not plan.resident
     return setup.on_cpu and not (narrow and not hasattr(setup.source, "read_into"))
 
@@ -424,16 +430,16 @@ def moments(setup: Setup, *, split: str = "train") -> MomentsEngine:
 
 
 def _gradient(theta: Any, slots: Any, gradient: Any, number: Any) -> tuple[Any, Any]:
-    """An update rule that leaves the gradient in the place of the parameters."""
+    """An update rule that returns the gradient in place of the parameters."""
     return gradient, slots
 
 
 def evaluator(engine: Engine, check_stop: Callable[[], bool]) -> Callable[[np.ndarray], tuple[float, float]]:
-    """`vector -> (loss, penalty)` on the split of a full-batch `engine`, by the sums that a step would begin with.
+    """`vector -> (loss, penalty)` on the split of a full-batch `engine`, by the sums of its step.
 
     Args:
         engine: visits the split.
-        check_stop: asked now and then inside a long visit: False, or raises to break it off.
+        check_stop: called during a long visit: returns False, or raises to end it.
     """
 
     def evaluate(vector: np.ndarray) -> tuple[float, float]:
@@ -448,14 +454,15 @@ def evaluator(engine: Engine, check_stop: Callable[[], bool]) -> Callable[[np.nd
 def full_gradient(
     setup: Setup, engine: Engine, *, passes: int, check_stop: Callable[[], bool] = lambda: False
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """`state -> gradient [P]`, by the same sums that a full-batch step makes.
+    """`state -> gradient [P]`, by the sums of a full-batch step.
 
     Args:
         setup: of the run.
-        engine: the run's engine; the moments of one that has them are used, else every call visits every row.
-        passes: how often the gradient will be asked for, at most.
-        check_stop: asked now and then inside a long visit: False, or raises to break it off.
+        engine: the run's engine; its moments are used if it has them, else every call visits every row.
+        passes: the most calls there will be.
+        check_stop: as in `evaluator`.
     """
+    # The sums, the division and the penalty are those of a training step, because they are the same program.
     problem = dataclasses.replace(setup.problem, optimizer=Optimizer("gradient", _gradient))
     count = problem.model.num_parameters
     if isinstance(engine, MomentsEngine):

@@ -1,4 +1,4 @@
-"""Arithmetic with one answer: sums over rows without an order, products that no compiler joins with an addition.
+"""Reproducible arithmetic: sums over rows in any order, products that no compiler fuses with an addition.
 
 `docs/arithmetic.md` is the specification; everything here is IEEE binary64. A term of a sum is rounded to a grid, the
 multiples of a power of two that follows from a bound on the terms. Up to `2**CAP` such terms add up without rounding in
@@ -20,17 +20,17 @@ import tensorflow as tf
 from tensorflow.compiler.tf2xla.ops import gen_xla_ops
 
 CAP = 14  # A float64 sum takes at most 2**CAP terms: 53 bits of a sum leave 39 for the largest term.
-SLACK = 1 + 2.0**-20  # What bounds are widened by; more than all roundings on the way to what they bound.
+SLACK = 1 + 2.0**-20  # Widens bounds by more than all roundings on the way to what they bound.
 _GRID_BITS = 54 - CAP  # From one grid to the next: what a rounding leaves is half a step at most.
-LOW_BITS = 27
+LOW_BITS = 27  # Of a number of steps, in the low one of two halves; see `halves`.
 _MANTISSA = 52
-_SCALARS = 24  # Sums whose last operations a compiler merges into others.
-MOST_ROWS = 2**20  # Whose terms `grid_sums` adds: numbers of up to 2**39 steps, in int64.
+_SCALARS = 24  # Up to so many sums, their last operations are scalars that XLA merges into other kernels.
+MOST_ROWS = 2**20  # Rows of one `grid_sums`: 2**20 terms of at most 2**39 steps leave int64 four bits of room.
 
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """What depends on the type of the rows.
+    """Constants of the arithmetic that depend on the type of the rows.
 
     Attributes:
         dtype: of the rows.
@@ -56,18 +56,21 @@ class Kind:
         return _FLOAT64 if dtype == tf.float64 else _FLOAT32
 
 
+# Float32 rows have 24 bits: a parameter of 53 - 24 bits and a residual of 53 - 27 have exact products with them, and a
+# residual of 26 bits with itself, so that a fused multiply-add changes nothing. Float64 products must be pinned.
 _FLOAT32 = Kind(tf.float32, 1, 27, 24, 2.0**-126, 2.0**-80, 2.0**126)
 _FLOAT64 = Kind(tf.float64, 2, 0, 0, 2.0**-250, 2.0**-160, 2.0**250)
 
-# Of the grids of a sum, powers of two: `l` tensors, of a step for each term.
+# Steps of the grids of a sum, powers of two: `l` tensors, each with a step for each term.
 Steps = Sequence[tf.Tensor]
 
+# A stack, because programs are traced inside of others; tracing happens on one thread.
 _zeros: list[tf.Tensor | None] = []
 
 
 @contextlib.contextmanager
 def pinning(zero: tf.Tensor | None) -> Iterator[None]:
-    """What is traced inside pins its products by `zero`, an int64 tensor that is 0 when the program runs.
+    """A context in which `pin` uses `zero`, an int64 tensor that is 0 when the program runs.
 
     It must be an argument of the compiled program, or made from one: a constant would be folded away, and the pins
     with it. None pins nothing, where all products are exact.
@@ -80,30 +83,31 @@ def pinning(zero: tf.Tensor | None) -> Iterator[None]:
 
 
 def pinning_unless(exact: bool) -> contextlib.AbstractContextManager[None]:
-    """`pinning` as before, but nothing where products are `exact`."""
+    """The current `pinning`, or none where products are `exact`."""
     return pinning(None if exact or not _zeros else _zeros[-1])
 
 
 def pin(value: tf.Tensor) -> tf.Tensor:
-    """A rounded float64 product, quotient or root that no compiler can join with the operation behind it.
+    """Returns `value`, a rounded float64 product, quotient or root, so that no compiler fuses it with its consumer.
 
-    Else a product that feeds an addition would be rounded or not as the machine has a fused multiply-add. Outside of
-    `pinning` it is what it is.
+    Without a pin, whether a product that feeds an addition is rounded depends on the machine's fused multiply-add.
+    Outside of `pinning` this is the identity.
     """
     if not _zeros or _zeros[-1] is None:
         return value
+    # XLA and LLVM do not see through the change of type and the XOR with a number that they do not know.
     return tf.bitcast(tf.bitwise.bitwise_xor(tf.bitcast(value, tf.int64), _zeros[-1]), tf.float64)
 
 
 def times(a: Any, b: Any) -> tf.Tensor:
     """`a * b`, pinned, and so are the products of its gradient.
 
-    Losses of one's own that are made of it and of `+`, `-`, `tf.minimum`, `tf.maximum`, `tf.abs` and `tf.where` have
-    the same bits everywhere.
+    Custom losses that are made of it and of `+`, `-`, `tf.minimum`, `tf.maximum`, `tf.abs` and `tf.where` have the
+    same bits everywhere.
 
     Args:
-        a: a tensor, or what can be made one.
-        b: of the same type, and a shape that broadcasts with `a`'s.
+        a: a tensor, or a value that converts to one.
+        b: the same; of `a`'s type and shape, or a scalar.
     """
     a = tf.convert_to_tensor(a) if not tf.is_tensor(b) else tf.convert_to_tensor(a, b.dtype)
     b = tf.convert_to_tensor(b, a.dtype)
@@ -119,13 +123,14 @@ def _pinned_product(a: tf.Tensor, b: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf
 
 
 def _reduced(gradient: tf.Tensor, shape: tf.TensorShape) -> tf.Tensor:
-    """A gradient by what was broadcast; a scalar's is a sum, which no loss differentiates by."""
+    """The gradient by an operand that may have been a scalar; a scalar's is a sum, which no loss differentiates by."""
     return gradient if gradient.shape == shape else tf.reduce_sum(gradient)
 
 
 def pow2(value: tf.Tensor) -> tf.Tensor:
     """The least power of two that is not below `value`, by its bits; `value` is positive and normal."""
     below = (1 << _MANTISSA) - 1
+    # The sum carries into the exponent unless the mantissa was 0, which is a power of two already.
     bits = tf.bitcast(value, tf.int64) + below
     return tf.bitcast(tf.bitwise.bitwise_and(bits, tf.constant(~below, tf.int64)), tf.float64)
 
@@ -136,9 +141,9 @@ def flushed(value: tf.Tensor, least: float) -> tf.Tensor:
 
 
 def trimmed(value: tf.Tensor, bits: int) -> tf.Tensor:
-    """`value` without its last `bits`, rounded to nearest, halves away from zero; to a tape it is `value`.
+    """`value` without its last `bits`, rounded to nearest, halves away from zero; its gradient is the identity's.
 
-    By integers: compilers drop a conversion to float32 and back.
+    By integers, because XLA:GPU drops a conversion to float32 and back.
     """
     return _trim(bits)(value) if bits else value
 
@@ -147,6 +152,8 @@ def _trim(bits: int) -> Callable[[tf.Tensor], tf.Tensor]:
     @tf.custom_gradient
     def trim(value: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
         kept = tf.constant(-(1 << bits), tf.int64)
+        # The bits below the sign are a magnitude: half a unit added to them rounds halves away from zero for either
+        # sign, and a carry into the exponent is the next power of two.
         rounded = tf.bitwise.bitwise_and(tf.bitcast(value, tf.int64) + (1 << (bits - 1)), kept)
         return tf.bitcast(rounded, tf.float64), lambda upstream: upstream
 
@@ -161,6 +168,7 @@ def trimmed_number(number: float, bits: int) -> float:
 
 def folded(terms: tf.Tensor) -> tf.Tensor:
     """The sum along the first axis by halves: the second half is added to the first, until one term is left."""
+    # Not `reduce_sum`, whose order is the compiler's. Halves are a few elementwise additions of vectors.
     count = terms.shape[0]
     length = 1 << max(0, count - 1).bit_length()
     if length > count:
@@ -180,7 +188,7 @@ def grid_steps(bound: tf.Tensor, levels: int) -> Steps:
 def absolute_steps(kind: Kind) -> Steps:
     """Steps `[]` of grids for terms of any size: below `_absolute_most`, to the smallest that count.
 
-    Through a pin, because a compiler removes `(t + M) - M` where it knows `M`.
+    Pinned, because XLA removes `(t + M) - M` where `M` is a constant.
     """
     top, levels = _absolute_window(kind)
     steps = [2.0 ** (top + CAP - 53 - _GRID_BITS * level) for level in range(levels)]
@@ -198,11 +206,13 @@ def absolute_levels(kind: Kind) -> int:
 
 
 def _absolute_window(kind: Kind) -> tuple[int, int]:
+    # Grids 40 bits apart: 7 of them go from 2**128, where float32 ends, down to its smallest numbers; 10 from 2**200 to
+    # about 2**-200.
     return (128, 7) if kind.dtype == tf.float32 else (200, 10)
 
 
 def on_grids(terms: tf.Tensor, steps: Steps) -> list[tf.Tensor]:
-    """`terms`, rounded to each grid in turn; what a grid leaves goes to the next.
+    """Rounds `terms` to each grid in turn; what a grid leaves goes to the next.
 
     Args:
         terms: float64.
@@ -210,6 +220,8 @@ def on_grids(terms: tf.Tensor, steps: Steps) -> list[tf.Tensor]:
     """
     found = []
     for step in steps:
+        # From 1 to 2 times 2**52 steps, the last place of a float64 is one step. The middle of that range leaves the
+        # same room to terms of either sign, so that the processor's own rounding is the rounding to the grid.
         magic = (1.5 * 2.0**_MANTISSA) * step
         rounded = (terms + magic) - magic
         found.append(rounded)
@@ -228,7 +240,7 @@ def exact_dot(
 ) -> tf.Tensor:
     """Predictions of rows, `x_0 * w_0 + x_1 * w_1 + ... + bias`, added from left to right.
 
-    Every row has its own copy of the parameters, so that a tape's gradient by them are the terms of a sum over rows,
+    Every row has its own copy of the parameters, so that a tape's gradients by them are the terms of a sum over rows,
     which `grid_sums` then adds.
 
     Args:
@@ -237,7 +249,7 @@ def exact_dot(
         kind: of the rows.
         y_hat: the predictions, where they are known already.
         real: which rows count, boolean `[...]`; None for all.
-        short: whether slopes of the loss have the few bits of a residual as they are.
+        short: whether slopes of the loss are as short as a residual, and need no trimming.
 
     Returns:
         float64 `[...]`.
@@ -248,15 +260,15 @@ def exact_dot(
     def dot(*copies: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], Any]]:
         def gradient(upstream: tf.Tensor) -> list[tf.Tensor]:
             slopes = upstream if short else trimmed(upstream, kind.long)
-            # Selected here, because a slope that is not finite would not be zero times zero.
+            # Selected before the products: padding is zeros, but zero times a slope of infinity is NaN.
             slopes = slopes if real is None else tf.where(real, slopes, tf.zeros_like(slopes))
             return [*(_row_product(slopes * column, kind) for column in columns), slopes][: len(copies)]
 
         known = y_hat
         if known is None:
             known = chain(None, columns, copies, kind)
-            # Last: where columns are far from 0 it takes away most of the sum, and before them all rows would round it
-            # alike.
+            # The bias is last: where columns are far from 0 it cancels most of the sum. As the first summand it would
+            # give all rows the same rounding error, which does not average out.
             known = known + copies[-1] if len(copies) > len(columns) else known
         return known, gradient
 
@@ -272,7 +284,7 @@ def chain(total: tf.Tensor | None, columns: Sequence[tf.Tensor], weights: Sequen
 
 
 def _row_product(product: tf.Tensor, kind: Kind) -> tf.Tensor:
-    """A product of what was trimmed for float32 rows is exact, so that it need not be pinned."""
+    """`product`, pinned unless it is exact, as it is of trimmed factors and float32 rows."""
     return product if kind.long else pin(product)
 
 
@@ -282,13 +294,13 @@ def grid_sums(
     """Sums over all rows on grids, as int64 numbers of steps, by one loop over the rows.
 
     The bits of `t + M`, where a step of the grid is the last place of `M`, are those of `M` plus the number of steps in
-    `t`. Integers add up in any order, so that the compiler may cut the loop for vectors as it likes, for all the sums
-    at once, as it may not for numbers in floating point.
+    `t`. Integers add up in any order, so that the compiler may vectorize one loop over all sums, which it must not do
+    for floating-point numbers.
 
     Args:
         terms: groups of K terms, each float64 `[...]`, all of one shape, with the steps `[K]` of their grids.
         counts: int64 `[...]`, to be summed as they are.
-        parts: that are summed apart, along the first axis, if there are several: each of up to `MOST_ROWS` rows.
+        parts: equal parts along the first axis that are summed apart; each of up to `MOST_ROWS` rows.
 
     Returns:
         int64 `[sums]`, or `[sums, parts]`: of the counts, then of each group, grid by grid.
@@ -302,17 +314,21 @@ def grid_sums(
             zeros += by_term
             if level + 1 < len(steps):
                 group = [term - (near - zero) for term, near, zero in zip(group, shifted, by_term, strict=True)]
+    # The bits of `M` are taken off once for all rows rather than from each. The sum may overflow on the way: int64
+    # wraps around, and the difference is right all the same. A row of padding has the term 0, the bits of `M` alone.
     rows, found = bits[0].shape.num_elements() // parts, _added(bits, int(parts > 1))
     if len(bits) <= _SCALARS:
         found = [total - rows * tf.bitcast(zero, tf.int64) for total, zero in zip(found, zeros, strict=True)]
         return tf.stack(found)
-    # As one vector; each by itself would have a kernel of its own.
+    # As one vector: each scalar by itself would be a kernel of its own, 66 of them with 64 features.
     of_zeros = rows * tf.bitcast(tf.stack(zeros), tf.int64)
     return tf.stack(found) - (of_zeros if parts == 1 else of_zeros[:, tf.newaxis])
 
 
 def _added(columns: Sequence[tf.Tensor], first_axis: int) -> Sequence[tf.Tensor]:
     """The sum of each of the int64 `columns` `[...]` along all axes from `first_axis` on, by one loop."""
+    # One reduction of many operands: XLA:CPU makes one loop of it with a register for each sum, where a `reduce_sum`
+    # each would go over the rows as many times, about twice as slow.
     scalars = [tf.TensorSpec([], tf.int64)] * (2 * len(columns))
     return gen_xla_ops.xla_variadic_reduce_v2(
         inputs=columns,
@@ -329,18 +345,20 @@ def _pairwise_sum(*numbers: tf.Tensor) -> list[tf.Tensor]:
 
 
 def integers(sums: Sequence[tf.Tensor], steps: Steps) -> tf.Tensor:
-    """Sums of terms on each of their grids as int64, numbers of steps."""
+    """Converts sums of terms on each of their grids to int64 numbers of steps."""
+    # Steps are powers of two, and so the quotients are exact.
     return tf.stack([tf.cast(total / step, tf.int64) for total, step in zip(sums, steps, strict=True)])
 
 
 def halves(numbers: tf.Tensor) -> tf.Tensor:
-    """int64 `[2, ...]`, which add up for `2**40` rows where the numbers would overflow."""
+    """Splits int64 numbers into `[2, ...]`, high and low, which add up for `2**40` rows without overflow."""
+    # The shift is arithmetic, it rounds down: so `high * 2**27 + low` holds for negative numbers, too.
     low = tf.bitwise.bitwise_and(numbers, tf.constant((1 << LOW_BITS) - 1, tf.int64))
     return tf.stack([tf.bitwise.right_shift(numbers, tf.constant(LOW_BITS, tf.int64)), low])
 
 
 def whole(totals: tf.Tensor) -> tf.Tensor:
-    """Sums of halves `[2, K]` of small numbers, such as counts, as int64 `[K]`; so they are `[K]` already."""
+    """Joins sums of halves `[2, K]` of small numbers, such as counts, to int64 `[K]`; `[K]` is returned as it is."""
     return totals if totals.shape.rank == 1 else totals[0] * (1 << LOW_BITS) + totals[1]
 
 
@@ -354,10 +372,12 @@ def value(totals: tf.Tensor, steps: Steps) -> tf.Tensor:
     if totals.shape.rank == 1 + steps[0].shape.rank:
         numbers = [tf.cast(level, tf.float64) for level in tf.unstack(totals)]
     else:
+        # The low sum's carry first, so that `low` is below 2**27 again and the only rounding is that of the sum.
         high = totals[0] + tf.bitwise.right_shift(totals[1], tf.constant(LOW_BITS, tf.int64))
         low = tf.bitwise.bitwise_and(totals[1], tf.constant((1 << LOW_BITS) - 1, tf.int64))
         numbers = tf.unstack(tf.cast(high, tf.float64) * 2.0**LOW_BITS + tf.cast(low, tf.float64))
     *first, total = (number * step for number, step in zip(numbers, steps, strict=True))
+    # From the finest grid on: the small parts are joined before the large one rounds them.
     for part in reversed(first):
         total = part + total
     return total

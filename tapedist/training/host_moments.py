@@ -1,11 +1,11 @@
-"""The sums of `moments.py` of a block in the memory of the host, by NumPy and the BLAS that it brings along.
+"""The sums of `moments.py` over a block in host memory, by NumPy and its BLAS.
 
-There a product of a matrix with its own transpose takes little more than half the work of another, so that
+A product of a matrix with its own transpose takes little more than half the work of another, so that
 
     K_01 + K_10 = (slice_0 + slice_1) (slice_0 + slice_1)' - K_00 - K_11
 
-saves a quarter of it. Whole numbers are the same whoever multiplies them. Blocks are summed side by side, each on one
-core: a BLAS that shares a small product out waits for its threads for longer than it multiplies.
+saves a quarter of it. Products of whole numbers are exact under any BLAS. Blocks are summed in parallel, each on one
+core: a BLAS that splits a small product among threads waits for them longer than it multiplies.
 
 Legend: `d` features, `D = d + 1` columns (the features, then the target), `T` rows of a tile, `k` rows of a chunk.
 """
@@ -25,15 +25,15 @@ from tapedist.data.exact_arithmetic import SLICE_BITS, SLICE_ROWS
 
 SLICES = 3
 _HALF_BITS = 27
-_CHUNK_NUMBERS = 2**17  # Of a slice: a MiB.
+_CHUNK_NUMBERS = 2**17  # Of a slice, one MiB: 2**14 to 2**16 and 2**18 are slower.
 _LEAST_ROWS = 512
-_WIDE = 32  # Features of a row that make a loop of their own worthwhile.
-_MOST_SUMMED = SLICE_ROWS // 4  # Products of sums of two slices that a float64 sum holds.
-_SPARSE = 1 / 8  # With fewer rows that hold a number, picking them out costs less than multiplying all.
+_WIDE = 32  # From so many features on, NumPy's inner loop over the features of a row is long enough.
+_MOST_SUMMED = SLICE_ROWS // 4  # Sums of two slices have a bit more, and so their products two: a quarter of the rows.
+_SPARSE = 1 / 8  # If fewer rows are not 0, selecting them costs less than multiplying all.
 
 
 def pairs(weighted: bool) -> list[tuple[int, int]]:
-    """Which slices are multiplied; without weights each pair serves its mirror image too."""
+    """The pairs of slices that are multiplied; without weights a pair stands for its mirror image, too."""
     return [(a, b) for a in range(SLICES) for b in range(SLICES - a) if weighted or a <= b]
 
 
@@ -55,6 +55,7 @@ def block_sums(
     x = rows[0].swapaxes(1, 2) if row_major else rows[0]
     length = x.shape[2]
     tiles = max(1, min(SLICE_ROWS, max(_LEAST_ROWS, _CHUNK_NUMBERS // columns)) // length)
+    # About a MiB of numbers in a chunk, and at most `SLICE_ROWS` rows, up to which products are exact.
     room = _Room((columns + weighted) * tiles * length)
     with one_thread_each():
         chunks = _chunks((x, *rows[1:]), count, numbers, tiles, room)
@@ -68,9 +69,9 @@ def block_sums(
 
 
 class _Room:
-    """Memory for a chunk's columns and slices, of the thread's own.
+    """Thread-local memory for a chunk's columns and slices.
 
-    To be given other memory by the system for each of them takes longer than to fill it.
+    Fresh arrays for each chunk take longer: the system maps their pages one by one.
 
     Args:
         size: numbers of an array, at most.
@@ -98,7 +99,7 @@ class _Room:
 
 
 def _scales(numbers: np.ndarray, weighted: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Powers of two that make steps of the first slice of columns: of those on the left, then of `[D, 1]`."""
+    """Powers of two `[D, 1]` that scale the left and the right columns to steps of the first slice."""
     _, tops, weighted_tops = np.split(numbers[:, np.newaxis], [len(numbers) // 3, 2 * (len(numbers) // 3)])
     size = 2.0 ** (SLICE_BITS - 1)
     return size / (weighted_tops if weighted else tops), size / tops
@@ -118,7 +119,8 @@ def _chunks(
     shifts = numbers[: d + 1]
     for first in range(0, -(-count // length), step):
         part, real = slice(first, first + step), count - first * length
-        by_row = d >= _WIDE and x.strides[1] == x.itemsize  # To turn rows around would cost more.
+        # Columns keep the layout of wide rows, because to transpose them costs more than a BLAS that reads rows.
+        by_row = d >= _WIDE and x.strides[1] == x.itemsize
         z = room.array("right", (d + 1, y[part].size), by_row=by_row)
         if by_row:
             np.subtract(x[part].swapaxes(1, 2).reshape(-1, d), shifts[:d], out=z[:d].T)
@@ -136,7 +138,7 @@ def _chunks(
 
 
 class _Slice(NamedTuple):
-    """Whole numbers `[D, k]` of some columns, in rows `held`, or in all: in the others they are 0."""
+    """Whole numbers `[D, k]` of some columns, in the rows `held` or in all; in other rows they are 0."""
 
     numbers: np.ndarray
     held: np.ndarray | None = None
@@ -148,11 +150,12 @@ def _slices(z: np.ndarray, scale: np.ndarray, room: _Room, side: str) -> list[_S
     found = []
     for number in range(SLICES - 1):
         part = room.array(f"{side} {number}", z.shape, by_row=z.strides[0] < z.strides[1])
+        # After the scale, the multiples of a grid are whole numbers, and `rint` is faster here than a magic constant.
         np.rint(z, out=part)
         z -= part
         z *= 2.0**SLICE_BITS
         found.append(_Slice(part))
-    # Of float32 rows nothing is left in nearly all.
+    # A float32 number has 24 bits, of which the first two slices hold 42: nearly all rows have a third slice of 0.
     held = np.flatnonzero(z.any(axis=0))
     if len(held) < _SPARSE * z.shape[1]:
         return [*found, _Slice(np.rint(z[:, held]), held)]
@@ -171,6 +174,7 @@ def _add_exact(
         rights = _slices(right, scales[1], room, "right")
         lefts = rights if left is right else _slices(left, scales[0], room, "left")
         for level, part in enumerate(lefts):
+            # Of whole numbers, so that the BLAS may add them in any order.
             columns[level] += (part.numbers @ np.ones(part.numbers.shape[1])).astype(np.int64)
         if left is not right or right.shape[1] > _MOST_SUMMED:
             count = len(right)
@@ -178,12 +182,13 @@ def _add_exact(
             continue
         first, second, third = rights
         both, squares, last = _product(first, first), _product(second, second), _product(first, third)
+        # In place: the second slice is not needed any more.
         second.numbers[...] += first.numbers
         products += [both, _half(_product(second, second) - both - squares), last, squares]
 
 
 def _product(a: _Slice, b: _Slice) -> np.ndarray:
-    """`a b'`, int64 `[D, D]`; one of both is in all rows."""
+    """`a b'`, int64 `[D, D]`; at least one of them has all rows."""
     left = a.numbers if b.held is None else a.numbers[:, b.held]
     right = b.numbers if a.held is None else b.numbers[:, a.held]
     return (left @ right.T).astype(np.int64)
@@ -195,7 +200,7 @@ def _add_rounded(
     chunks: Iterator[tuple[np.ndarray, np.ndarray]],
     scales: tuple[np.ndarray, np.ndarray],
 ) -> None:
-    """What `_add_exact` adds, of sums that are rounded as they come."""
+    """Adds what `_add_exact` adds, with rounded products."""
     total, of_columns, weighted = np.zeros(products.shape[1:]), np.zeros(columns.shape[1]), False
     for left, right in chunks:
         total += left[: len(right)] @ right.T
@@ -204,6 +209,7 @@ def _add_rounded(
     left_scale, right_scale = scales
     total *= left_scale[: len(total)] * right_scale.T
     of_columns *= left_scale[:, 0]
+    # As integers of the same units, in the first two of the places, so that all that follows is the same code.
     for sums, places in ((total, products[:2]), (of_columns, columns)):
         for place in places:
             whole = np.rint(sums)
@@ -214,7 +220,7 @@ def _add_rounded(
 
 
 def _half(symmetric: np.ndarray) -> np.ndarray:
-    """What adds up to `symmetric` `[D, D]` with its own transpose; the diagonal's numbers are even."""
+    """The upper triangle `h` with `h + h' = symmetric` `[D, D]`, whose diagonal is even."""
     return np.triu(symmetric, 1) + np.diag(np.diag(symmetric) // 2)
 
 
@@ -225,7 +231,8 @@ _lock = threading.Lock()
 
 @contextlib.contextmanager
 def one_thread_each() -> Iterator[None]:
-    """Products of matrices inside take one thread each, where NumPy's BLAS is OpenBLAS."""
+    """A context in which NumPy's products of matrices use one thread each, if its BLAS is OpenBLAS."""
+    # The setting is the process's, so threads of blocks that overlap are counted: the first sets it, the last restores.
     global _products_under_way, _threads_before
     if not _openblas():
         yield
@@ -247,8 +254,9 @@ def one_thread_each() -> Iterator[None]:
 
 @functools.cache
 def _openblas() -> tuple[Any, ...]:
-    """What tells and sets the threads of NumPy's OpenBLAS, by the names of wheels and of distributions; or nothing."""
+    """The getter and the setter of OpenBLAS' number of threads, by their names in wheels and distributions, or `()`."""
     with contextlib.suppress(OSError, AttributeError):
+        # NumPy's extension is linked to its OpenBLAS, so that symbols are found through it wherever that library lies.
         library = ctypes.CDLL(np._core._multiarray_umath.__file__)  # type: ignore[attr-defined]
         for name in ("scipy_openblas_{}_num_threads64_", "openblas_{}_num_threads64_", "openblas_{}_num_threads"):
             if hasattr(library, name.format("set")):

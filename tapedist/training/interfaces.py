@@ -1,9 +1,9 @@
-"""What the trainer asks of others: somebody who watches the run, and all processes as one that decides.
+"""Interfaces that the trainer depends on: an observer of the run, and the consensus of its processes.
 
-The trainer calls an `Observer` that `run` injects and knows nothing of files, terminals or TensorBoard.
+The trainer calls an `Observer` that `run` injects, and imports nothing that writes files, terminals or TensorBoard.
 
 Every process runs the same outer loop and calls the same compiled programs, which wait for each other. So a decision
-that rests on something local, such as how long a call took or that a signal came, is agreed on first, by `Consensus`.
+that depends on something local, such as the time of a call or a signal, is agreed on first, by `Consensus`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Row:
 
 
 class Observer(Protocol):
-    """Who watches a run. Calls come from one thread: `rewind` if at all, `begin`, the rest, `close`."""
+    """An observer of a run. Calls come from one thread: `rewind` if at all, `begin`, the rest, `close`."""
 
     def begin(
         self, *, epochs: int, first_epoch: int, train_rows: int, test_rows: int, steps_per_epoch: int = 0
@@ -57,7 +57,7 @@ class Observer(Protocol):
         """Keeps one row; rows come in the order of their steps, by the thousand."""
 
     def advance(self, *, epoch: int, step: int, loss: float | None, examples_per_sec: float) -> None:
-        """Shows how far the run is; keeps nothing.
+        """Shows progress; keeps nothing.
 
         Args:
             epoch: epochs done.
@@ -101,12 +101,12 @@ class NullObserver:
 
 
 class Decision(NamedTuple):
-    """What the outer loop does next.
+    """The next actions of the outer loop.
 
     Attributes:
         stop: the signal that asked to stop; 0 for none.
         steps: updates that the next call should take.
-        save: whether the clock says that a save is due.
+        save: whether a save is due by the clock.
     """
 
     stop: int
@@ -115,33 +115,33 @@ class Decision(NamedTuple):
 
 
 class Consensus(Protocol):
-    """All processes of a run, as one that decides. Every method must be called by all of them, in the same order."""
+    """Decisions that all processes of a run share. All of them must call every method, in the same order."""
 
     def agree(self, mine: Decision) -> Decision:
-        """What all do next: anybody's stop, the chief's steps and save."""
+        """Combines the decisions of all processes: any process's stop, the chief's steps and save."""
 
     def interrupted(self, stop: int) -> bool:
-        """Whether anybody wants a turn of the outer loop; asked often inside long steps.
+        """Returns whether any process needs its outer loop; called often inside long steps.
 
         Args:
             stop: not 0 if this process does: the signal that it received, or 1 if a save is due.
         """
 
     def broadcast_text(self, words: str) -> str:
-        """The chief's `words`."""
+        """Returns the chief's `words` on every process."""
 
 
 class StopRequest(Protocol):
-    """Whether somebody asked the run to stop, and by which signal."""
+    """The signal that asked the run to stop, if one did."""
 
     signum: int | None
 
 
 def check_stop(consensus: Consensus, request: StopRequest) -> bool:
-    """False, if nobody in the run was asked to stop; for passes over the rows that have no other way to end early.
+    """Returns False, or raises if any process was asked to stop; for passes over rows outside of the trainer.
 
     Raises:
-        Interrupted: if somebody was; on all processes alike.
+        Interrupted: on all processes alike, if one of them was asked to stop.
     """
     mine = request.signum or 0
     if not consensus.interrupted(mine):
@@ -150,7 +150,7 @@ def check_stop(consensus: Consensus, request: StopRequest) -> bool:
 
 
 class SingleProcess:
-    """One process agrees with itself."""
+    """The consensus of a single process."""
 
     def agree(self, mine: Decision) -> Decision:
         return mine

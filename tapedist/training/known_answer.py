@@ -1,7 +1,7 @@
-"""The known-answer test: whether this machine, these flags and these versions compute what the specification says.
+"""The known-answer test: whether this machine, these flags and these versions compute as specified.
 
-A run's own compiled programs are called once on fixed rows, and what comes out is held against the reference, before
-the run is moved by them. It takes the place of comparing processors, flags and wheels.
+A run's own compiled programs are called once on fixed rows, and their results are compared with the reference, before
+they see a row of the run. This replaces a comparison of processors, flags and wheels.
 
 Legend: `n` tiles, `d` features, `T` rows of a tile, `R` replicas.
 """
@@ -40,7 +40,7 @@ def check_row_steps(
     *,
     moves: bool = True,
 ) -> None:
-    """Holds one step over fixed rows against the reference; a program that other runs have shown is not run again.
+    """Compares one step over fixed rows with the reference; a program is tested once in a process.
 
     Args:
         programs: the run's.
@@ -49,7 +49,7 @@ def check_row_steps(
         slots: in the rows that the program takes; the step is to be over the first.
         run: `(state, per-replica rows, per-replica counts [slots]) -> what one step does`, by each loop that may do
             it; the first has the loss.
-        moves: whether it does more than measure.
+        moves: whether the step updates the parameters.
 
     Raises:
         WrongAnswerError: if it does not compute as specified.
@@ -59,11 +59,13 @@ def check_row_steps(
         return
     strategy, bounds = programs.strategy, programs.bounds
     replicas, weighted = strategy.num_replicas_in_sync, programs.weighted
+    # Ragged, where the program is made for it, so that the mask of the last rows is tested, too.
     count = tiles * tile_rows - (0 if programs.even else min(_RAGGED, tiles * tile_rows - 1))
     each = [_fixed_rows(bounds, problem.dtype.name, weighted, count, replica) for replica in range(replicas)]
     rows = _rows_on_replicas(strategy, each, problem.dtype, tiles, tile_rows, slots)
     counts = _on_replicas(strategy, [np.array([count] + [0] * (slots - 1), np.int32)] * replicas, tf.int32)
     state = _fixed_state(problem, bounds)
+    # In the run's own shapes and layout: XLA compiles each shape anew, and another program would prove nothing.
     found = run(state, rows, counts)
     chunks = [(x, y, rest[0] if rest else None) for x, y, *rest in each]
     limits = reference.Bounds(bounds[:-2], float(bounds[-2]), float(bounds[-1]) if weighted else None)
@@ -80,7 +82,7 @@ def check_row_steps(
 def check_moment_steps(
     sums: MomentSteps, steps: QuadraticSteps, bounds: Bounds, tiles: int, tile_rows: int, weighted: bool
 ) -> None:
-    """Holds the moments of fixed rows, and a step on the form they define, against the reference.
+    """Compares the moments of fixed rows, and a step on their quadratic form, with the reference.
 
     Args:
         sums: the run's pass.
@@ -103,7 +105,7 @@ def check_moment_steps(
     largest, count = bounds.largest(), tiles * tile_rows - min(_RAGGED, tiles * tile_rows - 1)
     replicas = sums.strategy.num_replicas_in_sync
     each = [_fixed_rows(largest, problem.dtype.name, weighted, count, replica) for replica in range(replicas)]
-    for columns in each:  # As a block's they are within these bounds; whether within the ranges nothing depends on.
+    for columns in each:  # Slices are made for numbers within the ranges, which are narrower than the bounds.
         columns[0], columns[1] = _into(columns[0], bounds, slice(0, -1)), _into(columns[1], bounds, -1)
     rows = _rows_on_replicas(sums.strategy, each, problem.dtype, tiles, tile_rows, 1, row_major=sums.row_major)
     counts = _on_replicas(sums.strategy, [np.array([count], np.int32)] * replicas, tf.int32)
@@ -127,13 +129,13 @@ def check_moment_steps(
 
 
 def is_specified(problem: Problem) -> bool:
-    """Whether the specification says what comes out."""
+    """Whether the specification covers the problem."""
     known = isinstance(problem.model, LinearModel) and isinstance(problem.loss, ResidualLoss)
     return known and problem.arithmetic != "plain" and problem.optimizer.name in (*CONSTANTS, "gradient")
 
 
 def specified_problem(problem: Problem) -> reference.Problem:
-    """A problem in the words of the reference."""
+    """Converts a problem to the reference's."""
     optimizer, loss, model = problem.optimizer, problem.loss, problem.model
     assert isinstance(loss, ResidualLoss)
     assert isinstance(model, LinearModel)
@@ -156,7 +158,7 @@ def _updated(state: np.ndarray, sums: np.ndarray, weight: float, problem: Proble
 
 
 def _first_time(programs: Replicas, shape: tuple[Any, ...]) -> bool:
-    """Whether a program of these shapes has not been shown to be right in this process."""
+    """Returns whether a program of these shapes has not been tested in this process, and marks it as tested."""
     shown = vars(programs.traced).setdefault("_known_answers", set())
     first = shape not in shown
     shown.add(shape)
@@ -164,19 +166,21 @@ def _first_time(programs: Replicas, shape: tuple[Any, ...]) -> bool:
 
 
 def _fixed_state(problem: Problem, bounds: np.ndarray) -> np.ndarray:
-    """Parameters of about the size that rows ask for, and slots like those of a run under way."""
+    """Parameters in proportion to the rows, and slots like those in the middle of a run."""
     generator = np.random.Generator(np.random.Philox(_SEED))
     count, d = problem.model.num_parameters, len(bounds) - 2
     theta = generator.uniform(-1, 1, count)
+    # Predictions are then of the size of the targets, as in a run.
     theta[:d] *= np.clip(bounds[d] / bounds[:d], 2.0**-60, 2.0**60) / d
     theta[d:] *= bounds[d]
     slots = problem.optimizer.fresh_slots(count)
+    # Not the first step's zeros and ones, with which a wrong product in the rule would go unnoticed.
     slots = np.where(slots == 0, generator.uniform(0, 2.0**-10, len(slots)), slots * 0.5)
     return np.concatenate([theta, slots])
 
 
 def _fixed_rows(bounds: np.ndarray, dtype: str, weighted: bool, count: int, replica: int) -> list[np.ndarray]:
-    """`(x [count, d], y [count][, w])` inside the bounds `[d + 2]`, as training has its rows."""
+    """`(x [count, d], y [count][, w])` inside the bounds `[d + 2]`, rounded like training rows."""
     generator = np.random.Generator(np.random.Philox([_SEED, replica]))
     kind = reference.KINDS[dtype]
     d = len(bounds) - 2
@@ -220,7 +224,7 @@ def _on_replicas(strategy: tf.distribute.Strategy, values: list[np.ndarray], dty
     found = strategy.experimental_distribute_values_from_function(
         lambda context: tf.constant(values[context.replica_id_in_sync_group], dtype)
     )
-    # Of a worker's lone replica, as the pipeline hands it over: a plain tensor.
+    # The pipeline gives a worker's lone replica a plain tensor; another structure would be another trace.
     local = strategy.experimental_local_results(found)
     return local[0] if len(local) == 1 else found
 

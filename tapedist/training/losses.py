@@ -1,6 +1,6 @@
 """Per-example losses: pure functions `(y_hat, y) -> loss`, all of shape `[k]`.
 
-The weighted mean over rows is taken elsewhere, once, with one global denominator (`steps.py`).
+The weighted mean over rows is taken in `steps.py`, once, with one global denominator.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class ResidualLoss:
         return times(near, size) - times(near, near) * 0.5
 
     def largest_slope(self, residual: tf.Tensor) -> tf.Tensor:
-        """A bound of `|dloss / dr|` for residuals up to a float64 bound, of squared error of half of it."""
+        """A bound of `|dloss / dr|` for residuals up to a float64 bound; of squared error, of half the slope."""
         if self.name == "absolute":
             return tf.ones_like(residual)
         return residual if self.name == "squared" else tf.minimum(residual, tf.constant(self.delta, tf.float64))
@@ -67,7 +67,7 @@ def by_name(name: str, *, huber_delta: float) -> ResidualLoss:
 
 
 def is_custom(loss: Loss) -> bool:
-    """Whether a loss is the user's, so that nothing is known of it."""
+    """Whether a loss is the user's own."""
     return not isinstance(loss, ResidualLoss)
 
 

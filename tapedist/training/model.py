@@ -1,4 +1,4 @@
-"""What the step needs to know of a model, and the two kinds there are.
+"""The interface of a model, a linear model, and an adapter for any `tf.Module`.
 
 Legend: `k` rows, `d` features, `P` parameters. The parameters live outside the model as one flat float64 vector of
 masters; a model is bound to a compute-type copy of them inside the compiled step.
@@ -26,15 +26,15 @@ _LONG_FEATURES = 56
 
 
 class Model(Protocol):
-    """A model as the training step sees it.
+    """The interface of a model for the training step.
 
     Attributes:
-        name: tells models of different kinds or shapes apart; the same in every process.
+        name: different for models of other kinds or shapes; the same in every process.
         num_parameters: `P`.
         penalized: float64 `[P]`, 1 where the L2 penalty applies, 0 elsewhere.
         pure: whether `bind` touches no variable, so that whole training loops may become one XLA program: the linear
             model alone.
-        key: tells apart models that are traced differently; None if another one must never be served by its traces.
+        key: equal for models that can share traces; None if this one must not share any.
     """
 
     name: str
@@ -122,7 +122,7 @@ class ModuleModel:
     """
 
     pure = False
-    key = None  # Its variables are its own.
+    key = None  # A trace is bound to the variables of its module.
 
     def __init__(self, module: Any, *, num_features: int, dtype: tf.DType):
         module(tf.zeros([1, num_features], dtype))
@@ -133,7 +133,7 @@ class ModuleModel:
         self.name = f"{type(module).__qualname__}{[tuple(v.shape) for v in self.variables]}"
         self._sizes = [math.prod(v.shape) for v in self.variables]
         self.num_parameters = sum(self._sizes)
-        # Biases are the vectors; the penalty is for matrices, as in the linear model.
+        # The penalty is for matrices: vectors are biases, which have none in the linear model either.
         self.penalized = np.concatenate(
             [np.full(size, float(v.shape.rank >= 2)) for v, size in zip(self.variables, self._sizes, strict=True)]
         )
@@ -143,7 +143,7 @@ class ModuleModel:
         return np.concatenate([np.ravel(v.numpy()).astype(np.float64) for v in self.variables])
 
     def assign(self, parameters: np.ndarray) -> None:
-        """Gives the module's variables the values of `parameters`, float64 `[P]`."""
+        """Assigns `parameters`, float64 `[P]`, to the module's variables."""
         pieces = np.split(parameters, np.cumsum(self._sizes)[:-1])
         for variable, piece in zip(self.variables, pieces, strict=True):
             variable.assign(piece.reshape(variable.shape).astype(variable.dtype.as_numpy_dtype))
@@ -156,10 +156,11 @@ class ModuleModel:
 
 
 def _on_this_replica(variable: tf.Variable) -> tf.Variable:
-    """The copy of a mirrored variable that the running replica owns: assigning the whole would need a reduction."""
+    """The running replica's copy of a mirrored variable: to assign all copies at once would need a reduction."""
     context = tf.distribute.get_replica_context()
     copies = context.strategy.experimental_local_results(variable) if context else (variable,)
     if len(copies) == 1:
         return copies[0]
     index = context.replica_id_in_sync_group
+    # Modulo, because a process has the copies of its local replicas, and the index counts those of all processes.
     return copies[int(tf.get_static_value(index) if tf.is_tensor(index) else index) % len(copies)]

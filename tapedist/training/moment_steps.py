@@ -1,4 +1,4 @@
-"""The pass over the rows whose integers `moments.py` makes second moments of.
+"""The pass over the rows that sums the integers of second moments (`moments.py`).
 
 Legend: `d` features, `D = d + 1` columns (the features, then the target), `T` rows of a tile, `M` integers.
 """
@@ -26,14 +26,14 @@ from tapedist.training.replicas import Replicas, all_added
 from tapedist.training.row_sums import Rows
 from tapedist.training.steps import check_rows
 
-NARROW = 4  # Columns whose products are sums of one loop over the rows, sooner than products of matrices.
+NARROW = 4  # Up to so many columns, one loop over the rows is faster than products of matrices.
 
 
 class MomentSteps(Replicas):
-    """What all ways to go over the rows have in common.
+    """A pass over the rows; the base of the implementations.
 
     Args:
-        strategy: where replicas live.
+        strategy: of the replicas.
         units: of the split's columns.
         num_rows: rows of the split.
         weighted: whether they have weights.
@@ -59,7 +59,7 @@ class MomentSteps(Replicas):
         return np.zeros([2, sums], np.int64)
 
     def of_rows(self, rows: Any, counts: Any) -> np.ndarray:
-        """The integers `[2, M]` of each replica's rows at hand.
+        """The integers `[2, M]` of rows that the replicas hold.
 
         Args:
             rows: per-replica, one slot of tiles, as `pipeline.py` lays it out.
@@ -92,12 +92,12 @@ class MomentSteps(Replicas):
         return sums
 
     def moments(self, sums: np.ndarray) -> Moments:
-        """What the integers stand for."""
+        """Converts the integers to moments."""
         return self._units.moments(sums, weighted=self._weighted)
 
 
 class HostMomentSteps(MomentSteps):
-    """By NumPy, on all cores of each process: what a worker's replicas would take is summed in one place.
+    """Sums by NumPy, on all cores of each process, the rows of all replicas of a worker.
 
     Args:
         fast: whether products may be rounded.
@@ -124,6 +124,8 @@ class HostMomentSteps(MomentSteps):
 
     def add_blocks(self, sums: np.ndarray, blocks: Iterator[list[Callable[[], Any]]], visits: int) -> np.ndarray:
         elements = itertools.chain.from_iterable(itertools.islice(blocks, visits))
+        # NumPy releases the interpreter's lock in products and in operations on whole chunks, so that threads are
+        # enough.
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as cores:
             for found in cores.map(lambda element: self._sums(*element()), elements):
                 sums += found
@@ -131,6 +133,7 @@ class HostMomentSteps(MomentSteps):
 
     def given_to_first(self, sums: np.ndarray) -> np.ndarray:
         """`sums` in the process of the first replica, and zeros in the others."""
+        # A copy, because `add_blocks` adds in place.
         return sums.copy() if 0 in self.local_replicas else np.zeros_like(sums)
 
     def added(self, sums: np.ndarray) -> np.ndarray:
@@ -138,6 +141,7 @@ class HostMomentSteps(MomentSteps):
         if self.strategy.num_replicas_in_sync == 1:
             return sums.copy()
 
+        # A process has one array, where the all-reduce takes one of each replica: the others' are zeros.
         def share(context: tf.distribute.ValueContext) -> tf.Tensor:
             mine = context.replica_id_in_sync_group == self.local_replicas[0]
             return tf.constant(sums if mine else np.zeros_like(sums))
@@ -146,16 +150,17 @@ class HostMomentSteps(MomentSteps):
 
 
 class CompiledMomentSteps(MomentSteps):
-    """By a compiled program: on accelerators, and on CPUs of many narrow rows that TensorFlow makes.
+    """Sums by a compiled program: on accelerators, and on CPUs for many narrow rows that TensorFlow makes.
 
     Args:
-        parallel: blocks under way side by side on a replica.
+        parallel: blocks that a replica sums at the same time.
         **rows: see `MomentSteps`.
     """
 
     def __init__(self, *, parallel: int, **rows: Any):
         super().__init__(**rows)
         units, self._parallel = self._units, parallel
+        # The 0.0 is the zero that pins products; all are arguments of the program, which serves other splits as well.
         self._numbers = np.concatenate([[0.0], units.shifts, units.tops, units.weighted_tops])
         self.share_traces((self._columns, self._weighted, parallel))
 
@@ -167,6 +172,8 @@ class CompiledMomentSteps(MomentSteps):
             x, y, *weights = (tf.cast(column, tf.float64) for column in rows)
             left, right = self._sides(numbers[:, tf.newaxis], tf.concat([x, y[:, tf.newaxis]], 1), weights, count)
             products = [_product(left[a][:, : self._columns], right[b]) for a, b in pairs(self._weighted)]
+            # A tile's sums are exact in float64, at most 2**13 numbers of 2**20, and those of many tiles only as
+            # integers.
             columns = [tf.reduce_sum(tf.cast(tf.reduce_sum(part, 2), tf.int64), 0) for part in left]
             sums = tf.concat([tf.reshape(part, [-1]) for part in (*products, *columns)], 0)
         return exact.halves(tf.concat([sums, [tf.cast(count, tf.int64)]], 0))
@@ -174,7 +181,7 @@ class CompiledMomentSteps(MomentSteps):
     def _sides(
         self, numbers: tf.Tensor, columns: tf.Tensor, weights: list[tf.Tensor], count: tf.Tensor
     ) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
-        """Slices of columns `[n, D, T]` times their weights, and with these, on the left; on the right of the columns.
+        """Slices of the weighted columns and of the weights `[n, D + 1, T]`, and of the columns `[n, D, T]`.
 
         `numbers` are `[1 + 3 D + 1, 1]`.
         """
@@ -182,6 +189,7 @@ class CompiledMomentSteps(MomentSteps):
         z = columns - shifts
         if not weights:
             n, _, length = columns.shape
+            # Padding is 0 before the shift, and `-shift` after it.
             real = tf.reshape(tf.range(n * length) < count, [n, 1, length])
             both = _slices(tf.where(real, z, tf.zeros([], tf.float64)), tops)
             return both, both
@@ -190,14 +198,17 @@ class CompiledMomentSteps(MomentSteps):
         return _slices(weighted, weighted_tops), _slices(z, tops)
 
     def _narrow_sums(self, numbers: tf.Tensor, rows: Rows, count: tf.Tensor) -> tf.Tensor:
-        """All but the count, by one loop over the rows: products of one rank are added before their sum is taken."""
+        """All integers but the count, by one loop over the rows that sums the products of one rank together."""
         left, right = self._narrow_sides(numbers, rows, count)
         size, ranks = self._columns, [(0, 0), (0, 1), (0, 2) if self._weighted else (1, 1)]
         above = [(i, j) for i in range(size) for j in range(i, size)]
         terms = [_ranked(left[i], right[j], rank, i == j and not self._weighted) for rank in range(3) for i, j in above]
         terms += [column[level] for level in range(SLICES) for column in left]
+        # Terms are whole numbers below 2**42 already, so on a grid of step 1: nothing is rounded, and an int64 has room
+        # for `MOST_ROWS` of them.
         found = tf.unstack(exact.grid_sums([(terms, [tf.ones([len(terms)], tf.float64)])]))
-        # In the place of one of a rank's products; the others' are zero.
+        # `MomentUnits.moments` adds the products of a rank: here all of it is in the place of one, and the others are
+        # 0.
         places = {(ranks[rank], at): found.pop(0) for rank in range(3) for at in above}
         nothing = tf.zeros([], tf.int64)
         products = [
@@ -211,7 +222,7 @@ class CompiledMomentSteps(MomentSteps):
     def _narrow_sides(
         self, numbers: tf.Tensor, rows: Rows, count: tf.Tensor
     ) -> tuple[list[list[tf.Tensor]], list[list[tf.Tensor]]]:
-        """Slices `[n, T]` of each column on the left and on the right, one by one: a loop makes what it needs."""
+        """Slices `[n, T]` of each column on the left and on the right, one by one, so that XLA can fuse them."""
         size = self._columns
         zero, *units = tf.unstack(numbers)
         shifts, tops, weighted_tops = units[:size], units[size : 2 * size], units[2 * size :]
@@ -253,7 +264,7 @@ class CompiledMomentSteps(MomentSteps):
 
 
 def _ranked(left: list[tf.Tensor], right: list[tf.Tensor], rank: int, once: bool) -> tf.Tensor:
-    """The sum of the products of slices of a rank: whole numbers below `2**42`, exact however they are made.
+    """The sum of the products of slices of a rank: whole numbers below `2**42`, exact in any order and with FMA.
 
     Args:
         left: slices of a column.
@@ -275,6 +286,7 @@ def _slices(columns: tf.Tensor, tops: tf.Tensor) -> list[tf.Tensor]:
     for number in range(SLICES):
         step = tops * 2.0 ** (1 - SLICE_BITS - SLICE_BITS * number)
         magic = (1.5 * 2.0**52) * step
+        # Rounds to the nearest multiple of `step`, see `exact.on_grids`; powers of two, so the quotient is exact.
         cut = (columns + magic) - magic
         slices.append(cut / step)
         columns = columns - cut

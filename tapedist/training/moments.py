@@ -1,4 +1,4 @@
-"""Second moments of the rows, exact, from sums that have no order.
+"""Exact second moments of the rows, from sums that have no order.
 
 Legend: `d` features, `D = d + 1` columns (the features, then the target).
 
@@ -36,7 +36,7 @@ from tapedist.training.host_moments import SLICES, pairs
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MomentUnits:
-    """What columns are less, and in units of what their products are counted.
+    """Shifts of columns, and the units of their products.
 
     Attributes:
         shifts: float64 `[D]`.
@@ -54,17 +54,20 @@ class MomentUnits:
         return cls(bounds.shifts(), tops, pow2(bounds.weight * np.append(tops, 1.0)))
 
     def moments(self, sums: np.ndarray, *, weighted: bool) -> Moments:
-        """What the integers `[2, M]` of `moment_steps.py` stand for."""
+        """Converts the integers `[2, M]` of `moment_steps.py` to moments."""
         count = len(self.tops)
+        # Python's integers: the products of all rows have more than 64 bits.
         numbers = np.array(exact.value_of(sums), object)
         multiplied = pairs(weighted)
         products, columns, rows = np.split(numbers, [len(multiplied) * count * count, len(numbers) - 1])
         columns = columns.reshape(SLICES, -1)
         total: Any = 0
         for (a, b), product in zip(multiplied, products.reshape(-1, count, count), strict=True):
+            # Without weights only one of `(a, b)` and `(b, a)` was summed: the other one is its transpose.
             both = product if weighted or a == b else product + product.T
             total = total + both * (1 << SLICE_BITS * (2 - a - b))
         of_column: Any = sum(part * (1 << SLICE_BITS * (2 - a)) for a, part in enumerate(columns))
+        # A power of two has the mantissa 1/2 in `frexp`, so that its own exponent is one less.
         exponents = np.frexp(self.tops)[1].astype(object) - 1
         if not weighted:
             return _moments(total, of_column, rows[0], 0, exponents, exponents, self.shifts)
@@ -96,10 +99,12 @@ def _moments(
     """
     count = len(columns)
     means, centred = np.zeros(count), np.zeros((count, count))
+    # All rows have weight 0: there are no moments, and no quotient is possible.
     if weight == 0:
         return Moments(0.0, means, centred)
     for i, shift in enumerate(shifts.tolist()):
         gap = Fraction(columns[i], weight) * Fraction(2) ** (left[i] - 62 - weight_exponent)
+        # Shift and gap are added before they are rounded: one rounding, however far the shift is from 0.
         means[i] = float(Fraction(shift) + gap)
     for j in range(count):
         # Of the product and of what the means take from it, times the weight; without the left column's unit.

@@ -22,7 +22,7 @@ from tapedist.training.schedule import Rate
 # the number of the update counts from 1.
 Rule = Callable[..., tuple[tf.Tensor, tf.Tensor]]
 
-# What the constants of each rule are called in the specification.
+# The names of each rule's constants in the specification.
 CONSTANTS = {
     "sgd": ("rate",),
     "momentum": ("rate", "momentum"),
@@ -30,7 +30,7 @@ CONSTANTS = {
     "adam": ("rate", "beta_1", "beta_2", "epsilon"),
     "metric": ("rate", "hold", "curvature", "metric"),
 }
-_TINY = 2.0**-900  # Smaller slots are 0, so that no machine meets a number that another takes for 0.
+_TINY = 2.0**-900  # Smaller slots are 0, because some machines flush denormal numbers to 0 and others do not.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -87,6 +87,7 @@ def _metric_sgd(
     curvature: Any,
     metric: Any,
 ) -> tuple[tf.Tensor, tf.Tensor]:
+    # Each quotient is pinned by itself, because XLA rewrites a quotient of quotients.
     behind = tf.maximum(number - hold, tf.zeros_like(number))
     one = tf.ones_like(number)
     rate = pin(one / (pin(one / first) + pin(curvature * behind)))
@@ -115,6 +116,7 @@ def _momentum(
 def _nesterov(
     theta: tf.Tensor, slots: tf.Tensor, g: tf.Tensor, number: tf.Tensor, rate: Any, mu: Any
 ) -> tuple[tf.Tensor, tf.Tensor]:
+    # Once: both sums take the same rounded product.
     push = pin(rate * g)
     velocity = flushed(pin(mu * slots[0]) - push, _TINY)
     return theta + (pin(mu * velocity) - push), velocity[tf.newaxis]
@@ -140,6 +142,7 @@ def _adam(
     beta_2: Any,
     epsilon: Any,
 ) -> tuple[tf.Tensor, tf.Tensor]:
+    # Keras' form of the moving averages: `m + (g - m) * (1 - b1)`, not `b1 * m + (1 - b1) * g`.
     one = tf.ones_like(number)
     first = flushed(slots[0] + pin((g - slots[0]) * (one - beta_1)), _TINY)
     second = flushed(slots[1] + pin((pin(g * g) - slots[1]) * (one - beta_2)), _TINY)
@@ -154,7 +157,7 @@ def from_config(config: TrainConfig, *, auto_rate: float | None = None) -> Optim
 
     Args:
         config: the run's settings.
-        auto_rate: what `--learning_rate=auto` stands for.
+        auto_rate: the rate that `--learning_rate=auto` found.
     """
     rate = auto_rate if isinstance(config.learning_rate, str) else config.learning_rate
     assert rate is not None, "--learning_rate=auto must be settled before"

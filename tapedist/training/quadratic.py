@@ -1,4 +1,4 @@
-"""The squared loss of a linear model as the quadratic form that the rows' second moments define.
+"""The squared loss of a linear model as the quadratic form of the rows' second moments.
 
 Legend: `d` features, `P` parameters, `W` the sum of weights, `C` centred products, `m` means (`moments.py`).
 
@@ -70,18 +70,19 @@ class QuadraticForm:
 
 
 def _ordered_dot(a: np.ndarray, b: np.ndarray) -> float:
-    """A dot product added in order, whatever library NumPy multiplies with."""
+    """A dot product added from left to right, with the same bits under any BLAS."""
+    # `accumulate` adds in order by definition; `sum` and `dot` add pairwise, by vectors or by threads.
     return float(np.add.accumulate(a * b)[-1])
 
 
 def _solved(matrix: np.ndarray, right: np.ndarray, target: float) -> tuple[np.ndarray, float]:
-    """Least squares from products: the solution, with 0 for dependent columns, and what remains of `target`.
+    """Least squares from products: the solution, with 0 for dependent columns, and the residual of `target`.
 
     Gaussian elimination of the bordered matrix at unit diagonal, by elementwise operations only, so that the bits do
     not depend on a BLAS library or its threads.
     """
     count = len(right)
-    scale = np.sqrt(np.maximum(np.diag(matrix), 0.0))  # Rounding may leave a hair below 0.
+    scale = np.sqrt(np.maximum(np.diag(matrix), 0.0))  # Rounding may leave slightly negative numbers.
     scale = np.where(scale > 0, scale, 1.0)
     table = np.empty([count + 1, count + 1])
     table[:count, :count] = matrix / np.multiply.outer(scale, scale)
@@ -89,6 +90,8 @@ def _solved(matrix: np.ndarray, right: np.ndarray, target: float) -> tuple[np.nd
     table[count, count] = target
     pivots = []
     for k in range(count):
+        # The diagonal was 1, so this is the share of a column that those before it leave. Rows of columns that are
+        # skipped stay in the table, and the back substitution passes them by.
         if table[k, k] > _DEPENDENT:
             pivots.append(k)
             factors = table[k + 1 :, k] / table[k, k]
@@ -101,7 +104,7 @@ def _solved(matrix: np.ndarray, right: np.ndarray, target: float) -> tuple[np.nd
 
 
 class QuadraticSteps(StepPrograms):
-    """Thousands of epochs on a quadratic form, as one XLA program; every worker runs the same one."""
+    """Thousands of epochs on a quadratic form, as one XLA program; every worker computes all of it."""
 
     def __init__(self, **programs: Any):
         super().__init__(**programs)
@@ -112,7 +115,7 @@ class QuadraticSteps(StepPrograms):
         return functools.cache(self._program)
 
     def _program(self, num_features: int) -> Any:
-        """The program, of one vector: the state, the step, how many steps, the settings, and `QuadraticForm.parts`."""
+        """The program; its argument is `[*state, step, number of steps, *settings, *QuadraticForm.parts]`."""
         count, d = self.num_parameters, num_features
         sizes = [count + self.problem.optimizer.num_slots * count, 1, 1, self.num_settings, count, 1, d * d, d]
 
@@ -134,6 +137,7 @@ class QuadraticSteps(StepPrograms):
             records = step_records.stacked(records, MAX_STEPS_PER_CALL, width=self.record_width)
             return tf.concat([state, counts], 0), records
 
+        # A concrete function skips TensorFlow's look-up of a trace in each call.
         program = tf.function(loop, jit_compile=True, autograph=False)
         return program.get_concrete_function(tf.TensorSpec([sum(sizes)], tf.float64))
 
@@ -142,14 +146,16 @@ class QuadraticSteps(StepPrograms):
     ) -> Totals:
         """Totals as `apply` takes them, with the weight already divided out."""
         loss, gradient = value_and_gradient(lambda at: quadratic_loss(at - optimum, spread, means) + least, theta)
-        # Rounding may leave S a negative eigenvalue, but a mean of squares is none. Not by `maximum`: NaN must stay.
+        # Rounding may leave S a negative eigenvalue, though a mean of squares is not negative. Not by `maximum`, which
+        # may turn NaN into 0: a diverged run must stay NaN.
         loss = tf.where(loss < 0, tf.zeros_like(loss), loss)
         one = tf.ones([], tf.float64)
         return Totals(loss, one, gradient, one, tf.constant(True))
 
     def run(self, state: np.ndarray, form: QuadraticForm, *, step: int, num_steps: int, limit: float) -> CallResult:
         """Up to `num_steps` updates; arguments as in `SlotSteps.run`."""
-        # Handing over a tensor costs more than a hundred epochs, so there is one each way besides the records.
+        # Each tensor of a call costs more time than a hundred epochs, so there is one each way besides the records.
+        # Steps and counts are float64 in it, exact up to 2**53.
         bounds = [step, min(num_steps, MAX_STEPS_PER_CALL), *self.settings(limit)]
         numbers, records = self._traced._loop(len(form.means))(
             tf.constant(np.concatenate([state, bounds, *form.parts]))
@@ -172,7 +178,7 @@ def quadratic_loss(delta: tf.Tensor, spread: tf.Tensor, means: tf.Tensor) -> tf.
 
 @tf.custom_gradient
 def _dot(a: tf.Tensor, b: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], Any]]:
-    """`a . b`, folded; so that a tape sums in no order of its own."""
+    """`a . b` by `folded`; with a custom gradient, so that the tape adds nothing in an order of its own."""
 
     def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         return exact.pin(upstream * b), exact.pin(upstream * a)
@@ -182,8 +188,9 @@ def _dot(a: tf.Tensor, b: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], A
 
 @tf.custom_gradient
 def _times_matrix(matrix: tf.Tensor, vector: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], Any]]:
-    """`matrix vector` of a symmetric matrix, folded; the matrix is not differentiated by."""
+    """`matrix vector` of a symmetric matrix, by `folded`; without a gradient by the matrix."""
 
+    # The gradient multiplies by the transpose, which is the same matrix. Sums run along the first axis in both.
     def product(vector: tf.Tensor) -> tf.Tensor:
         return exact.folded(exact.pin(matrix * vector[:, tf.newaxis]))
 

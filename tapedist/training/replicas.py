@@ -1,4 +1,4 @@
-"""What every replica does: the package's only `strategy.run`, sums between host and replicas, and what they cost.
+"""Replicas: the package's only `strategy.run`, the exchange of sums between host and replicas, and its cost.
 
 Legend: `R` replicas, `K` sums, `P` parameters.
 """
@@ -20,7 +20,7 @@ def local_devices(strategy: tf.distribute.Strategy) -> tuple[str, ...]:
     """The devices of this process's replicas."""
     if strategy.num_replicas_in_sync > 1:
         return tuple(strategy.extended.worker_devices)
-    # The default strategy has no list of its own: TensorFlow takes what computes fastest.
+    # With one replica the strategy may have no list of devices: TensorFlow places operations on the fastest kind.
     kind = next(kind for kind in ("TPU", "GPU", "CPU") if tf.config.list_logical_devices(kind))
     return (f"/device:{kind}:0",)
 
@@ -28,20 +28,20 @@ def local_devices(strategy: tf.distribute.Strategy) -> tuple[str, ...]:
 def all_added(sums: tf.Tensor) -> tf.Tensor:
     """The sum of all replicas' `sums`, on each of them; called on every replica, outside of compiled programs.
 
-    Integers, which have no order: that of a collective is by names of tasks, where "task:10" comes before "task:2".
+    Integers, whose sum has no order: a collective ranks tasks by name, "task:10" before "task:2".
     """
     context = tf.distribute.get_replica_context()
     if context.num_replicas_in_sync == 1:
         return sums
-    # What only passes through has no device, and so no place to add at.
+    # An argument that no operation has touched has no device, and the all-reduce adds on the device of its operand.
     return tf.ensure_shape(context.all_reduce(tf.distribute.ReduceOp.SUM, tf.identity(sums)), sums.shape)
 
 
 class Replicas:
-    """What every replica does: the package's one `strategy.run`, and sums on their way between host and replicas.
+    """Runs functions on replicas, and moves sums between the host and the replicas.
 
     Args:
-        strategy: where replicas live.
+        strategy: of the replicas.
     """
 
     def __init__(self, *, strategy: tf.distribute.Strategy):
@@ -51,18 +51,19 @@ class Replicas:
     def share_traces(self, key: Hashable) -> None:
         """Takes the traced programs of the first object of this class with this `key` on the same strategy.
 
-        What XLA compiles for a function is never given back, several MiB each, so that one process could not train
-        often. The programs live as long as their strategy.
+        XLA never frees the program of a function, several MiB each, which would limit how often a process can train.
+        The programs live as long as their strategy.
 
         Args:
-            key: all that the traces depend on, beside the shapes of their arguments.
+            key: whatever the traces depend on, besides the shapes of their arguments.
         """
+        # An attribute of the strategy rather than a global cache, which would keep every strategy alive.
         kept = vars(self.strategy).setdefault("_tapedist_programs", {})
         self._traced = kept.setdefault((type(self), key), self)
 
     @property
     def traced(self) -> Any:
-        """The object whose traced programs serve this one."""
+        """The object whose traced programs this one uses."""
         return self._traced
 
     def on_replicas(self, replica_fn: Callable[..., Any], *args: Any) -> Any:
@@ -77,6 +78,7 @@ class Replicas:
     @functools.cached_property
     def local_replicas(self) -> range:
         """The numbers of this process's replicas."""
+        # TensorFlow has no public list of them, but calls this function once for each local replica, in order.
         found: list[int] = []
 
         def note(context: tf.distribute.ValueContext) -> tf.Tensor:
@@ -104,11 +106,11 @@ class Replicas:
 
 
 def gather_seconds(strategy: tf.distribute.Strategy, *, width: int) -> float:
-    """Seconds that one exchange of a step takes, by a few of them in a row; a collective of all workers.
+    """Measures the seconds of a step's exchange over a few of them; a collective of all workers.
 
     Args:
         strategy: with at least two replicas.
-        width: how many sums are added.
+        width: the number of sums to add.
     """
     replicas = Replicas(strategy=strategy)
     value = replicas.given_to_first(np.zeros([2, width], np.int64))
@@ -116,12 +118,14 @@ def gather_seconds(strategy: tf.distribute.Strategy, *, width: int) -> float:
     def gathers(value: tf.Tensor, repeats: tf.Tensor) -> tf.Tensor:
         def one(i: tf.Tensor, last: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             found = strategy.experimental_local_results(replicas.on_replicas(all_added, value))[0]
+            # Each result is used, so that no exchange can be pruned.
             return i + 1, last + found[0, 0]
 
         start = (tf.constant(0), tf.zeros([], tf.int64))
         return tf.while_loop(lambda i, _: i < repeats, one, start, parallel_iterations=1)[1]
 
     compiled = tf.function(gathers, autograph=False, reduce_retracing=True)
+    # The first call traces, and is not timed.
     compiled(value, tf.constant(1)).numpy()
     start = time.perf_counter()
     compiled(value, tf.constant(_REPEATS)).numpy()

@@ -1,8 +1,8 @@
-"""What the rows of a step add up to: the loss, the weights and the gradient, in the three ways there are.
+"""Sums over the rows of a step: the loss, the weights and the gradient. The interface of its three implementations.
 
 `LinearSums` (`linear_sums.py`) are exact sums of a linear model, which have no order. `ModuleSums` (`tape_sums.py`) are
-those of any other model, whose rows are summed in pieces of one shape and whose pieces are added without an order;
-`PlainSums`, beside them, are sums as the hardware makes them. The gradient comes from a tape in all of them.
+those of any other model: rows are summed in pieces of one shape, and pieces are added exactly, in any order.
+`PlainSums`, in the same file, are ordinary floating-point sums. The gradient comes from a tape in all of them.
 
 Legend: `d` features, `P` parameters, `T` rows of a tile, `n` tiles, `K` sums of a step.
 
@@ -41,12 +41,12 @@ class Totals(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Slot:
-    """The tiles of a step among those of others.
+    """The tiles of one step among those of others.
 
     Attributes:
         first: int32, the number of the first tile.
-        tiles: how many.
-        rough: whether the loss may be rounded more.
+        tiles: the number of tiles.
+        rough: whether the loss may be summed on its first grid alone.
     """
 
     first: tf.Tensor | int
@@ -85,11 +85,12 @@ class RowSums(Protocol):
             bounds: float64 `[d + 2]`, `Bounds.largest`.
             rows: see the module's docstring.
             count: int32, the real rows.
-            slot: the tiles to sum, where they are all of a step; by default all there are, to which others are added.
+            slot: the tiles to sum, if they are all that the step sums. None for all tiles of `rows`, to whose sums
+                others are added.
         """
 
     def total(self, theta: tf.Tensor, bounds: tf.Tensor, sums: tf.Tensor) -> Totals:
-        """What the sums of all rows stand for."""
+        """Converts the sums of all rows to numbers."""
 
 
 def value_and_gradient(function: Callable[[tf.Tensor], tf.Tensor], at: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

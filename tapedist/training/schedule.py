@@ -1,4 +1,4 @@
-"""When things happen in a run, as arithmetic on the step number, and how many steps the next call takes."""
+"""The milestones of a run as functions of the step number, and the number of steps of the next call."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Schedule:
         log_every_epochs: a training row every so many epochs.
         eval_every_epochs: a test row every so many epochs; 0 for none before the end.
         checkpoint_every_steps: a save every so many updates; 0 for none by count.
-        check_every_epochs: a look at the rules that stop early every so many epochs; 0 for none.
-        slowing: whether rows and looks become rarer, because nobody knows how long the run will be: after a hundred of
-            them every tenth is left, after a thousand epochs' worth every hundredth, and so on. So there are about
-            ninety for each power of ten.
+        check_every_epochs: a check of the stopping rules every so many epochs; 0 for none.
+        slowing: whether rows and checks become rarer, for runs of unknown length: after a hundred of them every tenth
+            is left, after ten times as many epochs every hundredth, and so on. So there are about ninety for each power
+            of ten.
     """
 
     num_epochs: int
@@ -53,7 +53,7 @@ class Schedule:
             epoch = self._next(epoch, self.log_every_epochs)
 
     def measured(self, epochs: range) -> Iterator[int]:
-        """Those of `epochs` whose loss is told: in a row, or because the run may end with them."""
+        """Those of `epochs` whose exact loss is needed: for a row, or because the run may end with them."""
         yield from self.logged(epochs)
         if self.num_epochs - 1 in epochs:
             yield self.num_epochs - 1
@@ -70,7 +70,8 @@ class Schedule:
         return pace
 
     def _next(self, epoch: int, every: int) -> int:
-        """The first milestone behind `epoch`."""
+        """The first milestone after `epoch`."""
+        # Paces divide each other, so that a milestone of the next pace is one of this pace.
         pace = self._pace(epoch, every)
         return (epoch // pace + 1) * pace
 
@@ -80,7 +81,7 @@ class Schedule:
         return bool(every) and step % every == 0 and step < self.num_steps
 
     def checks(self, step: int) -> bool:
-        """Whether the rules that stop early are asked at `step`."""
+        """Whether the stopping rules are checked at `step`."""
         if not self.check_every_epochs or step % self.steps_per_epoch:
             return False
         epoch = step // self.steps_per_epoch
@@ -102,9 +103,9 @@ class Schedule:
 
 
 class CallLength:
-    """How many steps a compiled call takes: about half a second's worth, found by timing the calls before.
+    """The number of steps of a compiled call: about half a second's, measured by the calls before.
 
-    The answer never depends on it; it only bounds how long a signal or a progress line waits.
+    Results do not depend on it; it only bounds the delay of signals and progress lines.
 
     Args:
         fixed: `--steps_per_call`; 0 measures.
@@ -119,7 +120,7 @@ class CallLength:
         return self._next
 
     def observe(self, steps: int, seconds: float) -> None:
-        """Learns from a call of `steps` that took `seconds`; the first call is compilation and teaches nothing."""
+        """Updates the estimate from a call of `steps` that took `seconds`, except from the first, which compiles."""
         if self._fixed or not self._warm:
             self._warm = True
             return
@@ -128,11 +129,11 @@ class CallLength:
 
 
 class GatherCostMonitor(CallLength):
-    """A `CallLength` that compares the time of a step with that of its gather, and speaks up once.
+    """A `CallLength` that compares the time of a step with that of its exchange, and logs one notice.
 
     Args:
         fixed: see `CallLength`.
-        gather_secs: what a step's gather takes.
+        gather_secs: seconds of a step's exchange.
         replicas: `R`.
         batch_size: rows of a step, if more of them would help; 0 in full batch.
         log: takes the notice.

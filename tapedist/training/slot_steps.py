@@ -1,7 +1,7 @@
-"""Steps over rows at hand: small splits and mini-batches, many steps in one compiled loop.
+"""Steps over rows in device memory: small splits and mini-batches, many steps in one compiled loop.
 
-Legend: `P` parameters, `R` replicas, `s` optimizer slots, `T` rows of a tile. A slot is a batch, or a small split: what
-one step sums.
+Legend: `P` parameters, `R` replicas, `s` optimizer slots, `T` rows of a tile. A slot holds the rows of one step: a
+batch, or a small split.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tapedist.training.steps import CallResult, RowPrograms
 
 
 class SlotSteps(RowPrograms):
-    """Steps over rows at hand, laid out as `pipeline.py` says.
+    """Steps over rows in device memory, in the layout of `pipeline.py`.
 
     Args:
         **programs: see `RowPrograms`.
@@ -33,7 +33,7 @@ class SlotSteps(RowPrograms):
 
     @property
     def _fused(self) -> bool:
-        """Whether the whole loop is one program: nothing is exchanged, and any program may sum the rows."""
+        """Whether the whole loop is one XLA program: without an exchange, and if any program may sum the rows."""
         return self.strategy.num_replicas_in_sync == 1 and self.row_sums.whole
 
     @functools.cached_property
@@ -41,12 +41,14 @@ class SlotSteps(RowPrograms):
         def loop(state, rows, counts, plan, step, num_steps, settings):  # type: ignore[no-untyped-def]
             tiles = rows[1].shape[0] // counts.shape[0]
 
-            # XLA runs the kernels of a body one after the other up to eight of them, and hands more to its threads,
-            # which costs more than the kernels. So where a run stands travels with the state, as float64.
+            # XLA:CPU runs up to eight kernels of a loop's body one after the other, and hands more to its threads,
+            # which costs more than the kernels. So the step number and the plan travel in the state vector, as float64:
+            # `[steps begun, slot, rough, *state]`.
             def steps(carried, records, *, rough):  # type: ignore[no-untyped-def]
                 def body(carried, records):  # type: ignore[no-untyped-def]
                     i, slot, state = tf.cast(carried[0], tf.int32), tf.cast(carried[1], tf.int32), carried[3:]
-                    # The only one's is known before the loop, and so is what it is divided by.
+                    # The count of a lone slot does not change in the loop, and neither does `1 / W` of it, so that XLA
+                    # can move both out.
                     count = tf.gather(counts, slot) if counts.shape[0] > 1 else counts[0]
                     sums = self.row_sums.of_tiles(
                         state[: self.num_parameters], self.bounds_in(settings), rows, count,
@@ -55,6 +57,8 @@ class SlotSteps(RowPrograms):
                     at = step + tf.cast(i, tf.int64)
                     state, record, ok = self.apply_sums(self.row_sums, state, sums, at, settings)
                     records = step_records.with_row(records, i, record)
+                    # The sign holds whether the step was applied: a step that was not ends the loop as `-(steps
+                    # begun)`, which is below 0 even for the first step.
                     begun = tf.where(ok, carried[0] + 1, -1 - carried[0])
                     return tf.concat([[begun], tf.gather(plan, i + 1), state], 0), records
 
@@ -63,6 +67,8 @@ class SlotSteps(RowPrograms):
 
                 return tf.while_loop(goes_on, body, (carried, records))
 
+            # Two loops inside a third, the one of exact losses and the one of rough ones, each until the plan asks for
+            # the other: XLA:CPU makes a select of a `tf.cond`, and would compute both kinds in every step.
             with self.pinned(settings):
                 records = step_records.empty(MAX_STEPS_PER_CALL, width=self.record_width)
                 start = (tf.concat([[tf.zeros([], tf.float64)], plan[0], state], 0), records)
@@ -80,7 +86,7 @@ class SlotSteps(RowPrograms):
 
     @functools.cached_property
     def _replicated_loop(self) -> Any:
-        """Many steps of several replicas: each replica's sums are compiled, the exchange is outside of them."""
+        """Many steps of several replicas: only the sums and the update are compiled, as XLA has no collective here."""
 
         def replica_step(state, rows, counts, slot, step, settings):  # type: ignore[no-untyped-def]
             piece, count = _slot(rows, counts, slot)
@@ -113,13 +119,14 @@ class SlotSteps(RowPrograms):
             state: float64 `[P + s * P]`.
             rows: per-replica rows.
             counts: per-replica int32 `[slots]`.
-            slots: which slot each step sums; at most `MAX_STEPS_PER_CALL`.
+            slots: the slot of each step; at most `MAX_STEPS_PER_CALL`.
             step: updates applied before.
             limit: loss above which the run has diverged.
-            rough: which steps may record a loss that is rounded more, boolean like `slots`, or all or none of them.
+            rough: the steps whose loss may be on its first grid alone, boolean like `slots`, or all or none of them.
         """
         loop = self._traced._fused_loop if self._fused else self._traced._replicated_loop
-        plan = np.zeros([MAX_STEPS_PER_CALL + 1, 2])  # One more, which the last step looks up.
+        # Of one size for any number of steps, so that the program is traced once. The last step reads one row more.
+        plan = np.zeros([MAX_STEPS_PER_CALL + 1, 2])
         plan[: len(slots), 0], plan[: len(slots), 1] = slots, rough
         found = self.result(
             *loop(
@@ -130,7 +137,7 @@ class SlotSteps(RowPrograms):
         return dataclasses.replace(found, rough=plan[: len(found.records), 1] > 0) if self._fused else found
 
     def first_step(self, state: np.ndarray, rows: Any, counts: Any) -> tuple[CallResult, ...]:
-        """One step over the first slot, by each of the loops that there are."""
+        """One step over the first slot, by each of the loops: of exact and of rough losses."""
         loops = (False, True) if self._fused else (False,)
         first = np.zeros(1, np.int32)
         return tuple(self.run(state, rows, counts, first, step=0, limit=math.inf, rough=rough) for rough in loops)

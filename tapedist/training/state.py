@@ -1,4 +1,4 @@
-"""All that a run is between two calls of its engine, and how a checkpoint holds it.
+"""The state of a run between two calls of its engine, and its arrays in a checkpoint.
 
 Legend: `P` parameters, `s` optimizer slots.
 """
@@ -34,8 +34,8 @@ class TrainingState:
         path: `(epoch, parameters)` at logged epochs, thinned to at most a few thousand; empty if `P` is large.
         path_stride: only epochs that it divides stay in `path`.
         tested_step: updates done at the last test row before the end; -1 before the first.
-        memory: what the rules that stop early remember.
-        stopped: why one of them stopped the run; empty if none did. Not stored: asked again, they say it again.
+        memory: the stopping rules' own state.
+        stopped: why one of them stopped the run; empty if none did. Not stored: the rules give it again after a resume.
     """
 
     vector: np.ndarray
@@ -78,8 +78,10 @@ class TrainingState:
         )
 
     def add_to_path(self, epoch: int, parameters: np.ndarray) -> None:
+        """Appends a point to `path`, and drops every second one when it is full."""
         if parameters.size and epoch % self.path_stride == 0:
             self.path.append((epoch, parameters))
+        # By a stride of epochs, not by the length of the list: so the path does not depend on where a run was resumed.
         while len(self.path) > _MAX_PATH_POINTS:
             self.path_stride *= 2
             self.path = [(e, p) for e, p in self.path if e % self.path_stride == 0]

@@ -8,12 +8,12 @@ The state is one flat float64 vector: the parameters `[P]`, then the optimizer's
     totals    = added over the replicas                          (integers: the same numbers in any order)
     new state = divide, add the penalty, apply the update rule   (every replica, the same compiled function)
 
-A compiled program serves all runs of one kind, whatever their rows. What differs between them is handed over with each
-call, as one float64 vector, the settings: the limit of the loss, a zero that pins products, the bounds of the rows, the
-weights of the penalty and the constants of the rule.
+A compiled program serves all runs of one kind, whatever their rows. Whatever differs between them is an argument of
+each call, one float64 vector, the settings: the limit of the loss, a zero that pins products, the bounds of the rows,
+the weights of the penalty and the constants of the rule.
 
-A record is what a step leaves for the log: `(sum w*loss, sum w, penalty, rows, parameters...)`, all at the parameters
-before its update; the parameters are there only if they are few.
+Each step has a record for the log: `(sum w*loss, sum w, penalty, rows, parameters...)`, all at the parameters before
+its update; the parameters are there only if they are few.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ _RECORD_HEAD = 4
 
 @dataclasses.dataclass(frozen=True)
 class CallResult:
-    """What one compiled call did.
+    """The result of one compiled call.
 
     Attributes:
         state: float64 `[P + s * P]` after the applied updates.
         records: float64 `[steps, columns]`, one per step begun; see the module's docstring.
         applied: updates applied; fewer than the records only if the last one would not have been finite.
-        rough: which records have a loss that is rounded more, boolean `[steps]`, or whether all have.
+        rough: which records have a loss on its first grid alone, boolean `[steps]`, or whether all have.
     """
 
     state: np.ndarray
@@ -62,18 +62,19 @@ class CallResult:
     @property
     def losses(self) -> np.ndarray:
         """Weighted means over the rows of each step; NaN where they are rough and the step was applied."""
+        # A rough loss is good enough for the error message of a step that diverged, but not for a log.
         means = self.records[:, 0] / np.where(self.records[:, 1] == 0, 1.0, self.records[:, 1])
         return np.where(self.rough & (np.arange(len(means)) < self.applied), math.nan, means)
 
     def complete(self, wanted: int | np.ndarray, split: str) -> CallResult:
-        """Itself, if every step has summed each of its rows once.
+        """Returns this result after checking that every step has summed each of its rows once.
 
         Args:
             wanted: the rows of every step, or int64 `[steps or more]`, those of each.
             split: "train" or "test".
 
         Raises:
-            MissingRowsError: if not; whoever asked must not use the state.
+            MissingRowsError: if not; the state must not be used.
         """
         check_rows(self.records[:, 3], wanted, split)
         return self
@@ -85,11 +86,11 @@ class CallResult:
 
 
 def check_rows(found: np.ndarray, wanted: int | np.ndarray, split: str) -> None:
-    """Refuses sums over other rows than there are, such as an exchange leaves that lost or repeated some.
+    """Raises if sums are not over all rows, as after an exchange that lost or repeated some.
 
     Args:
         found: `[k]`, rows that were summed.
-        wanted: rows that there were, in each sum, or int64 `[k or more]`.
+        wanted: rows that each sum should have, or int64 `[k or more]`.
         split: "train" or "test".
 
     Raises:
@@ -107,16 +108,16 @@ def check_rows(found: np.ndarray, wanted: int | np.ndarray, split: str) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Problem:
-    """What a step computes, whatever the rows.
+    """The computation of a step: model, loss, update rule and arithmetic.
 
     Attributes:
-        model: what is fitted.
+        model: the model to fit.
         loss: per-example loss.
         optimizer: the update rule.
         dtype: compute type of the rows.
         l2: weight of the penalty on `model.penalized` parameters.
-        arithmetic: "exact"; "fast" for what is the fastest here and shown to be right; or "plain" for sums as the
-            hardware makes them, which need neither float64 nor whole numbers of 64 bits.
+        arithmetic: "exact"; "fast", which is exact sums where they are fast and the known-answer test passes, else
+            plain ones; or "plain" for floating-point sums in any order, which need neither float64 nor int64.
     """
 
     model: LinearModel | ModuleModel
@@ -136,14 +137,14 @@ class Problem:
 
     @property
     def row_major(self) -> bool:
-        """Whether sums want tiles of rows rather than of columns."""
+        """Whether the sums need tiles `[T, d]` rather than `[d, T]`."""
         return self.row_sums_kind is not LinearSums
 
     def row_sums(self, *, weighted: bool, even: bool, on_cpu: bool) -> RowSums:
-        """How rows are summed.
+        """The object that sums rows.
 
         Args:
-            weighted: whether they have weights.
+            weighted: whether the rows have weights.
             even: whether every call sums whole tiles.
             on_cpu: whether the replicas are CPUs.
         """
@@ -156,11 +157,11 @@ class Problem:
 
 
 class StepPrograms(Replicas):
-    """The update that sums make; the loops over steps build on it.
+    """The update from given sums; the base of the loops over steps.
 
     Args:
-        strategy: where replicas live.
-        problem: what a step computes.
+        strategy: of the replicas.
+        problem: the step's computation.
         bounds: float64 `[d + 2]` of the rows, `Bounds.largest`; none where no rows are summed.
     """
 
@@ -171,30 +172,34 @@ class StepPrograms(Replicas):
         self.records_parameters = self.num_parameters <= _MAX_RECORDED_PARAMETERS
         self.record_width = _RECORD_HEAD + self.records_parameters * self.num_parameters
         self.bounds = np.zeros(0) if bounds is None else bounds
+        # All constants in one flat vector: they are arguments of the program rather than part of it, so that runs with
+        # other rates share one trace, and one argument costs less per call than several.
         penalty = (problem.l2, problem.model.penalized) if problem.l2 else ()
         constants = [np.asarray(value, np.float64) for value in (*penalty, *problem.optimizer.constants)]
         self._shapes = tuple(value.shape for value in constants)
         self._constants = np.concatenate([np.zeros(0), *(value.ravel() for value in constants)])
 
-    def trace_once(self, *own: Hashable) -> None:
+    def trace_once(self, *more: Hashable) -> None:
         """Shares the traces with other runs of the same kind; see `Replicas.share_traces`.
 
         Args:
-            *own: what they depend on beside the arguments of this class.
+            *more: whatever the traces depend on besides the arguments of this class.
         """
         problem = self.problem
         rule, model = problem.optimizer.rule, problem.model
-        # What the caller wrote may look at anything else, and change with it.
+        # A custom loss, model or rule may read variables outside of its arguments, so that its trace serves nobody
+        # else.
         if model.key is not None and not is_custom(problem.loss) and _is_plain(rule):
             kind = (bool(problem.l2), self._shapes, problem.optimizer.num_slots, problem.dtype, problem.arithmetic)
-            self.share_traces((type(model), model.key, problem.loss, rule, kind, len(self.bounds), own))
+            self.share_traces((type(model), model.key, problem.loss, rule, kind, len(self.bounds), more))
 
     def settings(self, limit: float) -> np.ndarray:
-        """What a program is told of its run, float64 `[2 + d + 2 + c]`.
+        """The argument of a program that is specific to a run, float64 `[2 + d + 2 + c]`.
 
         Args:
             limit: a loss above it, or not finite, means divergence.
         """
+        # The 0.0 is the zero that pins products: XLA cannot fold away what is an argument.
         return np.concatenate([[limit, 0.0], self.bounds, self._constants])
 
     @property
@@ -209,17 +214,18 @@ class StepPrograms(Replicas):
         return settings[2 : 2 + len(self.bounds)]
 
     def _constants_in(self, settings: tf.Tensor) -> tuple[list[Any], list[Any]]:
-        """The penalty's weight and what it weighs `[P]`, if there is one; the rule's constants."""
+        """The penalty's weight and factors `[P]`, or nothing without a penalty; and the rule's constants."""
         sizes = [math.prod(shape) for shape in self._shapes]
-        flat = tf.split(settings[2 + len(self.bounds) :], sizes) if sizes else []  # Into one at least.
-        told = [tf.reshape(piece, shape) for piece, shape in zip(flat, self._shapes, strict=True)]
-        first = len(told) - len(self.problem.optimizer.constants)
-        return told[:first], told[first:]
+        # `tf.split` refuses an empty list of sizes, which a custom rule without constants has.
+        flat = tf.split(settings[2 + len(self.bounds) :], sizes) if sizes else []
+        arrays = [tf.reshape(piece, shape) for piece, shape in zip(flat, self._shapes, strict=True)]
+        first = len(arrays) - len(self.problem.optimizer.constants)
+        return arrays[:first], arrays[first:]
 
     def apply(
         self, state: tf.Tensor, totals: Totals, step: tf.Tensor, settings: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Divide, penalise, update: `(new state, record, ok)`.
+        """Divides the sums, adds the penalty and applies the update rule: `(new state, record, ok)`.
 
         Args:
             state: float64 `[P + s * P]`.
@@ -229,19 +235,22 @@ class StepPrograms(Replicas):
         """
         count, optimizer = self.num_parameters, self.problem.optimizer
         weights, constants = self._constants_in(settings)
-        # A batch whose weights are all zero has no loss, and moves nothing by itself.
+        # A batch whose weights are all zero has a loss and a gradient of 0 rather than NaN.
         weight = tf.where(tf.equal(totals.weight, 0.0), tf.ones_like(totals.weight), totals.weight)
         theta, slots = state[:count], tf.reshape(state[count:], [optimizer.num_slots, count])
-        # Not a quotient of vectors, for which compilers multiply by a reciprocal of their own.
+        # One scalar quotient, then products: XLA may rewrite `vector / scalar` as a product with a reciprocal, which
+        # differs in the last bit.
         gradient = exact.pin(totals.gradient * exact.pin(tf.ones_like(weight) / weight))
         penalty = tf.zeros([], tf.float64)
         if weights:
             l2, penalized = weights
             penalty = exact.pin(l2 * exact.folded(exact.pin(exact.pin(penalized * theta) * theta)))
             gradient += exact.pin(exact.pin((l2 + l2) * penalized) * theta)
-        number = tf.cast(step + 1, tf.float64)
+        number = tf.cast(step + 1, tf.float64)  # Updates are counted from 1 here, as Adam's paper does.
         new_theta, new_slots = optimizer.rule(theta, slots, gradient, number, *constants)
         new_state = tf.concat([new_theta, tf.reshape(new_slots, [-1])], 0)
+        # Multiplied rather than divided, and `<=`, so that NaN is not ok. A step that is not ok leaves the state as it
+        # was.
         ok = totals.ok & (totals.loss <= settings[0] * weight) & tf.math.is_finite(totals.loss)
         ok &= _all(tf.math.is_finite(new_state))
         record = tf.stack([totals.loss, totals.weight, penalty, totals.rows])
@@ -252,7 +261,7 @@ class StepPrograms(Replicas):
     def apply_sums(
         self, row_sums: RowSums, state: tf.Tensor, sums: tf.Tensor, step: tf.Tensor, settings: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """`apply` of what the sums of all rows stand for."""
+        """Calls `apply` with the totals that the sums of all rows represent."""
         totals = row_sums.total(state[: self.num_parameters], self.bounds_in(settings), sums)
         return self.apply(state, totals, step, settings)
 
@@ -264,10 +273,13 @@ class StepPrograms(Replicas):
         """
 
         def body(i, state, records, applied, _):  # type: ignore[no-untyped-def]
-            # All replicas hold the same numbers; the first local one speaks for them.
+            # All replicas compute the same numbers, so that the first local one's do.
             state, record, ok = (self.strategy.experimental_local_results(v)[0] for v in one_step(i, state))
             return i + 1, state, records.write(i, record), applied + tf.cast(ok, tf.int32), ok
 
+        # A loop around `strategy.run`, not in it: a collective must not stand in control flow inside a replica
+        # function. Steps depend on each other, so that none may begin before the last one ends:
+        # `parallel_iterations=1`.
         records = tf.TensorArray(tf.float64, num_steps, element_shape=[self.record_width])
         start = (tf.constant(0), state, records, tf.constant(0), tf.constant(True))
         begun, state, records, applied, _ = tf.while_loop(
@@ -286,7 +298,7 @@ class RowPrograms(StepPrograms):
     Args:
         weighted: whether the rows have weights.
         even: whether every call sums whole tiles.
-        parallel: tiles or blocks under way at once on a replica.
+        parallel: tiles or blocks that a replica sums at the same time.
         **programs: see `StepPrograms`.
     """
 
@@ -295,8 +307,8 @@ class RowPrograms(StepPrograms):
         self.weighted, self.even, self.parallel = weighted, even, parallel
         self.row_sums = self.problem.row_sums(weighted=weighted, even=even, on_cpu=self.on_cpu)
 
-    def trace_once(self, *own: Hashable) -> None:
-        super().trace_once(self.weighted, self.even, self.parallel, *own)
+    def trace_once(self, *more: Hashable) -> None:
+        super().trace_once(self.weighted, self.even, self.parallel, *more)
 
     @functools.cached_property
     def compiled_sums(self) -> Any:
@@ -311,6 +323,8 @@ class RowPrograms(StepPrograms):
             return compiled
 
         def tile_by_tile(theta, settings, rows, count):  # type: ignore[no-untyped-def]
+            # A tile's program is compiled alone, so that its bits do not depend on the program around it; its calls run
+            # side by side on the cores, as their integer sums have no order.
             tiles, length = rows[1].shape
 
             def trip(k, sums):  # type: ignore[no-untyped-def]
@@ -341,19 +355,20 @@ class RowPrograms(StepPrograms):
 
 
 def _all(truths: tf.Tensor) -> tf.Tensor:
-    """Whether all of `[k]` are true; of a few one by one, which needs no loop of its own."""
+    """Whether all of `[k]` are true; a few are combined one by one, which XLA fuses, where a reduction is a kernel."""
     if truths.shape[0] > _MAX_RECORDED_PARAMETERS:
         return tf.reduce_all(truths)
     return functools.reduce(tf.logical_and, tf.unstack(truths))
 
 
 def _is_plain(function: Callable[..., Any]) -> bool:
-    """Whether all that a function looks at are its arguments, as far as this package can promise."""
+    """Whether a function depends on nothing but its arguments: a function of this package that is no closure."""
     return inspect.isfunction(function) and not function.__closure__ and function.__module__.startswith(_PACKAGE)
 
 
 def empty(steps: int, *, width: int) -> tf.Tensor:
     """Records of up to `steps` steps, float64 `[width]` each."""
+    # Of a fixed size, so that XLA makes one buffer of the list, which a loop updates in place.
     return tf.raw_ops.TensorListReserve(element_shape=[width], num_elements=steps, element_dtype=tf.float64)
 
 

@@ -1,5 +1,5 @@
-"""Rules that end a run before its last epoch. They are asked at fixed epochs, so when a run stops depends on its config
-alone, never on how many steps a call took or where it was resumed.
+"""Rules that end a run before its last epoch. They are checked at fixed epochs, so when a run stops depends on its
+config alone, never on the number of steps of a call or on a resume.
 
 Legend: `P` parameters, `s` optimizer slots.
 """
@@ -19,7 +19,7 @@ SETTLED = "no parameter moves any more"
 
 @dataclasses.dataclass
 class StopMemory:
-    """What the rules remember between two checks; part of a run's state.
+    """The state of the rules between two checks; part of a run's state.
 
     Attributes:
         checked_step: updates done at the last check; -1 before the first.
@@ -40,15 +40,15 @@ class StopMemory:
 
 
 class StopRule(Protocol):
-    """One reason to stop."""
+    """A stopping rule."""
 
     def __call__(self, vector: np.ndarray, memory: StopMemory, *, again: bool) -> str:
         """Why the run should stop at these parameters; empty if it should not.
 
         Args:
             vector: float64 `[P + s * P]`.
-            memory: may be changed, unless the check is one that was made before the run was resumed.
-            again: whether it is.
+            memory: may be changed, unless `again`.
+            again: whether the check was made at this step before, and the run was resumed from there.
         """
 
 
@@ -58,7 +58,7 @@ class Stopping:
 
     Attributes:
         every_epochs: epochs between checks; 0 without rules.
-        rules: asked in order; all of them, because some remember.
+        rules: in the order of their reasons.
     """
 
     every_epochs: int = 0
@@ -67,6 +67,7 @@ class Stopping:
     def reason(self, vector: np.ndarray, step: int, memory: StopMemory) -> str:
         """Why the run should stop after `step` updates; empty if it should not."""
         again = memory.checked_step == step
+        # All rules are called, because some have a state, even if the first one has a reason already.
         reasons = [rule(vector, memory, again=again) for rule in self.rules]
         memory.checked_step = step
         return next(filter(None, reasons), "")
@@ -82,6 +83,7 @@ def near_optimum(distance: Callable[[np.ndarray], float | None], limit: float) -
 
     def rule(vector: np.ndarray, memory: StopMemory, *, again: bool) -> str:
         found = distance(vector)
+        # Not `found > limit`: NaN is no reason to stop.
         if found is None or not found <= limit:
             return ""
         return f"every parameter is within {found:.3g} standard errors of the optimum"
@@ -90,10 +92,10 @@ def near_optimum(distance: Callable[[np.ndarray], float | None], limit: float) -
 
 
 def settled(still: Callable[[np.ndarray], bool]) -> StopRule:
-    """Stops when the parameters have come as near to their optimum as the arithmetic takes them.
+    """Stops when the parameters are as near to the optimum as the arithmetic allows.
 
     Args:
-        still: whether a state's distance to the optimum of its own rows, as they are rounded, is nothing any more.
+        still: whether a state's distance to the optimum of the rounded rows is below rounding.
     """
 
     def rule(vector: np.ndarray, memory: StopMemory, *, again: bool) -> str:

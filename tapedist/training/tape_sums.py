@@ -1,4 +1,4 @@
-"""Sums over rows in the rows' own type, by a tape through any model: in pieces of one shape, or as the hardware likes.
+"""Sums over rows in the rows' type, by a tape through any model: in pieces of one shape, or in any order.
 
 Legend: `d` features, `P` parameters, `T` rows of a tile, `n` tiles, `K` sums of a step. How rows lie in tiles: see
 `row_sums.py`; here they are row-major.
@@ -16,9 +16,9 @@ from tapedist.training.losses import Loss, checked, is_custom
 from tapedist.training.model import Model
 from tapedist.training.row_sums import Rows, Slot, Totals
 
-# Eigen shares the sums of longer products out to threads whatever XLA's flags say, and their bits follow the number of
-# threads: with 65 columns of float64 from 256 rows on with 8 threads, from 512 rows on with 2. Up to 192 rows 1 to 64
-# agree; so do products of as few rows with an own model's matrix whose sides are both below 256.
+# Eigen splits the sums of longer products among threads whatever XLA's flags are, and the bits depend on the number of
+# threads: with 65 columns of float64 from 256 rows on with 8 threads, from 512 rows on with 2. Up to 192 rows, 1 to 64
+# threads agree; so do products of as few rows with a custom model's matrix whose sides are both below 256.
 PIECE_ROWS = 128
 
 
@@ -29,6 +29,7 @@ def tile_rows(rows: Rows, place: tf.Tensor) -> Rows:
         shape = column.shape[1:]
         if column.shape[0] == 1:
             return tf.reshape(column, shape)
+        # Sliced as a matrix `[n * T, d]`: `column[place]` inside a loop makes XLA copy the slice.
         flat = tf.reshape(column, [-1, shape[-1]])
         height = math.prod(shape[:-1])
         return tf.reshape(tf.slice(flat, [place * height, 0], [height, shape[-1]]), shape)
@@ -45,7 +46,7 @@ class _TapeSums:
         loss: of each row.
         dtype: of the rows.
         weighted: whether they have weights.
-        on_cpu: whether the rows are on a CPU, where long products have the bits of the threads that share them.
+        on_cpu: whether the rows are on a CPU, where the bits of long products depend on the number of threads.
     """
 
     model: Model
@@ -59,7 +60,7 @@ class _TapeSums:
     def _rows_sum(self, theta: tf.Tensor, rows: Rows, count: tf.Tensor) -> tf.Tensor:
         """`(sum w*loss, sum w, gradient)` of a tile `(x [T, d], y [T][, w [T]])`, float64 `[P + 2]`.
 
-        On a CPU, rows of an own model are summed piece after piece, so short that no product sums over many of them.
+        On a CPU, rows of a custom model are summed in pieces of `PIECE_ROWS`.
         """
         number = rows[1].shape[0]
         if self.model.pure or not self.on_cpu or number <= PIECE_ROWS:
@@ -77,7 +78,8 @@ class _TapeSums:
         return total + piece_sum(whole * PIECE_ROWS, rest) if rest else total
 
     def _tape_sum(self, theta: tf.Tensor, rows: Rows, count: tf.Tensor) -> tf.Tensor:
-        # Own models and losses need not be finite at rows of zeros, and zero times infinity is not zero.
+        # Padding is rows of zeros, where a custom model or loss need not be finite: its gradient would be 0 * infinity,
+        # which is NaN, behind the `tf.where` below. So padding is made copies of a real row.
         repeats = not self.model.pure or is_custom(self.loss)
         if self.weighted:
             real = rows[2] > 0 if repeats else None
@@ -96,13 +98,14 @@ class _TapeSums:
         gradients = tape.gradient(total, targets, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         if repeats:  # A tile without rows has none to repeat.
             gradients = [tf.where(tf.reduce_any(real), g, tf.zeros([], g.dtype)) for g in gradients]
+
         weight = tf.reduce_sum(rows[2]) if self.weighted else tf.cast(count, tf.float64)
         pieces = [tf.reshape(piece, [-1]) for piece in (total, weight, *gradients)]
         return tf.concat([tf.cast(piece, tf.float64) for piece in pieces], 0)
 
 
 class PlainSums(_TapeSums):
-    """Sums in whatever order the hardware makes them: no bits are promised."""
+    """Ordinary floating-point sums in any order: no bits are promised."""
 
     @property
     def whole(self) -> bool:
@@ -137,7 +140,7 @@ class PlainSums(_TapeSums):
 
 
 class ModuleSums(_TapeSums):
-    """Sums of a model of which nothing is known: a tile's are the compiler's, their sum is exact and has no order."""
+    """Sums of any model: a tile's are the compiler's own, and tiles are added exactly, in any order."""
 
     whole = False
 
@@ -158,11 +161,13 @@ class ModuleSums(_TapeSums):
         slot: Slot | None = None,
     ) -> tf.Tensor:
         """See `RowSums`, for one tile; int64 `[2, K]`."""
+        # Inside a larger program XLA would fuse and order a tile's sums by what surrounds them, with other bits.
         assert rows[1].shape[0] == 1, "a tile's program is compiled alone"
         kind = exact.Kind.of(self.dtype)
         sums = self._rows_sum(theta, tuple(column[0] for column in rows), count)
         steps = exact.absolute_steps(kind)
         numbers = tf.reshape(exact.integers(exact.on_grids(sums, steps), steps), [-1])
+        # Not `>=`, so that NaN counts. As a count it adds up over tiles like the other integers.
         bad = tf.reduce_sum(tf.cast(~(tf.abs(sums) < exact.absolute_most(kind)), tf.int64))
         return exact.halves(tf.concat([numbers, tf.stack([bad, tf.cast(count, tf.int64)])], 0))
 

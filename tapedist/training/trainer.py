@@ -1,6 +1,6 @@
 """The outer loop: when to log, evaluate, save and stop.
 
-What a step computes is in `steps.py`, where rows are in `engines.py`.
+Steps are in `steps.py`, the access to rows in `engines.py`.
 
 Rows of `metrics.jsonl` are made from the records of steps, and depend on step numbers only, never on how many steps a
 call ran. A run has diverged when its loss or an update is not finite, or its loss is a million times the first.
@@ -27,20 +27,20 @@ _FACTOR = 1e6
 
 
 class Trainer:
-    """Moves a state through its epochs.
+    """Runs the epochs of a state.
 
     Args:
         engine: computes steps.
         schedule: the milestones.
-        observer: told about rows and progress.
+        observer: receives rows of metrics and progress.
         evaluate: `vector -> (loss, penalty)` on the test split, or None without test rows; may raise `Interrupted`.
         save: `(state, engine's progress) -> None`; called between calls.
         save_every_secs: time between saves; 0 saves at the end only.
-        call_length: how many steps a call takes.
+        call_length: the number of steps of a call.
         train_rows: rows visited per epoch, for rates.
-        stop: asked between calls.
+        stop: checked between calls.
         stopping: rules that end the run early.
-        consensus: what all processes of the run agree on.
+        consensus: shares decisions among the processes of the run.
         clock: monotonic seconds.
         wall_clock: seconds since 1970.
     """
@@ -78,16 +78,18 @@ class Trainer:
         self._wall_clock = wall_clock
         self._rate = 0.0
         self._last_loss = math.nan
+
         self._last_save, self._saved_step = clock(), -1
 
     def fit(self, state: TrainingState) -> None:
-        """Runs to the last epoch, or until a rule stops it; `state` is always that of whole steps.
+        """Runs to the last epoch, or until a rule stops it; `state` is that of whole steps at any time.
 
         Raises:
             DivergedError: if the loss or an update is not finite, or the loss passes a million times the first. The
                 update is not applied.
-            Interrupted: if a stop was asked for; the state has been saved.
+            Interrupted: if a signal asked to stop; the state has been saved.
         """
+        # The state at the start needs no save: it is step 0, or the checkpoint that was resumed.
         self._last_save, self._saved_step = self._clock(), state.step
         while state.step < self._schedule.num_steps:
             wanted = self._between_calls(state)
@@ -107,12 +109,14 @@ class Trainer:
                 self._take(state, result, call.limit, self._clock() - start)
 
     def _between_calls(self, state: TrainingState) -> int:
-        """Leaves on a stop, saves and measures what is due, and returns how many steps the next call takes.
+        """Handles a stop, saves and evaluates if due, and returns the number of steps of the next call.
 
         Raises:
             Interrupted: see `fit`.
         """
         schedule = self._schedule
+        # The clock, the signal and the length of a call are this process's own, but all processes must make the same
+        # calls: one that saves while another steps would wait for it forever.
         decision = self._consensus.agree(
             Decision(self._stop.signum or 0, self._call_length.steps(), self._save_is_due())
         )
@@ -127,17 +131,18 @@ class Trainer:
             self._leave(state, error.signum)
         wanted = min(decision.steps, schedule.steps_to_milestone(state.step))
         if math.isnan(state.first_loss):
-            # The measure of divergence for all that follow. A single batch may fit by chance, so it takes an epoch.
+            # No call goes past the first epoch: its mean loss is the measure of divergence for all later steps. A
+            # single batch may fit by chance.
             wanted = min(wanted, self._engine.steps_per_epoch - state.step)
         return wanted
 
     def close(self, state: TrainingState) -> tuple[float | None, float | None]:
         """Measures the final parameters: `(train loss, test loss)`, and records them.
 
-        In mini batch the train loss is the last epoch's mean, which its own row has told.
+        In mini-batch mode the train loss is the last epoch's mean, which has a row already.
 
         Raises:
-            Interrupted: if a stop was asked for; nothing has been saved, because nothing was moved.
+            Interrupted: if a signal asked to stop; nothing has been saved, because nothing has changed.
         """
         decision = self._consensus.agree(Decision(self._stop.signum or 0, 0, False))
         if decision.stop:
@@ -153,23 +158,25 @@ class Trainer:
             test = self._test_row(state)
         except Interrupted as error:
             raise _stopped(state, error.signum) from None
+        # Recorded only when both are known: an interrupted pass leaves no row that a resume would write again.
         for row in filter(None, [train, test]):
             self._observer.record(row)
         return train_loss, test.loss if test else None
 
     def _look(self, state: TrainingState) -> None:
-        """Measures what is due between two steps, and asks the rules.
+        """Evaluates the test split and the stopping rules, if they are due at this step.
 
         Raises:
-            Interrupted: if a stop was asked for meanwhile; nothing has been saved.
+            Interrupted: if a signal asked to stop meanwhile; nothing has been saved.
         """
-        # A step that was interrupted halfway is met again, and has its test row already.
+        # After an interruption inside a step this step number comes up again, and has its test row already.
         if self._schedule.evaluates(state.step) and state.tested_step != state.step:
             if row := self._test_row(state):
                 self._observer.record(row)
             state.tested_step = state.step
         if self._schedule.checks(state.step):
             reason = self._stopping.reason(state.vector, state.step, state.memory)
+            # The chief's answer for all processes, which must stop together.
             state.stopped = self._consensus.broadcast_text(reason)
 
     def _check_stop(self) -> bool:
@@ -179,10 +186,11 @@ class Trainer:
         return 0 < self._save_every_secs <= self._clock() - self._last_save
 
     def _take(self, state: TrainingState, result: CallResult, limit: float, seconds: float) -> None:
-        """Books the records of a call that took `seconds`, and moves the state."""
+        """Records the steps of a call that took `seconds`, and updates the state."""
         self._call_length.observe(len(result.records), seconds)
         self._rate = self._train_rows / self._engine.steps_per_epoch * len(result.records) / max(seconds, 1e-9)
         losses = result.losses
+        # Before the state changes: rows and epochs are counted from the step where the call began.
         self._book(state, result.records[: result.applied], result.paths)
         state.vector = result.state
         state.step += result.applied
@@ -191,8 +199,8 @@ class Trainer:
             state.first_loss = float(first)
         if result.applied < len(result.records):
             raise diverged(state.step, losses, limit=limit, known=self._last_loss)
-        told = losses[~np.isnan(losses)]
-        self._last_loss = float(told[-1]) if len(told) else self._last_loss
+        measured = losses[~np.isnan(losses)]
+        self._last_loss = float(measured[-1]) if len(measured) else self._last_loss
         self._observer.advance(
             epoch=state.step // self._engine.steps_per_epoch,
             step=state.step,
@@ -201,8 +209,9 @@ class Trainer:
         )
 
     def _book(self, state: TrainingState, records: np.ndarray, paths: np.ndarray) -> None:
-        """Turns the records of applied steps into rows, and remembers where the parameters were."""
+        """Makes rows of metrics from the records of applied steps, and adds parameters to the path."""
         per_epoch, schedule = self._engine.steps_per_epoch, self._schedule
+        # Epochs whose first step is among these records; `-(-a // b)` rounds up.
         begun = range(-(-state.step // per_epoch), -(-(state.step + len(records)) // per_epoch))
         logged = list(schedule.logged(begun))
         for epoch in logged:
@@ -238,7 +247,7 @@ def _stopped(state: TrainingState, signum: int) -> Interrupted:
 
 
 class EpochLoss(NamedTuple):
-    """A training row in the making.
+    """The numbers of a training row.
 
     Attributes:
         step: updates done when the loss is known.
@@ -284,7 +293,7 @@ def mini_batch_losses(
         end = min(len(records), begin + per_epoch - within)
         if within == 0:
             sums[:] = 0.0, 0.0, records[begin, 2]
-        # Added one after the other, so that the sum does not depend on where calls end.
+        # Added one after the other (`sum` adds pairwise), so that the sum does not depend on where calls end.
         sums[:2] = np.add.accumulate(np.vstack([sums[:2], records[begin:end, :2]]), axis=0)[-1]
         if within + end - begin == per_epoch and logs(epoch):
             yield EpochLoss(step + end, epoch, float(sums[0] / sums[1]), float(sums[2]))
@@ -292,7 +301,7 @@ def mini_batch_losses(
 
 
 def loss_limit(first_loss: float) -> float:
-    """What a loss must not pass; no bound before the first is known (NaN), or where it is nothing to measure by."""
+    """The loss above which a run has diverged; infinite before the first loss is known (NaN), or if that is 0."""
     return _FACTOR * first_loss if first_loss > 0 else math.inf
 
 
@@ -313,5 +322,5 @@ def diverged(step: int, losses: np.ndarray, *, limit: float, known: float) -> Di
         what = f"the loss reached {last:.6g}, a million times the first"
     else:
         what = f"the next parameters would not be finite (the loss is {last:.6g})"
-    told = f"; the last good loss was {before[-1]:.6g}" if len(before) else ""
-    return DivergedError(f"diverged after {step} updates: {what}{told}")
+    suffix = f"; the last good loss was {before[-1]:.6g}" if len(before) else ""
+    return DivergedError(f"diverged after {step} updates: {what}{suffix}")

@@ -16,8 +16,7 @@ from tapedist import process
 from tapedist.command_options import EvaluateOptions, PredictOptions, RunOptions
 from tapedist.config import TrainConfig
 from tapedist.data import catalog
-from tapedist.data.orders import Source
-from tapedist.data.source import row_arrays, row_blocks
+from tapedist.data.source import Source, row_arrays, row_blocks
 from tapedist.data.tables import files
 from tapedist.data.tables.columns import listed
 from tapedist.data.tables.table import TableSource, column_names, open_table
@@ -177,7 +176,7 @@ def _start_tensorflow() -> None:
 
 
 def _say_notices(source: Source) -> None:
-    for notice in getattr(source, "notices", ()):
+    for notice in source.notices:
         print(f"Notice: {notice}")
 
 

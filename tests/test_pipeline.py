@@ -19,6 +19,7 @@ from topology import run_jobs
 from warm import warm_python
 
 from tapedist.data.orders import ShuffledRows, batch_elements, block_elements, epoch_order, split_elements
+from tapedist.data.source import Source
 
 SEED = 9
 REPLICAS = (0, 2, 3, 5)  # 0: the default strategy.
@@ -33,7 +34,7 @@ HUGE = 2**40
 
 
 @dataclasses.dataclass(frozen=True)
-class Numbers:
+class Numbers(Source):
     """Every row holds its own number."""
 
     rows: int

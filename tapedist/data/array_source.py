@@ -16,9 +16,9 @@ import numpy as np
 
 from tapedist.data import frames
 from tapedist.data.ranges import Ranges, holds_tiny, ranges_of_rows
-from tapedist.data.source import BLOCK_ROWS, RowNumbers
+from tapedist.data.source import BLOCK_ROWS, RowNumbers, Source, Units
 from tapedist.data.tables.columns import listed
-from tapedist.data.tables.gather import Units, write_tiles
+from tapedist.data.tables.gather import write_tiles
 from tapedist.errors import InputError
 from tapedist.text import display
 
@@ -27,8 +27,8 @@ _FEW_FEATURES = 32
 _MOST_SLICES = 64  # A slice of many rows copies nothing, but each is an operation of the graph.
 
 
-class ArraySource:
-    """Rows in memory; implements `tapedist.data.orders.Source`. Float arrays are not copied: leave them as they are.
+class ArraySource(Source):
+    """Rows in memory. Float arrays are not copied: leave them as they are.
 
     Args:
         x: `[n, d]`, numbers; integers become float64. A NumPy array or nested lists, or a table whose columns have
@@ -47,6 +47,8 @@ class ArraySource:
         InputError: if the shapes, names or row labels do not fit each other, or something is no finite number or a
             negative weight.
     """
+
+    read_by_numpy = held_by_tensorflow = True
 
     def __init__(
         self,
@@ -124,11 +126,7 @@ class ArraySource:
         x, y, *w = self._columns
         return not w and x.dtype == y.dtype == dtype and x.flags.c_contiguous and not self.holds_tiny
 
-    def read_into(
-        self, out: Sequence[np.ndarray], split: str, rows: RowNumbers, *, units: Units | None = None,
-        ascending: bool = True,
-    ) -> None:  # fmt: skip
-        """Writes rows of a split as training takes them, in the arguments of `TableSource.read_into`."""
+    def read_into(self, out: Sequence[np.ndarray], split: str, rows: RowNumbers, *, units: Units | None = None) -> None:
         x, *rest = out
         step = len(rows) or 1
         if units or x.ndim == 3:  # What is computed on the way stays in the cache.

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from tapedist.config import TrainConfig
-from tapedist.data.orders import Source
+from tapedist.data.source import Source
 from tapedist.data.standardize import ColumnMoments
 from tapedist.data.tables.table import check_table, open_table
 from tapedist.errors import InputError

@@ -32,9 +32,8 @@ from tapedist.data.exact_arithmetic import (
     two_product,
     two_sum,
 )
-from tapedist.data.orders import Source
 from tapedist.data.ranges import Ranges
-from tapedist.data.source import row_blocks, row_ranges
+from tapedist.data.source import Source, row_blocks, row_ranges
 from tapedist.data.tables.table import TableSource
 from tapedist.errors import InputError
 
@@ -281,7 +280,7 @@ def exact_moments(
     Raises:
         InputError: a number is not finite.
     """
-    exponent = getattr(source, "weight_exponent", 0)
+    exponent = source.weight_exponent
     moments = ExactMoments(
         ranges, names=source.feature_names, num_slices=num_slices, products=products, weight_exponent=exponent
     )

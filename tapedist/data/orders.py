@@ -18,7 +18,7 @@ import itertools
 import math
 from collections.abc import Callable
 from fractions import Fraction
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -37,49 +37,6 @@ RESIDENT_BYTES = 4 * 1024 * 1024
 BatchSequence = Callable[[range], tuple[np.ndarray, np.ndarray]]
 
 _STEPS_AT_ONCE = 4096
-
-
-class Source(Protocol):
-    """Where rows come from: any row of a split by its number, in any order, any number of times.
-
-    A source may also have `take_runs` (and `take_tiles`), as the synthetic one does, or `read_into`, as tables do: they
-    spare the pipeline lists of row numbers. One whose `reader()` is not None is read by that. One with `ranges` (see
-    `ranges.py`) spares training a pass. Weights of one that has `weight_exponent` are divided by 2 to the power of it
-    for training. One whose `holds_tiny` is False has no number but 0 below 2**-126, so that none has to be looked for.
-    """
-
-    @property
-    def num_features(self) -> int:
-        """`d`."""
-
-    @property
-    def feature_names(self) -> tuple[str, ...]:
-        """`d` names."""
-
-    @property
-    def target_name(self) -> str:
-        """What is predicted."""
-
-    @property
-    def weighted(self) -> bool:
-        """Whether rows have weights of their own."""
-
-    def num_rows(self, split: str) -> int:
-        """Rows in `split`, which is "train" or "test"."""
-
-    def fingerprint(self) -> str:
-        """Names the rows: equal for two sources exactly when their rows are."""
-
-    def take(self, split: str, indices: Any) -> tuple[Any, ...]:
-        """Rows of `split` by number, as TensorFlow operations that can be traced into a `tf.data` map.
-
-        Args:
-            split: "train" or "test".
-            indices: int64 tensor `[k]`, each in `[0, num_rows(split))`, `k` known statically.
-
-        Returns:
-            `(x, y)` of shapes `[k, d]` and `[k]` in a float type, or `(x, y, w)` if the source is `weighted`.
-        """
 
 
 def split_sizes(n_samples: int, test_fraction: float) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from tapedist.data.orders import Source
+from tapedist.data.source import Source
 from tapedist.regression.prediction import predict_rows
 from tapedist.results import figure_style as style
 from tapedist.results.report_charts import caption, sampled, thinned

@@ -11,7 +11,7 @@ import numpy as np
 
 from tapedist import flags, runtime_flags
 from tapedist.config import TrainConfig
-from tapedist.data.orders import Source
+from tapedist.data.source import Source
 from tapedist.errors import InputError, StateError
 from tapedist.results.report_data import report_page
 from tapedist.results.result import TrainResult

@@ -15,8 +15,8 @@ from tapedist.cluster.strategies import Choice
 from tapedist.cluster.team import SingleProcessTeam, Team
 from tapedist.config import TrainConfig
 from tapedist.data.catalog import check_sizes, open_source
-from tapedist.data.orders import Source
 from tapedist.data.ranges import Bounds, ranges
+from tapedist.data.source import Source
 from tapedist.data.synthetic import SyntheticSource
 from tapedist.errors import DivergedError, FitWarning, StateError
 from tapedist.process import StopSignals
@@ -88,7 +88,7 @@ class Session:
             else source
         )
         idle = config.without_effect() if source is None else config.without_effect_beside(source)
-        for notice in (*idle, *getattr(self._source, "notices", ())):
+        for notice in (*idle, *self._source.notices):
             monitor.notice(notice)
         where = numerics_class()
         if config.arithmetic == "exact" and model is None and loss is None:
@@ -167,7 +167,7 @@ class Session:
             self._team.leave()
         except tf.errors.OpError:
             # What a source raises inside tf.data arrives without its type.
-            if failure := getattr(self._source, "failure", None):
+            if failure := self._source.failure:
                 raise failure from None
             raise
         return result
@@ -291,7 +291,7 @@ class Session:
             epochs=state.step // engine.steps_per_epoch,
             steps=state.step,
             digest=digest(parameters),
-            truth=getattr(source, "truth", None),
+            truth=source.truth,
             feature_names=source.feature_names,
             target_name=source.target_name,
             fit_intercept=self._config.fit_intercept,

@@ -14,7 +14,7 @@ from tapedist import process
 from tapedist.cluster import resolve
 from tapedist.cluster.join import joined
 from tapedist.config import TrainConfig
-from tapedist.data.orders import Source
+from tapedist.data.source import Source, as_source
 from tapedist.errors import DivergedError, InputError, Interrupted
 from tapedist.process import StopSignals
 from tapedist.results.monitor import Monitor
@@ -67,7 +67,8 @@ def train(
     folder = RunFolder.open(config.run_dir) if config.run_dir and spec.is_chief else None
     try:
         with folder or contextlib.nullcontext():
-            return train_in(folder, config, spec=spec, model=model, loss=loss, source=source, quiet=quiet)
+            rows = None if source is None else as_source(source)
+            return train_in(folder, config, spec=spec, model=model, loss=loss, source=rows, quiet=quiet)
     finally:
         process.release_memory()
 

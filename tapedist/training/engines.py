@@ -405,16 +405,14 @@ def _pass_steps(setup: Setup, split: str, rows: int, *, on_host: bool) -> Moment
     of_split = {"strategy": setup.strategy, "units": units, "num_rows": rows, "weighted": weighted, "split": split}
     if not on_host:
         return CompiledMomentSteps(parallel=setup.parallel, **of_split)
-    # As rows lie in memory: NumPy turns them around on its way. Those of tables and made ones are columns.
-    lies_in_rows = hasattr(setup.source, "take_runs") or not hasattr(setup.source, "read_into")
-    row_major = lies_in_rows and not hasattr(setup.source, "take_tiles")
-    return HostMomentSteps(fast=setup.problem.arithmetic == "fast", row_major=row_major, **of_split)
+    # As rows lie in memory: NumPy turns them around on its way.
+    return HostMomentSteps(fast=setup.problem.arithmetic == "fast", row_major=setup.source.row_major, **of_split)
 
 
 def _suits_host(setup: Setup, plan: BlockPlan) -> bool:
     """Whether NumPy sums rows where they are as fast as a program: not many narrow ones that TensorFlow makes."""
     narrow = plan.num_features < NARROW and not plan.resident
-    return setup.on_cpu and not (narrow and not hasattr(setup.source, "read_into"))
+    return setup.on_cpu and (setup.source.read_by_numpy or not narrow)
 
 
 def moments(setup: Setup, *, split: str = "train") -> MomentsEngine:

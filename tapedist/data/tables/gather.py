@@ -11,29 +11,15 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from tapedist.data.source import RowNumbers, ascending_spans, ascends, cut, places_in, spans, take_into
+from tapedist.data.source import RowNumbers, Units, ascending_spans, ascends, cut, places_in, spans, take_into
 from tapedist.data.tables.scan import CellRule
 
 _BUFFER_BYTES = 2**19
 _ALIGNMENT = 64  # TensorFlow takes over arrays that begin there and copies others.
-
-
-class Units(NamedTuple):
-    """`(x - center) * factor` and `y - target_center`, in float64.
-
-    Attributes:
-        center: float64 `[d]`.
-        factor: float64 `[d]`.
-        target_center: a float.
-    """
-
-    center: np.ndarray
-    factor: np.ndarray
-    target_center: float
 
 
 class RowGather:

@@ -20,10 +20,10 @@ import numpy as np
 
 from tapedist.data.permutations import WINDOW_ROWS
 from tapedist.data.ranges import LEAST, Ranges, ranges_of_rows
-from tapedist.data.source import RowNumbers
+from tapedist.data.source import RowNumbers, Source, Units
 from tapedist.data.tables.columns import Column, Roles, choose, listed
 from tapedist.data.tables.files import display
-from tapedist.data.tables.gather import RowGather, Units, empty_rows
+from tapedist.data.tables.gather import RowGather, empty_rows
 from tapedist.data.tables.listing import FoundFiles, find_files
 from tapedist.data.tables.reader import SegmentStore, TableReader
 from tapedist.data.tables.scan import CellRule, Scanned, holds_numbers, scan
@@ -154,8 +154,8 @@ def open_table(
     return TableSource(header, scanned, rows, store, CellRule(header.roles, dtype), settings, held, check_stop)
 
 
-class TableSource:
-    """Rows of a table by number; implements `tapedist.data.orders.Source`. Made by `open_table`.
+class TableSource(Source):
+    """Rows of a table by number. Made by `open_table`.
 
     Attributes:
         num_features: `d`.
@@ -168,7 +168,6 @@ class TableSource:
         num_dropped: rows left out for bad cells.
         num_imputed: cells that were replaced by their column's mean.
         largest: the largest magnitude of each feature and, last, of the target, float64; without a target `[d]`.
-        holds_tiny: whether training meets numbers other than 0 below 2**-126.
         storage: where the rows are kept: "memory", "in place" or "scratch file".
         content_digest: names the table's numbers, whatever its format, split and settings.
         notices: sentences that the user should see once.
@@ -176,6 +175,8 @@ class TableSource:
     """
 
     dtype = np.dtype(np.float64)
+    read_by_numpy = True
+    row_major = False
 
     def __init__(
         self, header: TableHeader, scanned: Scanned, split: RowSplit, store: SegmentStore, rule: CellRule,
@@ -202,7 +203,7 @@ class TableSource:
         assert scanned.extremes
         self._extremes, self._ranges = scanned.extremes, dict[str, Ranges]()
         least_weight = np.ldexp(scanned.extremes.least_weight, -self.weight_exponent) if self.weighted else 1.0
-        self.holds_tiny = scanned.holds_tiny or bool(least_weight < LEAST["float32"])
+        self._holds_tiny = scanned.holds_tiny or bool(least_weight < LEAST["float32"])
         if self.num_imputed:
             self._gather.means = self._train_means(check_stop)
             if self.target_name:  # What stands in the place of bad cells was not scanned.
@@ -216,6 +217,11 @@ class TableSource:
                 f"{least:.3g}, below which numbers lose their digits; multiply the column by a large number, which "
                 "changes no result"
             )
+
+    @property
+    def holds_tiny(self) -> bool:
+        """Whether training meets numbers other than 0 below 2**-126."""
+        return self._holds_tiny
 
     def num_rows(self, split: str) -> int:
         """Rows in `split`, which is "train" or "test"."""

@@ -117,8 +117,8 @@ def _table(rows: int, seed: int = 0, *, weighted: bool) -> dict[str, np.ndarray]
 def test_ranges_of_tables_are_found_while_they_are_scanned(
     tmp_path: Path, split: str, fraction: float, weighted: bool, bad: str, monkeypatch: pytest.MonkeyPatch
 ):
-    for module in ("table_split", "table_scan", "table_store", "tables"):
-        monkeypatch.setattr(f"tapedist.data.{module}.CHUNK_ROWS", 512)
+    for module in ("scan", "table"):
+        monkeypatch.setattr(f"tapedist.data.tables.{module}.CHUNK_ROWS", 512)
     table = _table(5000, weighted=weighted)
     if bad != "error":
         table["a"][[3, 700, 701, 4999]] = np.nan

@@ -103,6 +103,8 @@ def open_source(config: TrainConfig, *, check_stop: Callable[[], object] = lambd
             test_fraction=config.test_fraction,
             seed=config.seed,
             dtype=config.dtype,
+            scratch_dir=config.scratch_dir,
+            in_order=config.mode == "full_batch" or config.shuffle == "none",
             check_stop=check_stop,
         )
     from tapedist.data.synthetic import SyntheticSource  # Imports TensorFlow.

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from tapedist.data.permutations import WINDOW_ROWS, WindowOrder, epoch_batches, epoch_rows
+from tapedist.data.permutations import WINDOW_ROWS, epoch_batches, epoch_rows, window_order
 
 # Rows whose features lie together, a cache line of each, so that one stream brings all of them from memory.
 TILE_ROWS = 16
@@ -271,9 +271,11 @@ class ShuffledRows:
     seed: int
     window: int = WINDOW_ROWS
 
-    def order(self, epoch: int) -> WindowOrder:
-        """The order of one epoch."""
-        return WindowOrder(self.plan.num_rows, self.seed, epoch, self.window)
+    def windows(self, epoch: int, first: int, last: int) -> list[range]:
+        """The windows that hold the rows at positions from `first` to `last` of an epoch, and the next one."""
+        order = window_order(self.plan.num_rows, self.seed, epoch, self.window)
+        begin, end = np.searchsorted(order.starts, [first, last], side="right").tolist()
+        return [order.window_rows(number) for number in order.windows[begin - 1 : end + 1].tolist()]
 
     def __call__(self, epoch: int, positions: np.ndarray) -> np.ndarray:
         """Row numbers at positions of any shape; those beyond the split stay in range."""

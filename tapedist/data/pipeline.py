@@ -25,10 +25,10 @@ import numpy as np
 import tensorflow as tf
 
 from tapedist.data.element_rows import ElementRows
+from tapedist.data.layout import empty, write_tiles
 from tapedist.data.orders import ElementPlan
 from tapedist.data.ranges import LEAST, ROUNDS_UP
 from tapedist.data.source import Source
-from tapedist.data.tables.gather import empty, write_tiles
 
 _PREFETCH = 2
 _PLACES_AT_ONCE = 8  # Elements for which one call of Python says where their rows are: a call takes 0.3 ms.

@@ -42,14 +42,22 @@ def flushed(values: np.ndarray, dtype: Any) -> np.ndarray:
         return values.astype(dtype, copy=False)
 
 
-def holds_tiny(values: np.ndarray) -> bool:
-    """Whether a number other than 0 is below the least magnitude of any type."""
-    if not values.size or values.min() >= LEAST["float32"] or values.max() <= -LEAST["float32"]:
+def holds_tiny(values: np.ndarray, ends: np.ndarray | None = None) -> bool:
+    """Whether a number other than 0 is below the least magnitude of any type.
+
+    Args:
+        values: of any shape; NaN does not count.
+        ends: the least and the greatest, if they are known.
+    """
+    if not values.size:
+        return False
+    low, high = ends if ends is not None else (values.min(), values.max())
+    if low >= LEAST["float32"] or high <= -LEAST["float32"]:
         return False
     flat = values.reshape(-1)
     for first in range(0, len(flat), _PIECE):
         sizes = np.abs(flat[first : first + _PIECE])
-        if sizes.min() < LEAST["float32"] and ((sizes < LEAST["float32"]) & (sizes > 0)).any():
+        if np.fmin.reduce(sizes) < LEAST["float32"] and ((sizes < LEAST["float32"]) & (sizes > 0)).any():
             return True
     return False
 

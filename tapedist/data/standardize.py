@@ -22,8 +22,9 @@ from typing import Any
 import numpy as np
 
 from tapedist.data.exact_moments import MOST, ExactMoments, exact_moments
+from tapedist.data.layout import RowNumbers, Units
 from tapedist.data.ranges import Ranges, ranges
-from tapedist.data.source import RowNumbers, Source, Units
+from tapedist.data.source import Source
 from tapedist.errors import InputError
 from tapedist.text import display
 
@@ -238,8 +239,12 @@ class StandardizedSource(Source):
         return self._standard(*self._source.take_runs(split, first, length=length))
 
     def read_into(self, out: Sequence[np.ndarray], split: str, rows: RowNumbers, *, units: Units | None = None) -> None:
+        assert units is None
         own = Units(self._units.center, self._units.factor, self._units.target_center)
         self._source.read_into(out, split, rows, units=own)
+
+    def read_ahead(self, split: str, rows: range) -> None:
+        self._source.read_ahead(split, rows)
 
     def _standard(self, x: Any, y: Any, *rest: Any) -> tuple[Any, ...]:
         import tensorflow as tf

@@ -13,17 +13,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from tapedist.data import generator, synthetic_identity
+from tapedist.data.layout import RowNumbers
 from tapedist.data.orders import split_sizes
 from tapedist.data.ranges import LEAST, Ranges
-from tapedist.data.source import RowNumbers, Source, Units
-from tapedist.data.tables.gather import write_tiles
+from tapedist.data.source import Source
 from tapedist.errors import InputError
 
 _SLACK = 1 + 2.0**-20  # More than roundings add.
@@ -254,16 +253,10 @@ class _FewRows(Source):
     def num_rows(self, split: str) -> int:
         return self._source.num_rows(split)
 
-    def read_into(self, out: Sequence[np.ndarray], split: str, rows: RowNumbers, *, units: Units | None = None) -> None:
-        assert units is None  # Standard units are TensorFlow's.
+    def rows(self, split: str, indices: RowNumbers) -> tuple[np.ndarray, ...]:
         first = self._first[split]
-        chosen = slice(first + rows.start, first + rows.stop) if isinstance(rows, range) else first + rows
-        x, y = (column[chosen] for column in self._columns)
-        out[1][...] = y
-        if out[0].ndim == 2:
-            out[0][...] = x
-        else:
-            write_tiles(out[0], 0, x.T)
+        chosen = slice(first + indices.start, first + indices.stop) if isinstance(indices, range) else first + indices
+        return tuple(column[chosen] for column in self._columns)
 
 
 @functools.lru_cache(maxsize=8)

@@ -13,8 +13,9 @@ import numpy as np
 from tapedist import reference
 from tapedist.config import TrainConfig
 from tapedist.data import catalog, synthetic_identity
+from tapedist.data.layout import RowNumbers
 from tapedist.data.ranges import Ranges
-from tapedist.data.source import RowArrays, RowNumbers, Source, row_arrays
+from tapedist.data.source import RowArrays, Source, row_arrays
 from tapedist.data.standardize import RawUnits, StandardUnits
 from tapedist.errors import InputError, StateError
 from tapedist.run import run_files

@@ -33,6 +33,11 @@ class EvaluateOptions(RunOptions):
     )
     weight: str = option("", "Column of --data that holds row weights; empty weighs all rows alike.")
     on_bad_rows: str = option("error", "Rows of --data with bad cells: stop, or leave them out.", choices=_BAD_ROWS)
+    scratch_dir: str = option(
+        "",
+        "Folder for the rows of a table that does not fit into memory; empty takes the system's temporary folder.",
+        path=True,
+    )
 
     def _wrong_combinations(self) -> Iterator[str]:
         for name, default in (("weight", ""), ("on_bad_rows", "error")):
@@ -69,6 +74,11 @@ class PredictOptions(RunOptions):
         choices=_BAD_ROWS,
     )  # fmt: skip
     overwrite: bool = option(False, "Replace --output if it exists.")
+    scratch_dir: str = option(
+        "",
+        "Folder for the rows of a table that does not fit into memory; empty takes the system's temporary folder.",
+        path=True,
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

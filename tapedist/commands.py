@@ -16,8 +16,7 @@ from tapedist import process
 from tapedist.command_options import EvaluateOptions, PredictOptions, RunOptions
 from tapedist.config import TrainConfig
 from tapedist.data import catalog
-from tapedist.data.orders import Source
-from tapedist.data.source import row_arrays, row_blocks
+from tapedist.data.source import Source, row_arrays, row_blocks
 from tapedist.data.tables import files
 from tapedist.data.tables.columns import listed
 from tapedist.data.tables.table import TableSource, column_names, open_table
@@ -48,6 +47,7 @@ def evaluate(options: EvaluateOptions) -> None:
         own: Source = open_table(
             options.data, target=model.target_name, features=model.feature_names, weight=options.weight,
             on_bad_rows=options.on_bad_rows, test_fraction=0, dtype="float64", of_run=True,
+            scratch_dir=options.scratch_dir,
         )  # fmt: skip
         names = {"train": "data"}
     else:
@@ -77,7 +77,7 @@ def predict(options: PredictOptions) -> None:
     interval = _wants_interval(options, model)
     table = open_table(
         options.data, features=model.feature_names, need_target=False, test_fraction=0, dtype="float64",
-        on_bad_rows=options.on_bad_rows, of_run=True,
+        on_bad_rows=options.on_bad_rows, of_run=True, scratch_dir=options.scratch_dir,
     )  # fmt: skip
     _say_notices(table)
     rows = write_columns(options.output, _predictions(table, model, options, interval=interval))
@@ -177,7 +177,7 @@ def _start_tensorflow() -> None:
 
 
 def _say_notices(source: Source) -> None:
-    for notice in getattr(source, "notices", ()):
+    for notice in source.notices:
         print(f"Notice: {notice}")
 
 
@@ -212,7 +212,7 @@ def _predictions(
     for first in range(0, n, _PREDICT_ROWS):
         indices = np.arange(first, min(first + _PREDICT_ROWS, n))
         x = row_arrays(table, "train", indices)[0]
-        columns = {"row": table.file_rows("train", indices)} if options.on_bad_rows == "drop" else {}
+        columns = {"row": table.file_rows(indices)} if options.on_bad_rows == "drop" else {}
         columns["prediction"] = model.predict(x)
         if shape is not None:
             margins = shape.margins(x, level=options.level)

@@ -208,6 +208,12 @@ class Settings(Options):
     cache: str = option(
         "auto", "Keep the training rows in device memory, or stream them.", choices=CACHES, changes_answer=False
     )
+    scratch_dir: str = option(
+        "",
+        "Folder for the rows of a table that does not fit into memory; empty takes the system's temporary folder.",
+        changes_answer=False,
+        path=True,
+    )
     steps_per_call: int = option(
         0,
         "Updates per compiled call; 0 aims at half a second a call.",

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tapedist.data.source import Source
+
 
 @dataclasses.dataclass(frozen=True)
-class ArraySource:
+class ArraySource(Source):
     """Rows in NumPy arrays; the first `train` of them are the training split."""
 
     x: np.ndarray

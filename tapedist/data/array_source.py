@@ -16,19 +16,16 @@ import numpy as np
 
 from tapedist.data import frames
 from tapedist.data.ranges import Ranges, holds_tiny, ranges_of_rows
-from tapedist.data.source import BLOCK_ROWS, RowNumbers
+from tapedist.data.source import BLOCK_ROWS, Source
 from tapedist.data.tables.columns import listed
-from tapedist.data.tables.gather import Units, write_tiles
 from tapedist.errors import InputError
 from tapedist.text import display
 
-_PIECE_BYTES = 2**18
-_FEW_FEATURES = 32
 _MOST_SLICES = 64  # A slice of many rows copies nothing, but each is an operation of the graph.
 
 
-class ArraySource:
-    """Rows in memory; implements `tapedist.data.orders.Source`. Float arrays are not copied: leave them as they are.
+class ArraySource(Source):
+    """Rows in memory. Float arrays are not copied: leave them as they are.
 
     Args:
         x: `[n, d]`, numbers; integers become float64. A NumPy array or nested lists, or a table whose columns have
@@ -47,6 +44,8 @@ class ArraySource:
         InputError: if the shapes, names or row labels do not fit each other, or something is no finite number or a
             negative weight.
     """
+
+    read_by_numpy = held_by_tensorflow = True
 
     def __init__(
         self,
@@ -124,30 +123,6 @@ class ArraySource:
         x, y, *w = self._columns
         return not w and x.dtype == y.dtype == dtype and x.flags.c_contiguous and not self.holds_tiny
 
-    def read_into(
-        self, out: Sequence[np.ndarray], split: str, rows: RowNumbers, *, units: Units | None = None,
-        ascending: bool = True,
-    ) -> None:  # fmt: skip
-        """Writes rows of a split as training takes them, in the arguments of `TableSource.read_into`."""
-        x, *rest = out
-        step = len(rows) or 1
-        if units or x.ndim == 3:  # What is computed on the way stays in the cache.
-            step = max(64, _PIECE_BYTES // (8 * self.num_features))
-        with np.errstate(over="ignore"):  # A loss that is not finite is told by name.
-            for first in range(0, len(rows), step):
-                part = slice(first, min(first + step, len(rows)))
-                features, y, *w = self.rows(split, rows[part])
-                if units:
-                    features = _in_units(features, units)
-                    y = np.subtract(y, units.target_center, dtype=np.float64)
-                if x.ndim == 3:
-                    write_tiles(x, first, features.T)
-                else:
-                    x[part] = features
-                w = [np.ldexp(weights.astype(np.float64), -self.weight_exponent) for weights in w]
-                for column, values in zip(rest, (y, *w), strict=True):
-                    column[part] = values
-
     def _first(self, split: str) -> int:
         return 0 if split == "train" else self._train
 
@@ -196,18 +171,6 @@ class ArraySource:
 
         with tf.init_scope(), tf.device("CPU:0"):
             return tuple(tf.constant(column) for column in self._columns)
-
-
-def _in_units(x: np.ndarray, units: Units) -> np.ndarray:
-    """Features `[k, d]` in other units, float64; column by column where the features of a row make short loops."""
-    if x.shape[1] >= _FEW_FEATURES:
-        found = np.subtract(x, units.center, dtype=np.float64)
-        found *= units.factor
-        return found
-    columns = np.empty(x.shape[::-1])
-    np.subtract(x.T, units.center[:, np.newaxis], out=columns)
-    columns *= units.factor[:, np.newaxis]
-    return columns.T
 
 
 def _wanted_names(names: Any) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from tapedist.config import TrainConfig
-from tapedist.data.orders import Source
+from tapedist.data.source import Source
 from tapedist.data.standardize import ColumnMoments
 from tapedist.data.tables.table import check_table, open_table
 from tapedist.errors import InputError
@@ -103,6 +103,8 @@ def open_source(config: TrainConfig, *, check_stop: Callable[[], object] = lambd
             test_fraction=config.test_fraction,
             seed=config.seed,
             dtype=config.dtype,
+            scratch_dir=config.scratch_dir,
+            in_order=config.mode == "full_batch" or config.shuffle == "none",
             check_stop=check_stop,
         )
     from tapedist.data.synthetic import SyntheticSource  # Imports TensorFlow.

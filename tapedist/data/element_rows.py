@@ -5,35 +5,20 @@ Legend: as in `elements.py`; `d` features, `N` rows that the slots of an element
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
+from tapedist.data.layout import RowNumbers, empty, empty_rows, write_tiles
 from tapedist.data.orders import ElementPlan
 from tapedist.data.ranges import flushed
-from tapedist.data.source import RowNumbers
-from tapedist.data.tables.gather import empty, empty_rows, write_tiles
-from tapedist.data.tables.windows import WindowReader, windows_that_fit
+from tapedist.data.source import Source
 
 _SHORT_RUN = 512  # Rows; below, a list of row numbers costs less than a call for each run.
-_WINDOWS_BUDGET = 2**29
 
 Fill = Callable[[Sequence[np.ndarray], RowNumbers], None]
-
-
-class RowReader(Protocol):
-    """A source whose rows are read by NumPy."""
-
-    num_features: int
-    weighted: bool
-
-    def read_into(self, out: Sequence[np.ndarray], split: str, rows: RowNumbers, *, ascending: bool = True) -> None:
-        """Writes rows of a split into `out`, `(x, y [k][, w [k]])`, rounded to its types at the very end.
-
-        `x` is `[k, d]`, or feature-major tiles `[tiles, d, T]` with room for `k` rows or more: see `write_tiles`.
-        Unless rows are read in ascending order, the ones behind are not worth reading ahead.
-        """
 
 
 class ElementRows:
@@ -45,16 +30,15 @@ class ElementRows:
         dtype: a NumPy float type.
     """
 
-    def __init__(self, source: RowReader, plan: ElementPlan, dtype: Any):
+    def __init__(self, source: Source, plan: ElementPlan, dtype: Any):
         self._source, self._plan, self._dtype = source, plan, np.dtype(dtype)
-        self._tiny = getattr(source, "holds_tiny", True)
+        self._tiny = source.holds_tiny
         # What is to be flushed must not be rounded before.
         self._read_dtype = np.dtype(np.float64) if self._tiny else self._dtype
+        self._announce = functools.lru_cache(maxsize=64)(lambda epoch, window: source.read_ahead(plan.split, window))
         self._tiled = not plan.row_major and source.num_features > 1  # One column is the same both ways.
-        self._windows = self._window_reader()
-        held: Any = source
-        lie = hasattr(source, "as_they_lie") and plan.row_major and not plan.shuffled and plan.slots == 1
-        self._lying = held.rows if lie and held.as_they_lie(self._dtype) else None
+        lie = plan.row_major and not plan.shuffled and plan.slots == 1
+        self._lying = source.rows if lie and source.as_they_lie(self._dtype) else None
 
     def __call__(self, element: int, replica: int) -> tuple[np.ndarray, ...]:
         """`(x, y [slots * tiles, T][, w], counts int32 [slots])`, zeros where no row is real; `x` as the plan says."""
@@ -98,37 +82,16 @@ class ElementRows:
             yield slice(begin, end), self._shuffled(epoch)
 
     def _shuffled(self, epoch: int) -> Fill:
-        windows, source, plan = self._windows, self._source, self._plan
+        source, plan = self._source, self._plan
+        assert plan.shuffled
+        shuffled = plan.shuffled
 
-        def from_windows(out: Sequence[np.ndarray], rows: RowNumbers) -> None:
-            assert windows
-            x, *rest = out
-            if x.ndim == 2:
-                windows.into(out, epoch, rows)
-                return
-            found = np.empty((len(rows), x.shape[1]), x.dtype)
-            windows.into((found, *rest), epoch, rows)
-            write_tiles(x, 0, found.T)
+        def fill(out: Sequence[np.ndarray], positions: RowNumbers) -> None:
+            for window in shuffled.windows(epoch, int(positions[0]), int(positions[-1])):
+                self._announce(epoch, window)
+            source.read_into(out, plan.split, shuffled(epoch, np.asarray(positions)))
 
-        def fill(out: Sequence[np.ndarray], rows: RowNumbers) -> None:
-            assert plan.shuffled
-            source.read_into(out, plan.split, plan.shuffled(epoch, np.asarray(rows)))
-
-        return from_windows if windows else fill
-
-    def _window_reader(self) -> WindowReader | None:
-        """None where rows are in order, or so wide that they have to be found one by one."""
-        source, plan, dtype = self._source, self._plan, self._read_dtype
-        held = windows_that_fit(_WINDOWS_BUDGET, (source.num_features + 1 + source.weighted) * dtype.itemsize)
-        if not plan.shuffled or not held:
-            return None
-
-        def read(rows: range) -> tuple[np.ndarray, ...]:
-            out = empty_rows(len(rows), source.num_features, weighted=source.weighted, dtype=dtype)
-            source.read_into(out, plan.split, rows, ascending=False)  # The next window is another one.
-            return out
-
-        return WindowReader(read, plan.shuffled.order, held=held)
+        return fill
 
     def _write(self, out: Sequence[np.ndarray], first: np.ndarray, counts: np.ndarray, fill: Fill) -> None:
         """Rows of slots one after the other: the `counts` first of each, from position `first` on, are real."""

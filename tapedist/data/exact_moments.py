@@ -32,10 +32,9 @@ from tapedist.data.exact_arithmetic import (
     two_product,
     two_sum,
 )
-from tapedist.data.orders import Source
+from tapedist.data.layout import piece_rows
 from tapedist.data.ranges import Ranges
-from tapedist.data.source import row_blocks, row_ranges
-from tapedist.data.tables.table import TableSource
+from tapedist.data.source import Source, row_blocks
 from tapedist.errors import InputError
 
 MOST_SLICES = 6  # 126 bits: what double-double arithmetic makes use of.
@@ -281,7 +280,7 @@ def exact_moments(
     Raises:
         InputError: a number is not finite.
     """
-    exponent = getattr(source, "weight_exponent", 0)
+    exponent = source.weight_exponent
     moments = ExactMoments(
         ranges, names=source.feature_names, num_slices=num_slices, products=products, weight_exponent=exponent
     )
@@ -293,23 +292,22 @@ def exact_moments(
 def _column_blocks(source: Source, check_stop: Callable[[], object]) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
     """The training rows in the blocks of `row_blocks`: `(columns [c, k], w [k] or None)`, float64.
 
-    Contiguous columns are the fastest, and a table is read that way. The next block takes a block's memory.
+    Contiguous columns are the fastest. The next block takes a block's memory: fresh memory would cost as much as
+    reading it.
     """
-    if isinstance(source, TableSource):
-        buffer = np.zeros(0)  # Fresh memory for every block would cost as much as reading it.
-        for rows in row_ranges(source, "train", check_stop=check_stop):
-            size = (source.num_features + 1 + source.weighted) * len(rows)
-            buffer = buffer if size <= len(buffer) else np.empty(size)
-            columns = buffer[:size].reshape(-1, len(rows))
-            source.columns_into(columns, "train", rows)
-            yield (columns[:-1], columns[-1]) if source.weighted else (columns, None)
-        return
+    buffer = np.zeros(0)
     for x, y, w in row_blocks(source, "train", check_stop=check_stop):
-        yield as_columns(x, y), w
+        size = (source.num_features + 1) * len(y)
+        buffer = buffer if size <= len(buffer) else np.empty(size)
+        yield as_columns(x, y, buffer[:size].reshape(-1, len(y))), w
 
 
-def as_columns(x: Any, y: Any) -> np.ndarray:
-    """`[c, k]` of `x [k, d]` and `y [k]`, float64."""
-    columns = np.empty([np.shape(x)[1] + 1, len(y)])
-    columns[:-1], columns[-1] = np.asarray(x).T, y
+def as_columns(x: Any, y: Any, columns: np.ndarray | None = None) -> np.ndarray:
+    """`[c, k]` of `x [k, d]` and `y [k]`, float64, in new memory or in `columns`."""
+    x = np.asarray(x)
+    columns = np.empty([x.shape[1] + 1, len(y)]) if columns is None else columns
+    step = piece_rows(x.shape[1])
+    for first in range(0, len(y), step):  # Turned around where they stay in the cache.
+        columns[:-1, first : first + step] = x[first : first + step].T
+    columns[-1] = y
     return columns

@@ -18,11 +18,11 @@ import itertools
 import math
 from collections.abc import Callable
 from fractions import Fraction
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from tapedist.data.permutations import WINDOW_ROWS, WindowOrder, epoch_batches, epoch_rows
+from tapedist.data.permutations import WINDOW_ROWS, epoch_batches, epoch_rows, window_order
 
 # Rows whose features lie together, a cache line of each, so that one stream brings all of them from memory.
 TILE_ROWS = 16
@@ -37,49 +37,6 @@ RESIDENT_BYTES = 4 * 1024 * 1024
 BatchSequence = Callable[[range], tuple[np.ndarray, np.ndarray]]
 
 _STEPS_AT_ONCE = 4096
-
-
-class Source(Protocol):
-    """Where rows come from: any row of a split by its number, in any order, any number of times.
-
-    A source may also have `take_runs` (and `take_tiles`), as the synthetic one does, or `read_into`, as tables do: they
-    spare the pipeline lists of row numbers. One whose `reader()` is not None is read by that. One with `ranges` (see
-    `ranges.py`) spares training a pass. Weights of one that has `weight_exponent` are divided by 2 to the power of it
-    for training. One whose `holds_tiny` is False has no number but 0 below 2**-126, so that none has to be looked for.
-    """
-
-    @property
-    def num_features(self) -> int:
-        """`d`."""
-
-    @property
-    def feature_names(self) -> tuple[str, ...]:
-        """`d` names."""
-
-    @property
-    def target_name(self) -> str:
-        """What is predicted."""
-
-    @property
-    def weighted(self) -> bool:
-        """Whether rows have weights of their own."""
-
-    def num_rows(self, split: str) -> int:
-        """Rows in `split`, which is "train" or "test"."""
-
-    def fingerprint(self) -> str:
-        """Names the rows: equal for two sources exactly when their rows are."""
-
-    def take(self, split: str, indices: Any) -> tuple[Any, ...]:
-        """Rows of `split` by number, as TensorFlow operations that can be traced into a `tf.data` map.
-
-        Args:
-            split: "train" or "test".
-            indices: int64 tensor `[k]`, each in `[0, num_rows(split))`, `k` known statically.
-
-        Returns:
-            `(x, y)` of shapes `[k, d]` and `[k]` in a float type, or `(x, y, w)` if the source is `weighted`.
-        """
 
 
 def split_sizes(n_samples: int, test_fraction: float) -> tuple[int, int]:
@@ -314,9 +271,11 @@ class ShuffledRows:
     seed: int
     window: int = WINDOW_ROWS
 
-    def order(self, epoch: int) -> WindowOrder:
-        """The order of one epoch."""
-        return WindowOrder(self.plan.num_rows, self.seed, epoch, self.window)
+    def windows(self, epoch: int, first: int, last: int) -> list[range]:
+        """The windows that hold the rows at positions from `first` to `last` of an epoch, and the next one."""
+        order = window_order(self.plan.num_rows, self.seed, epoch, self.window)
+        begin, end = np.searchsorted(order.starts, [first, last], side="right").tolist()
+        return [order.window_rows(number) for number in order.windows[begin - 1 : end + 1].tolist()]
 
     def __call__(self, epoch: int, positions: np.ndarray) -> np.ndarray:
         """Row numbers at positions of any shape; those beyond the split stay in range."""

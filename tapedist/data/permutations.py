@@ -163,6 +163,19 @@ class WindowOrder:
         return permuted(inside, len(self.window_rows(number)), self.seed, self.epoch, 1, number)
 
 
+@functools.lru_cache(maxsize=4)
+def window_order(num_rows: int, seed: int, epoch: int, window: int = WINDOW_ROWS) -> WindowOrder:
+    """The order of an epoch, whose lists are made once."""
+    return WindowOrder(num_rows, seed, epoch, window)
+
+
+@functools.lru_cache(maxsize=16)
+def _visit_rows(order: WindowOrder, visit: int) -> np.ndarray:
+    """Row numbers of a visit in their order: at once, because neighbours are asked for next."""
+    first = order.window_rows(int(order.windows[visit])).start
+    return first + order.places(visit, np.arange(order.starts[visit + 1] - order.starts[visit]))
+
+
 def epoch_rows(positions: np.ndarray, *, num_rows: int, seed: int, epoch: int, window: int = WINDOW_ROWS) -> np.ndarray:
     """Row numbers at `positions` of the epoch's order under `--shuffle=rows`.
 
@@ -173,13 +186,12 @@ def epoch_rows(positions: np.ndarray, *, num_rows: int, seed: int, epoch: int, w
         epoch: the epoch's number.
         window: rows per window.
     """
-    order = WindowOrder(num_rows, seed, epoch, window)
+    order = window_order(num_rows, seed, epoch, window)
     visits = np.searchsorted(order.starts, positions, side="right") - 1
     rows = np.empty_like(positions)
-    for visit in np.unique(visits):
+    for visit in np.unique(visits).tolist():
         chosen = visits == visit
-        first = order.window_rows(int(order.windows[visit])).start
-        rows[chosen] = first + order.places(int(visit), positions[chosen] - order.starts[visit])
+        rows[chosen] = _visit_rows(order, visit)[positions[chosen] - order.starts[visit]]
     return rows
 
 

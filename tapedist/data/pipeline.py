@@ -25,9 +25,10 @@ import numpy as np
 import tensorflow as tf
 
 from tapedist.data.element_rows import ElementRows
-from tapedist.data.orders import ElementPlan, Source
+from tapedist.data.layout import empty, write_tiles
+from tapedist.data.orders import ElementPlan
 from tapedist.data.ranges import LEAST, ROUNDS_UP
-from tapedist.data.tables.gather import empty, write_tiles
+from tapedist.data.source import Source
 
 _PREFETCH = 2
 _PLACES_AT_ONCE = 8  # Elements for which one call of Python says where their rows are: a call takes 0.3 ms.
@@ -104,7 +105,7 @@ def distribute(
         with tf.device("CPU:0"):
             going = tf.Variable(True, trainable=False)
 
-    source = getattr(source, "reader", lambda: None)() or source
+    source = source.reader()
 
     # Rewriting functions by autograph, which they do not need, would take half a second.
     @tf.autograph.experimental.do_not_convert
@@ -137,14 +138,14 @@ def host_elements(
 
     All of these may be called side by side.
     """
-    source = getattr(source, "reader", lambda: None)() or source
+    source = source.reader()
     make = _on_host(source, plan, dtype)
     return ([functools.partial(make, element, replica) for replica in replicas] for element in itertools.count())
 
 
-def _on_host(source: Any, plan: ElementPlan, dtype: tf.DType) -> Callable[[int, int], tuple[np.ndarray, ...]]:
+def _on_host(source: Source, plan: ElementPlan, dtype: tf.DType) -> Callable[[int, int], tuple[np.ndarray, ...]]:
     """`(element, replica) -> (x, y[, w], counts)`."""
-    if hasattr(source, "read_into"):
+    if source.read_by_numpy:
         return ElementRows(source, plan, dtype.as_numpy_dtype)
 
     @functools.partial(tf.function, autograph=False)
@@ -160,14 +161,14 @@ def _on_host(source: Any, plan: ElementPlan, dtype: tf.DType) -> Callable[[int, 
     return make
 
 
-def _suits_numpy(source: Any, plan: ElementPlan) -> bool:
+def _suits_numpy(source: Source, plan: ElementPlan) -> bool:
     """Whether NumPy brings rows into the layout of a plan sooner than TensorFlow."""
     as_they_lie = plan.row_major or source.num_features == 1
-    return hasattr(source, "read_into") and not (hasattr(source, "take_runs") and (as_they_lie or plan.shuffled))
+    return source.read_by_numpy and not (source.held_by_tensorflow and (as_they_lie or plan.shuffled))
 
 
 def _read_by_numpy(
-    source: Any, plan: ElementPlan, dtype: tf.DType, at: Callable[[int], tuple[int, int]], count: int
+    source: Source, plan: ElementPlan, dtype: tf.DType, at: Callable[[int], tuple[int, int]], count: int
 ) -> tuple[tf.data.Dataset, _Make]:
     """The numbers of `count` elements, and what makes each of its number `i`: that of the plan is `at(i)`."""
     read = ElementRows(source, plan, dtype.as_numpy_dtype)
@@ -213,26 +214,24 @@ def _element(
     source: Source, plan: ElementPlan, dtype: tf.DType, number: tf.Tensor, first: tf.Tensor, counts: tf.Tensor
 ) -> tuple[tuple[tf.Tensor, ...], tf.Tensor]:
     """One element as TensorFlow operations, by the place and count of each slot's rows."""
-    rows, last = plan.slot_rows, max(0, source.num_rows(plan.split) - 1)
-    # Most elements are full: they need neither a bound on their positions nor a mask.
+    rows = plan.slot_rows
+    # Most elements are full: they need no mask.
     full = tf.reduce_all(counts == rows)
-    if hasattr(source, "take_tiles") and not plan.shuffled and not plan.row_major and source.num_features > 1:
-        taken = source.take_tiles(plan.split, first, length=rows, tile_rows=plan.tile_rows)
-    elif hasattr(source, "take_runs") and not plan.shuffled:
+    if plan.shuffled:
+        last = max(0, source.num_rows(plan.split) - 1)
+        positions = tf.minimum(first[:, tf.newaxis] + tf.range(rows, dtype=tf.int64), last)
+        shape = positions.shape
+        numbers = _called(lambda *at: [plan.row_numbers(*at)], [number, positions], [tf.int64], [shape])[0]
+        taken = source.take(plan.split, tf.reshape(numbers, [-1]))
+    elif plan.row_major or source.num_features == 1:
         taken = source.take_runs(plan.split, first, length=rows)
     else:
-        positions = first[:, tf.newaxis] + tf.range(rows, dtype=tf.int64)
-        positions = tf.cond(full, lambda: positions, lambda: tf.minimum(positions, last))
-        if plan.shuffled:
-            shape = positions.shape
-            positions = _called(lambda *at: [plan.row_numbers(*at)], [number, positions], [tf.int64], [shape])[0]
-        taken = source.take(plan.split, tf.reshape(positions, [-1]))
-    if exponent := getattr(source, "weight_exponent", 0):
+        taken = source.take_tiles(plan.split, first, length=rows, tile_rows=plan.tile_rows)
+    if exponent := source.weight_exponent:
         # In two steps: the whole factor may be a number that TensorFlow takes for 0.
         halves = (2.0 ** (-exponent // 2), 2.0 ** (-exponent - -exponent // 2))
         taken = (*taken[:2], tf.cast(taken[2], tf.float64) * halves[0] * halves[1])
-    tiny = getattr(source, "holds_tiny", True)
-    columns = tuple(_rounded(column, dtype, tiny=tiny) for column in taken)
+    columns = tuple(_rounded(column, dtype, tiny=source.holds_tiny) for column in taken)
     columns = tf.cond(full, lambda: columns, lambda: _where(tf.reshape(tf.sequence_mask(counts, rows), [-1]), columns))
     if source.weighted:
         columns = _where(columns[2] > 0, columns)

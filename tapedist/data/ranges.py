@@ -16,8 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from tapedist.data.orders import Source
-from tapedist.data.source import RowArrays, row_blocks
+from tapedist.data.source import RowArrays, Source, row_blocks
 from tapedist.errors import InputError
 from tapedist.text import display
 
@@ -43,14 +42,22 @@ def flushed(values: np.ndarray, dtype: Any) -> np.ndarray:
         return values.astype(dtype, copy=False)
 
 
-def holds_tiny(values: np.ndarray) -> bool:
-    """Whether a number other than 0 is below the least magnitude of any type."""
-    if not values.size or values.min() >= LEAST["float32"] or values.max() <= -LEAST["float32"]:
+def holds_tiny(values: np.ndarray, ends: np.ndarray | None = None) -> bool:
+    """Whether a number other than 0 is below the least magnitude of any type.
+
+    Args:
+        values: of any shape; NaN does not count.
+        ends: the least and the greatest, if they are known.
+    """
+    if not values.size:
+        return False
+    low, high = ends if ends is not None else (values.min(), values.max())
+    if low >= LEAST["float32"] or high <= -LEAST["float32"]:
         return False
     flat = values.reshape(-1)
     for first in range(0, len(flat), _PIECE):
         sizes = np.abs(flat[first : first + _PIECE])
-        if sizes.min() < LEAST["float32"] and ((sizes < LEAST["float32"]) & (sizes > 0)).any():
+        if np.fmin.reduce(sizes) < LEAST["float32"] and ((sizes < LEAST["float32"]) & (sizes > 0)).any():
             return True
     return False
 
@@ -89,7 +96,7 @@ def ranges(
     check_stop: Callable[[], object] = lambda: None,
     log: Callable[[str], object] = lambda sentence: None,
 ) -> Ranges:
-    """The ranges of a split, by the source's own method `ranges(split)` if it has one, or by a pass over all rows.
+    """The ranges of a split, by the source's own method `ranges(split)` if it knows them, or by a pass over all rows.
 
     Args:
         source: the rows.
@@ -102,16 +109,14 @@ def ranges(
     """
     if not source.num_rows(split):
         return Ranges.none(source.num_features)
-    own: Any = source
-    if hasattr(own, "in_units"):  # Of standard units.
-        return own.in_units(ranges(own.source, split, check_stop=check_stop, log=log))
-    if hasattr(own, "ranges"):
-        return own.ranges(split)
-    log(
-        f"reading all {source.num_rows(split)} {split} rows once for the ranges of their columns; a source with a "
-        "method ranges(split) spares this pass"
-    )
-    return ranges_of_rows(source, split, check_stop=check_stop)
+    known = source.raw.ranges(split)
+    if known is None:
+        log(
+            f"reading all {source.num_rows(split)} {split} rows once for the ranges of their columns; a source with a "
+            "method ranges(split) spares this pass"
+        )
+        known = ranges_of_rows(source.raw, split, check_stop=check_stop)
+    return source.in_units(known)
 
 
 def ranges_of_rows(source: Source, split: str, *, check_stop: Callable[[], object] = lambda: None) -> Ranges:
@@ -120,7 +125,7 @@ def ranges_of_rows(source: Source, split: str, *, check_stop: Callable[[], objec
     Raises:
         InputError: if a number is not finite, or a weight negative.
     """
-    names, exponent = (*source.feature_names, source.target_name), getattr(source, "weight_exponent", 0)
+    names, exponent = (*source.feature_names, source.target_name), source.weight_exponent
     return ranges_of_blocks(
         row_blocks(source, split, check_stop=check_stop), names, split=split, weight_exponent=exponent
     )

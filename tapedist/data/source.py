@@ -1,136 +1,216 @@
-"""Rows of any source as NumPy arrays, block by block, for what is computed beside the training loop."""
+"""Where rows come from: `Source`, and its rows as NumPy arrays, block by block, for what is computed beside training.
+
+Legend: `d` features, `k` rows asked for, `r` runs, `T` rows of a tile.
+"""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tapedist.data.orders import Source
+from tapedist.data.layout import RowNumbers, Units, convert
 
-# Numbers of rows: a range, which is the fastest to follow, or int64 `[k]`.
-RowNumbers = range | np.ndarray
+if TYPE_CHECKING:  # It reads sources.
+    from tapedist.data.ranges import Ranges
 
-_FEW_PIECES = 16  # Up to here a look at all numbers for each piece is cheaper than sorting them.
 BLOCK_ROWS = 65_536
 
 # x [k, d], y [k] and w [k] or None, float64.
 RowArrays = tuple[np.ndarray, np.ndarray, np.ndarray | None]
 
 
-def ascends(numbers: RowNumbers) -> bool:
-    """Whether no number is smaller than the one before it."""
-    return isinstance(numbers, range) or bool((numbers[1:] >= numbers[:-1]).all())
+class Source:
+    """Where rows come from: any row of a split by its number, in any order, any number of times.
+
+    What users write needs the first four attributes, `num_rows`, `fingerprint` and `take`, and no base class:
+    `as_source` makes a `Source` of it. A split is "train" or "test".
+
+    Attributes:
+        num_features: `d`.
+        feature_names: `d` names.
+        target_name: what is predicted.
+        weighted: whether rows have weights of their own.
+        weight_exponent: training divides weights, which count in proportion only, by 2 to the power of it.
+        dtype: of the rows' own numbers; None where they have none but those that training takes from them.
+        truth: `(weights, bias)` that made the rows, or None.
+        notices: sentences that the user should see once.
+        failure: what went wrong inside a `tf.data` map, which loses the type of an error; None if nothing did.
+        read_by_numpy: whether `read_into` is faster than `take`.
+        held_by_tensorflow: whether TensorFlow has the rows at hand, and takes them row by row as fast as NumPy.
+        row_major: whether rows are made, or lie, row by row; tiles of features are then turned around.
+    """
+
+    num_features: int
+    feature_names: tuple[str, ...]
+    target_name: str
+    weighted: bool
+    weight_exponent: int = 0
+    dtype: np.dtype[Any] | None = None
+    truth: tuple[tuple[float, ...], float] | None = None
+    notices: tuple[str, ...] = ()
+    failure: Exception | None = None
+    read_by_numpy: bool = False
+    held_by_tensorflow: bool = False
+    row_major: bool = True
+
+    @property
+    def holds_tiny(self) -> bool:
+        """False if no number but 0 is below 2**-126, so that none has to be looked for."""
+        return True
+
+    def num_rows(self, split: str) -> int:
+        """Rows in a split."""
+        raise NotImplementedError
+
+    def fingerprint(self) -> str:
+        """Names the rows: equal for two sources exactly when their rows are."""
+        raise NotImplementedError
+
+    def take(self, split: str, indices: Any) -> tuple[Any, ...]:
+        """Rows of a split by number, as TensorFlow operations that can be traced into a `tf.data` map.
+
+        Args:
+            split: "train" or "test".
+            indices: int64 tensor `[k]`, each in `[0, num_rows(split))`, `k` known statically.
+
+        Returns:
+            `(x, y)` of shapes `[k, d]` and `[k]` in a float type, or `(x, y, w)` if the source is `weighted`.
+        """
+        raise NotImplementedError
+
+    def take_runs(self, split: str, first: Any, *, length: int) -> tuple[Any, ...]:
+        """Rows in runs; sources that need no list of row numbers for that have a way of their own.
+
+        Args:
+            split: "train" or "test".
+            first: int64 tensor `[r]`, the first row of each run; what runs hold behind the split is no matter.
+            length: rows of a run.
+
+        Returns:
+            As `take`, with `k = r * length`.
+        """
+        import tensorflow as tf
+
+        rows = tf.reshape(first[:, tf.newaxis] + tf.range(length, dtype=tf.int64), [-1])
+        return self.take(split, tf.minimum(rows, max(0, self.num_rows(split) - 1)))
+
+    def take_tiles(self, split: str, first: Any, *, length: int, tile_rows: int) -> tuple[Any, ...]:
+        """`take_runs`, whose features may come in tiles of `T` rows, `[r * length / T, d, T]`."""
+        return self.take_runs(split, first, length=length)
+
+    def rows(self, split: str, indices: RowNumbers) -> tuple[np.ndarray, ...]:
+        """Rows of a split by number, `(x [k, d], y [k][, w [k]])`, which are not to be written to.
+
+        Raises:
+            StateError: if a file changed since it was opened.
+        """
+        import tensorflow as tf
+
+        return tuple(column.numpy() for column in self.take(split, tf.constant(np.asarray(indices), tf.int64)))
+
+    def read_into(self, out: Sequence[np.ndarray], split: str, rows: RowNumbers, *, units: Units | None = None) -> None:
+        """Writes rows of a split as training takes them; may be called from several threads.
+
+        Args:
+            out: `(x [k, d], y [k][, w [k]])`, whose types are rounded to at the very end; weights are divided by
+                `2**weight_exponent`. `x` may be feature-major tiles `[tiles, d, T]` with room for `k` rows or more.
+            split: "train" or "test".
+            rows: a range, which is the fastest, or int64 `[k]`.
+            units: of the result; raw ones if None.
+
+        Raises:
+            StateError: if a file changed since it was opened.
+        """
+        read = functools.partial(self.rows, split)
+        convert(out, read, rows, units=units, weight_exponent=self.weight_exponent)
+
+    def read_ahead(self, split: str, rows: range) -> None:
+        """Hints that a range will be asked for soon, out of its order."""
+
+    def as_they_lie(self, dtype: np.dtype[Any]) -> bool:
+        """Whether training in a type takes `rows` as they are."""
+        return False
+
+    def reader(self) -> Source:
+        """The same rows as training reads them."""
+        return self
+
+    @property
+    def raw(self) -> Source:
+        """The same rows in their own units."""
+        return self
+
+    def ranges(self, split: str) -> Ranges | None:
+        """Least and greatest values of the rows of a split; None where a pass has to find them."""
+        return None
+
+    def in_units(self, raw: Ranges) -> Ranges:
+        """The ranges of these rows, of those of the `raw` ones."""
+        return raw
 
 
-def ascending_spans(numbers: RowNumbers, starts: np.ndarray) -> Iterator[tuple[int, slice]]:
-    """`spans` of numbers that ascend."""
-    if not len(numbers):
-        return
-    first, last = np.searchsorted(starts, [numbers[0], numbers[-1]], side="right") - 1
-    inner = starts[first + 1 : last + 1]
-    middle = inner - numbers.start if isinstance(numbers, range) else np.searchsorted(numbers, inner)
-    cuts = [0, *middle.tolist(), len(numbers)]
-    for piece in range(first, last + 1):
-        begin, end = cuts[piece - first], cuts[piece - first + 1]
-        if begin < end:
-            yield piece, slice(begin, end)
-
-
-def spans(numbers: RowNumbers, starts: np.ndarray) -> Iterator[tuple[int, slice | np.ndarray]]:
-    """Groups row numbers by piece; cheap where they ascend, as they do unless they are shuffled.
+class CustomSource(Source):
+    """What a user wrote, as a `Source`; the members that it lacks are the base class's.
 
     Args:
-        numbers: each in `[starts[0], starts[-1])`.
-        starts: int64 `[pieces + 1]`, ascending: the first row of each piece, and the end of the last.
-
-    Yields:
-        `(piece, places)`: the places in `numbers` of the rows of one piece.
+        own: has the seven members that a source must have.
     """
-    if isinstance(numbers, range) or ascends(numbers):
-        yield from ascending_spans(numbers, starts)
-        return
-    first, last = np.searchsorted(starts, [numbers.min(), numbers.max()], side="right") - 1
-    if last - first < _FEW_PIECES:
-        for piece in range(first, last + 1):
-            places = np.flatnonzero((starts[piece] <= numbers) & (numbers < starts[piece + 1]))
-            if len(places):
-                yield piece, places if len(places) < len(numbers) else slice(0, len(numbers))
-        return
-    pieces = np.searchsorted(starts, numbers, side="right") - 1
-    order = np.argsort(pieces, kind="stable")
-    ordered = pieces[order]
-    cuts = [0, *(np.flatnonzero(ordered[1:] != ordered[:-1]) + 1).tolist(), len(numbers)]
-    for begin, end in itertools.pairwise(cuts):
-        yield int(ordered[begin]), order[begin:end]
+
+    def __init__(self, own: Any):
+        self._own = own
+        self.num_features, self.feature_names = own.num_features, tuple(own.feature_names)
+        self.target_name, self.weighted = own.target_name, own.weighted
+        self.weight_exponent = getattr(own, "weight_exponent", 0)
+        self.truth = getattr(own, "truth", None)
+        self.notices = tuple(getattr(own, "notices", ()))
+
+    @property
+    def holds_tiny(self) -> bool:
+        return getattr(self._own, "holds_tiny", True)
+
+    def num_rows(self, split: str) -> int:
+        return self._own.num_rows(split)
+
+    def fingerprint(self) -> str:
+        return self._own.fingerprint()
+
+    def take(self, split: str, indices: Any) -> tuple[Any, ...]:
+        return self._own.take(split, indices)
+
+    def take_runs(self, split: str, first: Any, *, length: int) -> tuple[Any, ...]:
+        own = getattr(self._own, "take_runs", super().take_runs)
+        return own(split, first, length=length)
+
+    def ranges(self, split: str) -> Ranges | None:
+        return getattr(self._own, "ranges", super().ranges)(split)
 
 
-def places_in(numbers: RowNumbers, into: slice | np.ndarray, start: int) -> slice | np.ndarray:
-    """`numbers[into] - start`, as a slice where they are consecutive.
-
-    Args:
-        numbers: row numbers.
-        into: as `spans` yields it.
-        start: the first row of a piece.
-    """
-    if isinstance(numbers, range):
-        assert isinstance(into, slice)
-        chosen = numbers[into]
-        return slice(chosen.start - start, chosen.stop - start)
-    places = numbers[into] - start
-    if places[-1] - places[0] == len(places) - 1 and (places[1:] > places[:-1]).all():
-        return slice(int(places[0]), int(places[-1]) + 1)
-    return places
-
-
-def cut(places: slice | np.ndarray, first: int, last: int) -> slice | np.ndarray:
-    """`places[first:last]` of what `places_in` gives."""
-    return slice(places.start + first, places.start + last) if isinstance(places, slice) else places[first:last]
-
-
-def take_into(target: np.ndarray, into: slice | np.ndarray, values: np.ndarray, places: slice | np.ndarray) -> None:
-    """`target[into] = values[places]`, in the fastest form.
-
-    Args:
-        target: contiguous, of the type of `values` or one that holds it; `[k]` or `[k, d]`.
-        into: as `spans` yields it.
-        values: where from, of as many dimensions.
-        places: as `places_in` gives them, as many as there are in `into`.
-    """
-    if isinstance(places, slice):
-        target[into] = values[places]
-    elif isinstance(into, slice) and target.dtype == values.dtype:
-        # With mode="raise" NumPy would go through a buffer.
-        np.take(values, places, axis=0, out=target[into], mode="clip")
-    else:
-        target[into] = values.take(places, axis=0)
+def as_source(source: Any) -> Source:
+    """A `Source` of what a caller gave: itself, if it is one."""
+    return source if isinstance(source, Source) else CustomSource(source)
 
 
 def row_arrays(source: Source, split: str, indices: RowNumbers) -> RowArrays:
-    """Rows of a split by number.
+    """Rows of a split by number, float64.
 
     Args:
-        source: a table, whose rows are read without TensorFlow, or any other source.
+        source: any.
         split: "train" or "test".
         indices: a range, or int64 `[k]`.
 
     Raises:
         StateError: if a file changed since it was opened.
     """
-    if hasattr(source, "rows"):
-        columns = source.rows(split, indices)
-    else:
-        import tensorflow as tf
-
-        columns = tuple(column.numpy() for column in source.take(split, tf.constant(np.asarray(indices), tf.int64)))
-    x, y, *rest = (np.asarray(column, np.float64) for column in columns)
+    x, y, *rest = (np.asarray(column, np.float64) for column in source.rows(split, indices))
     return x, y, rest[0] if rest else None
 
 
 def taken_as_float32(source: Source) -> bool:
     """Whether a source has no numbers of its own but what training takes from it, and those are float32."""
-    if hasattr(source, "rows"):
+    if source.dtype is not None:
         return False
     import tensorflow as tf
 

@@ -21,12 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from tapedist.data.array_source import ArraySource
 from tapedist.data.exact_moments import MOST, ExactMoments, exact_moments
-from tapedist.data.orders import Source
+from tapedist.data.layout import RowNumbers, Units
 from tapedist.data.ranges import Ranges, ranges
-from tapedist.data.tables.gather import Units
-from tapedist.data.tables.table import TableSource
+from tapedist.data.source import Source
 from tapedist.errors import InputError
 from tapedist.text import display
 
@@ -118,8 +116,6 @@ class StandardUnits:
 
     def rows(self, source: Source) -> Source:
         """The source's rows as training sees them."""
-        if isinstance(source, (TableSource, ArraySource)):
-            return StandardizedReader(source, self)
         return StandardizedSource(source, self)
 
     def to_raw(self, parameters: np.ndarray) -> np.ndarray:
@@ -188,8 +184,8 @@ def _moved(bias: float, weights: np.ndarray, *shifts: np.ndarray, less: float = 
     return float(total)
 
 
-class StandardizedSource:
-    """A source whose rows are in standard units; implements `tapedist.data.orders.Source`.
+class StandardizedSource(Source):
+    """A source whose rows are in standard units.
 
     Args:
         source: the raw rows.
@@ -197,15 +193,20 @@ class StandardizedSource:
     """
 
     def __init__(self, source: Source, units: StandardUnits):
-        self.source, self._units = source, units
+        self._source, self._units = source, units
         self.num_features, self.feature_names = source.num_features, source.feature_names
         self.target_name, self.weighted = source.target_name, source.weighted
-        self.weight_exponent = getattr(source, "weight_exponent", 0)
-        if hasattr(source, "take_runs"):
-            self.take_runs = self._take_runs
+        self.weight_exponent = source.weight_exponent
+        self.read_by_numpy, self.held_by_tensorflow = source.read_by_numpy, source.held_by_tensorflow
+        # TensorFlow shifts and scales rows.
+        self.row_major = source.row_major or not source.read_by_numpy
+
+    @property
+    def raw(self) -> Source:
+        return self._source
 
     def num_rows(self, split: str) -> int:
-        return self.source.num_rows(split)
+        return self._source.num_rows(split)
 
     def in_units(self, raw: Ranges) -> Ranges:
         """The ranges of these rows, of those of the raw ones: what makes the rows keeps their order."""
@@ -220,7 +221,7 @@ class StandardizedSource:
         """Whether training may meet numbers other than 0 below 2**-126."""
         center = np.append(self._units.center, self._units.target_center)
         factor = np.append(self._units.factor, 1.0)
-        tiny = getattr(self.source, "holds_tiny", True)
+        tiny = self._source.holds_tiny
         # A number that differs from its column's center does so by half a unit of the center's last place or more.
         may_be = np.where(center == 0, tiny | (factor < 1), np.abs(center) * factor < 2.0**-60) & (factor != 0)
         return bool(may_be.any()) or (self.weighted and tiny)
@@ -228,15 +229,22 @@ class StandardizedSource:
     def fingerprint(self) -> str:
         units = self._units
         numbers = np.concatenate([units.center, units.factor, [units.target_center]]).astype("<f8")
-        return hashlib.sha256(self.source.fingerprint().encode() + numbers.tobytes()).hexdigest()
+        return hashlib.sha256(self._source.fingerprint().encode() + numbers.tobytes()).hexdigest()
 
     def take(self, split: str, indices: Any) -> tuple[Any, ...]:
         """Rows in standard units, float64."""
-        return self._standard(*self.source.take(split, indices))
+        return self._standard(*self._source.take(split, indices))
 
-    def _take_runs(self, split: str, first: Any, *, length: int) -> tuple[Any, ...]:
-        source: Any = self.source
-        return self._standard(*source.take_runs(split, first, length=length))
+    def take_runs(self, split: str, first: Any, *, length: int) -> tuple[Any, ...]:
+        return self._standard(*self._source.take_runs(split, first, length=length))
+
+    def read_into(self, out: Sequence[np.ndarray], split: str, rows: RowNumbers, *, units: Units | None = None) -> None:
+        assert units is None
+        own = Units(self._units.center, self._units.factor, self._units.target_center)
+        self._source.read_into(out, split, rows, units=own)
+
+    def read_ahead(self, split: str, rows: range) -> None:
+        self._source.read_ahead(split, rows)
 
     def _standard(self, x: Any, y: Any, *rest: Any) -> tuple[Any, ...]:
         import tensorflow as tf
@@ -244,20 +252,6 @@ class StandardizedSource:
         units = self._units
         x = (tf.cast(x, tf.float64) - units.center) * units.factor
         return x, tf.cast(y, tf.float64) - units.target_center, *rest
-
-
-class StandardizedReader(StandardizedSource):
-    """A `StandardizedSource` of rows that NumPy reads, which are converted there.
-
-    Args:
-        source: the rows.
-        units: how they are shifted and scaled.
-    """
-
-    def __init__(self, source: TableSource | ArraySource, units: StandardUnits):
-        super().__init__(source, units)
-        factored = Units(units.center, units.factor, units.target_center)
-        self.read_into = functools.partial(source.read_into, units=factored)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

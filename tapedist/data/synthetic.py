@@ -13,17 +13,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from tapedist.data import generator, synthetic_identity
+from tapedist.data.layout import RowNumbers
 from tapedist.data.orders import split_sizes
 from tapedist.data.ranges import LEAST, Ranges
-from tapedist.data.source import RowNumbers
-from tapedist.data.tables.gather import write_tiles
+from tapedist.data.source import Source
 from tapedist.errors import InputError
 
 _SLACK = 1 + 2.0**-20  # More than roundings add.
@@ -32,8 +31,8 @@ _LEAST_PAIRS = 16_384  # Of normals in a call: few rows take no time, and one co
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SyntheticSource:
-    """`Source` of `n_samples` rows of `y = m . x + c + noise`; the test split is the last rows.
+class SyntheticSource(Source):
+    """`n_samples` rows of `y = m . x + c + noise`; the test split is the last rows.
 
     Attributes:
         n_samples: rows of both splits together, up to 2**62 - 1.
@@ -60,6 +59,7 @@ class SyntheticSource:
 
     weighted = False
     target_name = "y"
+    row_major = False
 
     def __post_init__(self) -> None:
         largest = float(np.finfo(np.float32).max)
@@ -71,21 +71,9 @@ class SyntheticSource:
         ]
         if problems:
             raise InputError(*problems)
-
-    @property
-    def num_features(self) -> int:
-        """`d`."""
-        return len(self.m)
-
-    @property
-    def feature_names(self) -> tuple[str, ...]:
-        """`x`, or `x0`, `x1`, ... where there are several."""
-        return synthetic_identity.feature_names(self.num_features)
-
-    @property
-    def truth(self) -> tuple[tuple[float, ...], float]:
-        """`(weights, bias)` that made the rows."""
-        return self.m, self.c
+        names = synthetic_identity.feature_names(len(self.m))  # `x`, or `x0`, `x1`, ... where there are several.
+        for name, value in (("num_features", len(self.m)), ("feature_names", names), ("truth", (self.m, self.c))):
+            object.__setattr__(self, name, value)  # Known to the class above, not settings.
 
     def num_rows(self, split: str) -> int:
         """Rows in `split`, which is "train" or "test"."""
@@ -170,9 +158,9 @@ class SyntheticSource:
             columns = self._columns_of_runs(split, first, length)[:, : first.shape[0] * length]
             return self._rows(columns, tile_rows=tile_rows)
 
-    def reader(self) -> _FewRows | None:
+    def reader(self) -> Source:
         """The rows for NumPy, where there are so few that all were made at once."""
-        return _FewRows(self, *self._all_rows) if self._few else None
+        return _FewRows(self, *self._all_rows) if self._few else self
 
     @property
     def _few(self) -> bool:
@@ -240,8 +228,8 @@ class SyntheticSource:
         return tf.constant(weights.reshape(-1, 2)), tf.constant(self.c, tf.float32), tf.constant(0)
 
 
-class _FewRows:
-    """Rows that lie in memory, as `element_rows.RowReader`.
+class _FewRows(Source):
+    """Rows that lie in memory.
 
     Args:
         source: made them.
@@ -250,21 +238,25 @@ class _FewRows:
     """
 
     weighted = False
+    read_by_numpy = True
 
     def __init__(self, source: SyntheticSource, x: np.ndarray, y: np.ndarray):
-        self.num_features, self.holds_tiny = source.num_features, source.holds_tiny
+        self._source = source
+        self.num_features, self.feature_names = source.num_features, source.feature_names
+        self.target_name = source.target_name
         self._columns, self._first = (x, y), {"train": 0, "test": source.num_rows("train")}
 
-    def read_into(self, out: Sequence[np.ndarray], split: str, rows: RowNumbers, *, ascending: bool = True) -> None:
-        """Writes rows of `split` into `out`, which see `element_rows.RowReader`."""
+    @property
+    def holds_tiny(self) -> bool:
+        return self._source.holds_tiny
+
+    def num_rows(self, split: str) -> int:
+        return self._source.num_rows(split)
+
+    def rows(self, split: str, indices: RowNumbers) -> tuple[np.ndarray, ...]:
         first = self._first[split]
-        chosen = slice(first + rows.start, first + rows.stop) if isinstance(rows, range) else first + rows
-        x, y = (column[chosen] for column in self._columns)
-        out[1][...] = y
-        if out[0].ndim == 2:
-            out[0][...] = x
-        else:
-            write_tiles(out[0], 0, x.T)
+        chosen = slice(first + indices.start, first + indices.stop) if isinstance(indices, range) else first + indices
+        return tuple(column[chosen] for column in self._columns)
 
 
 @functools.lru_cache(maxsize=8)

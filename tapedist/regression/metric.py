@@ -16,9 +16,8 @@ import numpy as np
 
 from tapedist.data.exact_arithmetic import ExactSums, chain, eliminated, folded, outer_sum, sliced_product
 from tapedist.data.exact_moments import ExactMoments, as_columns
-from tapedist.data.orders import Source
 from tapedist.data.ranges import Ranges, ranges
-from tapedist.data.source import row_blocks
+from tapedist.data.source import Source, row_blocks
 from tapedist.data.standardize import RawUnits, StandardUnits
 from tapedist.regression.curvature import inverse_hessian
 from tapedist.regression.least_squares import LeastSquares
@@ -93,7 +92,7 @@ class Metric:
     def rows(self, source: Source, check_stop: CheckStop) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """The training rows in the units of training: `(z [k, d], y [k], w [k])`, those of weight 0 left out."""
         for x, y, w in row_blocks(source, "train", check_stop=check_stop):
-            w = np.ones(len(y)) if w is None else np.ldexp(w, -getattr(source, "weight_exponent", 0))
+            w = np.ones(len(y)) if w is None else np.ldexp(w, -source.weight_exponent)
             x, y, w = x[w > 0], y[w > 0], w[w > 0]
             yield (x - self._center) * self._factor, y - self._target_center, w
 

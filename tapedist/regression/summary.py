@@ -17,9 +17,8 @@ from tapedist.config import TrainConfig
 from tapedist.data.catalog import check_target
 from tapedist.data.exact_arithmetic import folded
 from tapedist.data.exact_moments import MOST_SLICES, ExactMoments, exact_moments
-from tapedist.data.orders import Source
 from tapedist.data.ranges import Ranges, ranges
-from tapedist.data.source import RowArrays, row_blocks, taken_as_float32
+from tapedist.data.source import RowArrays, Source, row_blocks, taken_as_float32
 from tapedist.data.standardize import ColumnMoments, RawUnits, StandardUnits
 from tapedist.data.standardize import check_squares as check_column_squares
 from tapedist.regression.double_double import Extended
@@ -333,7 +332,7 @@ def optimum(
     if moments is not None and source.weighted:
         moments = None  # How many rows have a positive weight is not among them.
     quick = n * (d + 2) * max(d + 2, 8) <= _AFFORDABLE
-    if moments is not None and not (hasattr(source, "rows") and quick):  # A table's own digits are worth a quick look.
+    if moments is not None and not (source.dtype is not None and quick):  # A table's own digits are worth a quick look.
         fit = _from_moments(moments, n, digits=9, **known)
         if fit is not None:
             return fit
@@ -346,7 +345,7 @@ def optimum(
 def _is_quick(source: Source) -> bool:
     """Whether a pass in extended precision does not take long."""
     n, columns = source.num_rows("train"), source.num_features + 2
-    return n * columns * max(columns, 8) <= _AFFORDABLE or (hasattr(source, "rows") and columns <= _FEW_COLUMNS)
+    return n * columns * max(columns, 8) <= _AFFORDABLE or (source.dtype is not None and columns <= _FEW_COLUMNS)
 
 
 def _precision(source: Source) -> float:

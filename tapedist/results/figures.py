@@ -14,8 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tapedist.data.orders import Source
-from tapedist.data.source import row_arrays
+from tapedist.data.source import Source, row_arrays
 from tapedist.regression.prediction import predict_rows
 from tapedist.results import figure_style as style
 from tapedist.results.report_charts import caption, sampled, thinned

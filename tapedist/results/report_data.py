@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from tapedist.config import SYNTHETIC_FIELDS, TrainConfig
-from tapedist.data.orders import Source
-from tapedist.data.source import row_arrays
+from tapedist.data.source import Source, row_arrays
 from tapedist.regression.inference import Coefficient
 from tapedist.regression.least_squares import left_out
 from tapedist.regression.prediction import Metrics, evaluate_rows, predict_rows
@@ -128,7 +127,7 @@ def _parameters(model: Mapping[str, Any], fit: Mapping[str, Any], source: Source
         return []
     names = [*model["feature_names"], *(["intercept"] if len(model["parameters"]) > len(weights) else [])]
     rows = [*(fit.get("coefficients") or []), *({} for _ in names)]
-    truth = getattr(source, "truth", None)
+    truth = source.truth if source else None
     true = [*truth[0], truth[1]] if truth else [None] * len(names)
     return [
         Parameter(

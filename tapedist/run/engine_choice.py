@@ -7,8 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from tapedist.config import TrainConfig
-from tapedist.data.orders import Source
-from tapedist.data.source import row_blocks
+from tapedist.data.source import Source, row_blocks
 from tapedist.data.synthetic import SyntheticSource
 from tapedist.errors import InputError
 from tapedist.training import engines

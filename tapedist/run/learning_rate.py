@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tapedist.config import TrainConfig
-from tapedist.data.orders import BlockPlan, Source
+from tapedist.data.orders import BlockPlan
+from tapedist.data.source import Source
 from tapedist.errors import DivergedError, InputError, TapedistError
 from tapedist.regression.curvature import Curvature, curvature, power_iteration
 from tapedist.regression.least_squares import Moments

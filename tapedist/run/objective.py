@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tapedist.config import TrainConfig, why_not_moments
-from tapedist.data.orders import Source
+from tapedist.data.source import Source
 from tapedist.data.standardize import RawUnits, StandardUnits
 from tapedist.errors import InputError
 from tapedist.regression.metric import Metric

@@ -116,7 +116,7 @@ class RunOptimum:
             self.source, weights, bias,
             center=center, force=self._config.statistics == "true", check_stop=self._check_stop,
         )  # fmt: skip
-        return Statistics.of(fit, weights, bias, truth=getattr(self.source, "truth", None), mae=mae, center=center)
+        return Statistics.of(fit, weights, bias, truth=self.source.truth, mae=mae, center=center)
 
     def gap(self, state: TrainingState) -> Gap | None:
         """How far a state that no rule found close is from the optimum of the run's own objective.
@@ -157,8 +157,8 @@ class RunOptimum:
 
     def _rows_are_exact(self) -> bool:
         """Whether training sees the rows' own numbers: neither shifted, nor rounded on the way."""
-        # Sources without `rows` have no numbers of their own but those that training takes from them.
-        rounded = hasattr(self.source, "rows") and getattr(self.source, "dtype", None) != np.float32
+        # Sources without a type have no numbers of their own but those that training takes from them.
+        rounded = self.source.dtype not in (None, np.float32)
         return isinstance(self._units, RawUnits) and (self._config.dtype == "float64" or not rounded)
 
 

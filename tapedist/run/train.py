@@ -24,8 +24,8 @@ from tapedist.cluster.strategies import Choice
 from tapedist.cluster.team import SingleProcessTeam, Team
 from tapedist.config import TrainConfig
 from tapedist.data.catalog import check_sizes, open_source
-from tapedist.data.orders import Source
 from tapedist.data.ranges import Bounds, ranges
+from tapedist.data.source import Source, as_source
 from tapedist.data.synthetic import SyntheticSource
 from tapedist.errors import DivergedError, FitWarning, InputError, Interrupted, StateError
 from tapedist.process import StopSignals
@@ -91,7 +91,8 @@ def train(
     folder = RunFolder.open(config.run_dir) if config.run_dir and spec.is_chief else None
     try:
         with folder or contextlib.nullcontext():
-            return train_in(folder, config, spec=spec, model=model, loss=loss, source=source, quiet=quiet)
+            rows = None if source is None else as_source(source)
+            return train_in(folder, config, spec=spec, model=model, loss=loss, source=rows, quiet=quiet)
     finally:
         process.release_memory()
 
@@ -273,7 +274,7 @@ def _open_rows(config: TrainConfig, place: Place, source: Source | None) -> Sour
     idle = config.without_effect() if source is None else config.without_effect_beside(source)
     if source is None:
         source = place.team.run_with_stop_agreement(place.stop, lambda check: open_source(config, check_stop=check))
-    for notice in (*idle, *getattr(source, "notices", ())):
+    for notice in (*idle, *source.notices):
         monitor.notice(notice)
     return source
 
@@ -284,7 +285,7 @@ def _errors_of(source: Source) -> Iterator[None]:
     try:
         yield
     except tf.errors.OpError:
-        if failure := getattr(source, "failure", None):
+        if failure := source.failure:
             raise failure from None
         raise
 
@@ -473,7 +474,7 @@ def _result(
         epochs=state.step // engine.steps_per_epoch,
         steps=state.step,
         digest=digest(parameters),
-        truth=getattr(source, "truth", None),
+        truth=source.truth,
         feature_names=source.feature_names,
         target_name=source.target_name,
         fit_intercept=config.fit_intercept,

@@ -11,9 +11,10 @@ import numpy as np
 import tensorflow as tf
 
 from tapedist.data import orders, pipeline
-from tapedist.data.orders import BlockOrder, BlockPlan, ElementPlan, Source, block_elements, split_elements
+from tapedist.data.orders import BlockOrder, BlockPlan, ElementPlan, block_elements, split_elements
 from tapedist.data.pipeline import ElementStream
 from tapedist.data.ranges import Bounds
+from tapedist.data.source import Source
 from tapedist.errors import WrongAnswerError
 from tapedist.training import exact
 from tapedist.training.block_pass import BlockPass

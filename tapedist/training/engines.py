@@ -411,17 +411,14 @@ def _pass_steps(setup: Setup, split: str, rows: int, *, on_host: bool) -> Moment
     of_split = {"strategy": setup.strategy, "units": units, "num_rows": rows, "weighted": weighted, "split": split}
     if not on_host:
         return CompiledMomentSteps(parallel=setup.parallel, **of_split)
-    # Tiles in the layout of the source, because to transpose rows costs more than to sum them either way: arrays are
-    # row-major; tables and synthetic rows come as columns.
-    lies_in_rows = hasattr(setup.source, "take_runs") or not hasattr(setup.source, "read_into")
-    row_major = lies_in_rows and not hasattr(setup.source, "take_tiles")
-    return HostMomentSteps(fast=setup.problem.arithmetic == "fast", row_major=row_major, **of_split)
+    # Tiles in the layout of the source, because to transpose rows costs more than to sum them either way.
+    return HostMomentSteps(fast=setup.problem.arithmetic == "fast", row_major=setup.source.row_major, **of_split)
 
 
 def _suits_host(setup: Setup, plan: BlockPlan) -> bool:
     """Whether NumPy sums the rows as fast as a compiled program: on a CPU, but not many narrow rows of TensorFlow's."""
     narrow = plan.num_features < NARROW and not plan.resident
-    return setup.on_cpu and not (narrow and not hasattr(setup.source, "read_into"))
+    return setup.on_cpu and (setup.source.read_by_numpy or not narrow)
 
 
 def moments(setup: Setup, *, split: str = "train") -> MomentsEngine:

@@ -15,7 +15,7 @@ import numpy as np
 
 from tapedist import reference
 from tapedist.config import TrainConfig, why_not_moments
-from tapedist.data.orders import Source
+from tapedist.data.source import Source
 from tapedist.data.standardize import RawUnits, StandardUnits
 from tapedist.errors import InputError
 from tapedist.reference.loops import advanced

@@ -13,9 +13,9 @@ import numpy as np
 from tapedist import reference
 from tapedist.config import TrainConfig
 from tapedist.data import catalog, synthetic_identity
-from tapedist.data.orders import Source
+from tapedist.data.layout import RowNumbers
 from tapedist.data.ranges import Ranges
-from tapedist.data.source import RowArrays, RowNumbers, row_arrays
+from tapedist.data.source import RowArrays, Source, row_arrays
 from tapedist.data.standardize import RawUnits, StandardUnits
 from tapedist.errors import InputError, StateError
 from tapedist.run.saved_run import answer_differences, identity, read_config
@@ -72,7 +72,7 @@ class StoredRun:
             StateError: if they or other settings are not those of the run.
         """
         config = self.config
-        source: Any = catalog.open_source(config) if config.from_table else SyntheticRows(config)
+        source: Source = catalog.open_source(config) if config.from_table else SyntheticRows(config)
         rows, start = source.fingerprint(), find_start(config.init_from).digest if config.init_from else ""
         current = identity(config, rows=rows, model=start + _LINEAR)
         for checkpoint in self.checkpoints:
@@ -119,8 +119,8 @@ def path_of(checkpoint: Checkpoint) -> list[tuple[int, np.ndarray]]:
     return list(zip(arrays["path_epochs"].tolist(), arrays["path"], strict=True))
 
 
-class SyntheticRows:
-    """The synthetic rows of a config by the reference's generator; what NumPy functions need of a `Source`."""
+class SyntheticRows(Source):
+    """The synthetic rows of a config by the reference's generator, for NumPy."""
 
     weighted = False
     target_name = "y"
@@ -166,7 +166,7 @@ class TrainedRows:
     ):
         self._source, self._split, self._units, self._tell = source, split, units, tell
         self._kind = reference.KINDS[dtype]
-        self._exponent = getattr(source, "weight_exponent", 0)
+        self._exponent = source.weight_exponent
         self.num_rows = source.num_rows(split)
 
     def take(self, rows: RowNumbers) -> reference.Chunk:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tapedist.data.tables import csv_blocks, npy
+from tapedist.data.tables import csv_blocks, npy, store
 from tapedist.data.tables.table import check_table, open_table
 from tapedist.errors import InputError, StateError, StorageError
 
@@ -387,7 +387,10 @@ def test_parquet_that_is_refused(tmp_path: Path):
     assert "t.parquet:row 1: cannot be decoded" in _refused(path)
 
 
-def test_change_while_in_use(tmp_path: Path):
+def test_change_while_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Of rows that are decoded anew; others were read once for all."""
+    monkeypatch.setattr(store, "_SPARE_BYTES", 2**62)
+    monkeypatch.setattr(store, "_HELD_BYTES", 2**18)
     rows = {"a": np.arange(400_000.0), "y": np.zeros(400_000)}
     for name in ("t.parquet", "t.npz"):
         path = tmp_path / name
@@ -395,7 +398,7 @@ def test_change_while_in_use(tmp_path: Path):
             np.savez(path, **rows)
         else:
             pq.write_table(pa.table(rows), path, row_group_size=10_000)
-        source = _opened(str(path), memory_budget=6_350_000)
+        source = _opened(str(path), memory_budget=1_000_000)
         assert source.rows("train", np.array([5]))[0].tolist() == [[5.0]]
         os.utime(path, ns=(1, 1))
         with pytest.raises(StateError, match="changed while in use"):
@@ -417,19 +420,37 @@ def test_change_while_it_is_scanned(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         list(batches)
 
 
-def test_scratch_disk_full(tmp_path: Path, run_python):
+@pytest.mark.parametrize("in_order", [True, False])
+def test_scratch_disk_full(tmp_path: Path, in_order: bool, run_python):
+    """What cannot be written is decoded anew, where that will do."""
     path = _write(tmp_path / "t.csv", b"a,y\n" + b"1,2\n" * 200_000)
     code = (
         "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1_500_000, 1_500_000))\n"
         "from tapedist.data.tables.table import open_table; from tapedist.errors import StorageError\n"
-        f"try: open_table({path!r}, target='y', memory_budget=1_000_000)\n"
-        "except StorageError as error: print(error.exit_code, error)"
+        f"try: source = open_table({path!r}, target='y', memory_budget=1_000_000, in_order={in_order})\n"
+        "except StorageError as error: print(error.exit_code, error)\n"
+        "else: print(source.storage, source.notices[0], source.rows('train', range(5))[1])"
     )
     done = run_python("-c", code)
-    assert done.out.startswith("6 "), done.err
-    assert "set TMPDIR to a larger disk" in done.out
+    assert "--scratch_dir= (" in done.out, done.err
+    assert "file too large while rows are kept there" in done.out
+    if in_order:
+        assert done.out.startswith("nowhere ")
+        assert done.out.endswith("[2. 2. 2. 2. 2.]\n")
+    else:
+        assert done.out.startswith("6 ")
+        assert "give a folder with more room, or use --shuffle=none" in done.out
     assert issubclass(StorageError, OSError)
+
+
+@pytest.mark.parametrize("in_order", [True, False])
+def test_a_scratch_folder_that_cannot_be_written(tmp_path: Path, in_order: bool):
+    path = _write(tmp_path / "t.csv", b"a,y\n" + b"1,2\n" * 2000)
+    nowhere = str(tmp_path / "none")
+    with pytest.raises(StorageError, match=rf"--scratch_dir={nowhere}: no such file or directory .*; give a folder"):
+        open_table(path, target="y", memory_budget=1000, scratch_dir=nowhere, in_order=in_order)
+    assert open_table(path, target="y", scratch_dir=nowhere).storage == "memory"
 
 
 def test_checks_are_quick_and_need_no_tensorflow(tmp_path: Path, run_python):

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from tapedist.data import element_rows
 from tapedist.data.array_source import ArraySource
 from tapedist.data.element_rows import ElementRows
 from tapedist.data.orders import (
@@ -28,7 +24,6 @@ from tapedist.data.orders import (
     share_tiles,
     split_elements,
 )
-from tapedist.data.tables.parquet import RowGroups
 from tapedist.data.tables.table import TableSource, open_table
 
 pytestmark = pytest.mark.usefixtures("all_cores")
@@ -94,16 +89,8 @@ def tables(table: TableSource, tmp_path_factory: pytest.TempPathFactory) -> dict
 
 @pytest.mark.parametrize("name", ["weighted", "of one column", "arrays"])
 @pytest.mark.parametrize("row_major", [False, True])
-@pytest.mark.parametrize(("replicas", "held"), [(1, 0), (1, 3), (3, 3)])
-def test_elements_hold_the_rows_of_their_plan(
-    tables: dict[str, Any],
-    name: str,
-    replicas: int,
-    held: int,
-    row_major: bool,
-    monkeypatch: pytest.MonkeyPatch,
-):
-    monkeypatch.setattr(element_rows, "windows_that_fit", lambda budget, row_bytes: held)
+@pytest.mark.parametrize("replicas", [1, 3])
+def test_elements_hold_the_rows_of_their_plan(tables: dict[str, Any], name: str, replicas: int, row_major: bool):
     table = tables[name]
     for name, plan, elements in _plans(table.num_rows("train"), replicas, row_major=row_major):
         read = ElementRows(table, plan, np.float64)
@@ -138,54 +125,24 @@ def test_what_is_too_small_is_0(tmp_path: Path, dtype: str, least: float, row_ma
     np.testing.assert_array_equal(x, np.where(weights > 0, [kept, kept[::-1]], 0).T)
 
 
-def test_a_window_is_read_once_an_epoch(table: TableSource, monkeypatch: pytest.MonkeyPatch):
+def test_the_windows_of_an_element_and_the_next_one_are_announced_once(table: TableSource):
     plan = BatchPlan(table.num_rows("train"), 96)
     order = epoch_order(plan, shuffle="rows", seed=5)
     made = batch_elements(
         plan, 1, slots=4, order=order, row_numbers=ShuffledRows(plan, 5, window=400), tiles=1, tile_rows=plan.batch_rows
     )
-    asked: list[Any] = []
-    original = TableSource.read_into
-
-    def deferred(self: TableSource, out: Any, split: str, rows: Any, **settings: Any) -> None:
-        asked.append(rows)
-        original(self, out, split, rows, **settings)
-
-    monkeypatch.setattr(TableSource, "read_into", deferred)
-    read = ElementRows(table, made, np.float32)
-    for element in range(plan.steps_per_epoch // 4):
-        read(element, 0)
+    announced: list[range] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TableSource, "read_ahead", lambda self, split, rows: announced.append(rows))
+        read = ElementRows(table, made, np.float32)
+        for element in range(plan.steps_per_epoch // 4):
+            read(element, 0)
+            assert len(announced) <= element + 4
     windows = [range(first, min(first + 400, plan.num_rows)) for first in range(0, plan.num_rows, 400)]
-    assert sorted(asked, key=lambda rows: rows.start) == windows
+    assert sorted(announced, key=lambda rows: rows.start) == windows
 
 
-def test_windows_decode_only_the_row_groups_that_they_span(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    rows = pa.table({"x": np.arange(4000.0), "y": np.arange(4000.0)})
-    pq.write_table(rows, tmp_path / "t.parquet", row_group_size=300)
-    monkeypatch.setattr("tapedist.data.tables.table.WINDOW_ROWS", 400)  # Of which one is to fit into the budget.
-    source = open_table(str(tmp_path / "t.parquet"), target="y", test_fraction=0.0, memory_budget=20_000)
-    assert source.storage == "in place"
-    decoded: list[int] = []
-    original = RowGroups.load
-
-    def deferred(self: RowGroups, segment: int) -> list[np.ndarray]:
-        decoded.append(segment)
-        return original(self, segment)
-
-    monkeypatch.setattr(RowGroups, "load", deferred)
-    plan = BatchPlan(4000, 100)
-    order = epoch_order(plan, shuffle="rows", seed=5)
-    made = batch_elements(
-        plan, 1, slots=1, order=order, row_numbers=ShuffledRows(plan, 5, window=400), tiles=1, tile_rows=plan.batch_rows
-    )
-    read = ElementRows(source, made, np.float32)
-    for element in range(plan.steps_per_epoch):
-        read(element, 0)
-    spanned = Counter(group for first in range(0, 4000, 400) for group in range(first // 300, (first + 399) // 300 + 1))
-    assert Counter(decoded) <= spanned  # Fewer, where windows that share a group follow each other.
-
-
-def test_a_window_that_cannot_be_read_is_asked_for_again(table: TableSource, monkeypatch: pytest.MonkeyPatch):
+def test_rows_that_cannot_be_read_are_asked_for_again(table: TableSource, monkeypatch: pytest.MonkeyPatch):
     plan = BatchPlan(table.num_rows("train"), 96)
     order = epoch_order(plan, shuffle="rows", seed=5)
     made = batch_elements(
@@ -193,16 +150,7 @@ def test_a_window_that_cannot_be_read_is_asked_for_again(table: TableSource, mon
     )
     read = ElementRows(table, made, np.float32)
     with monkeypatch.context() as patch:
-        patch.setattr(TableSource, "read_into", lambda *_, **__: (_ for _ in ()).throw(OSError("gone")))
+        patch.setattr(TableSource, "rows", lambda *_, **__: (_ for _ in ()).throw(OSError("gone")))
         with pytest.raises(OSError, match="gone"):
             read(0, 0)
     assert read(0, 0)[0].any()
-
-
-def test_windows_are_held_where_they_fit():
-    from tapedist.data.permutations import WINDOW_ROWS
-    from tapedist.data.tables.windows import windows_that_fit
-
-    assert windows_that_fit(3 * WINDOW_ROWS * 36, 36) == 3
-    assert windows_that_fit(3 * WINDOW_ROWS * 36 - 1, 36) == 0
-    assert 5 <= windows_that_fit(2**40, 36) < 2**12

@@ -20,6 +20,7 @@ from preforked import preforked_python
 from topology import run_jobs
 
 from tapedist.data.orders import ShuffledRows, batch_elements, block_elements, epoch_order, split_elements
+from tapedist.data.source import Source
 
 SEED = 9
 REPLICAS = (0, 2, 3, 5)  # 0: the default strategy.
@@ -34,7 +35,7 @@ HUGE = 2**40
 
 
 @dataclasses.dataclass(frozen=True)
-class Numbers:
+class Numbers(Source):
     """Every row holds its own number."""
 
     rows: int
@@ -223,7 +224,7 @@ def test_a_source_that_makes_runs_gives_the_rows_of_their_numbers(d: int, row_ma
         n_samples=70_001, test_fraction=0.0, seed=1, m=(9.0,) * d, c=-2.0, mean=0.0, std=1.0, noise_std=1.0
     )
 
-    class Listed:
+    class Listed(Source):
         """The same rows, by their numbers alone."""
 
         num_features, weighted, num_rows, take = made.num_features, False, made.num_rows, made.take
@@ -252,17 +253,18 @@ import time
 import numpy as np
 import tapedist.runtime_flags
 import tensorflow as tf
-from tapedist.data import blocks, pipeline
-from tapedist.data.orders import batch_elements, epoch_order
+from tapedist.data import pipeline
+from tapedist.data.source import Source
+from tapedist.data.orders import BatchPlan, batch_elements, epoch_order
 
-class Slow:
-    num_features, weighted = 1, False
+class Slow(Source):
+    num_features, weighted, read_by_numpy = 1, False, True
     def num_rows(self, split): return 1000
     def read_into(self, out, split, rows):
         time.sleep(0.1)
         out[0][:], out[1][:] = 0, 0
 
-plan = blocks.BatchPlan(1000, 10)
+plan = BatchPlan(1000, 10)
 order = epoch_order(plan, shuffle="none", seed=0)
 element = batch_elements(plan, 1, slots=1, order=order, tiles=1, tile_rows=10)
 stream = pipeline.distribute(
@@ -292,15 +294,15 @@ def test_a_stream_ends_before_it_is_dropped():
 _DROPS = """
 import tapedist.runtime_flags
 import tensorflow as tf
-from tapedist.data import blocks, pipeline
-from tapedist.data.orders import block_elements
+from tapedist.data import pipeline
+from tapedist.data.orders import BlockOrder, block_elements
 from tapedist.data.synthetic import SyntheticSource
 
 strategy = tf.distribute.MultiWorkerMirroredStrategy()
 rows = SyntheticSource(
     n_samples=3_000_000, test_fraction=0.0, seed=1, m=(1.0,) * 7, c=0.0, mean=0.0, std=1.0, noise_std=1.0
 )
-whole = blocks.BlockOrder.whole(3_000_000, 150_000, 1)
+whole = BlockOrder.whole(3_000_000, 150_000, 1)
 plan = block_elements(whole, whole, split="train", tiles=147, tile_rows=1024, row_major=False)
 for _ in range(5):
     stream = pipeline.distribute(strategy, rows, plan, elements=range(20), dtype=tf.float32, parallel=2)
@@ -328,7 +330,7 @@ def test_what_is_too_small_is_0_as_where_numpy_reads(given: str, dtype: str, row
     sizes = np.array([1, 1 - 2.0**-25, 1 - 2.0**-24, 1 - 2.0**-23, 0.5, 2.0**-20, 0, 2], given) * np.array(least, given)
     values = np.concatenate([sizes, -sizes])
 
-    class Tiny:
+    class Tiny(Source):
         num_features, weighted = 2, True
 
         def num_rows(self, split: str) -> int:

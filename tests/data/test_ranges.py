@@ -16,8 +16,8 @@ from own_tables import write_csv
 
 from tapedist.data import generator
 from tapedist.data.array_source import ArraySource
-from tapedist.data.orders import Source
 from tapedist.data.ranges import Ranges, ranges
+from tapedist.data.source import as_source
 from tapedist.data.standardize import StandardUnits
 from tapedist.data.synthetic import SyntheticSource
 from tapedist.data.tables.table import TableSource, open_table
@@ -117,8 +117,8 @@ def _table(rows: int, seed: int = 0, *, weighted: bool) -> dict[str, np.ndarray]
 def test_ranges_of_tables_are_found_while_they_are_scanned(
     tmp_path: Path, split: str, fraction: float, weighted: bool, bad: str, monkeypatch: pytest.MonkeyPatch
 ):
-    for module in ("table_split", "table_scan", "table_store", "tables"):
-        monkeypatch.setattr(f"tapedist.data.{module}.CHUNK_ROWS", 512)
+    for module in ("scan", "table"):
+        monkeypatch.setattr(f"tapedist.data.tables.{module}.CHUNK_ROWS", 512)
     table = _table(5000, weighted=weighted)
     if bad != "error":
         table["a"][[3, 700, 701, 4999]] = np.nan
@@ -190,15 +190,19 @@ class Own:
         return tuple(tf.gather(column, indices) for column in (self.x, self.y, self.w) if column is not None)
 
 
-def _own(**changes: Any) -> Source:
+def _own(**changes: Any) -> Own:
     draw = np.random.default_rng(0)
     return Own(draw.normal(size=(100, 2)), draw.normal(size=100), **changes)
+
+
+def _ranges(source: Own, split: str, **settings: Any) -> Ranges:
+    return ranges(as_source(source), split, **settings)
 
 
 def test_an_own_source_is_passed_over_once_and_that_is_said():
     source, said = _own(w=np.arange(100.0) % 3), list[str]()
     source.x[0] = 1e9  # Of weight 0.
-    found = ranges(source, "train", log=said.append)
+    found = _ranges(source, "train", log=said.append)
     counts = source.w > 0
     _equal(found, Ranges(*(end(np.c_[source.x, source.y][counts], axis=0) for end in (np.min, np.max)), 2.0))
     assert len(said) == 1
@@ -210,20 +214,20 @@ def test_an_own_source_is_passed_over_once_and_that_is_said():
 def test_an_own_source_may_know_its_ranges():
     source, wanted = _own(), Ranges(np.zeros(3), np.ones(3))
     source.ranges = lambda split: wanted
-    assert ranges(source, "train", log=pytest.fail) is wanted
+    assert _ranges(source, "train", log=pytest.fail) is wanted
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_numbers_that_are_not_finite_are_named(value: float):
     source = _own(w=np.ones(100))
     source.x[3, 1], source.w[3] = value, 0.0
-    ranges(source, "train")  # Its row does not count.
+    _ranges(source, "train")  # Its row does not count.
     source.x[70, 1] = value
     with pytest.raises(InputError, match=r"column b of train row 70 is -?(nan|inf); must be finite"):
-        ranges(source, "train")
+        _ranges(source, "train")
     source.x[70, 1], source.y[5] = 0, value
     with pytest.raises(InputError, match=r"column y of train row 5 is"):
-        ranges(source, "train")
+        _ranges(source, "train")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -1.0])
@@ -231,7 +235,7 @@ def test_weights_that_are_none_are_named(value: float):
     source = _own(w=np.ones(100))
     source.w[9] = value
     with pytest.raises(InputError, match=r"the weight of train row 9 is .*at least 0"):
-        ranges(source, "train")
+        _ranges(source, "train")
 
 
 def test_a_pass_can_be_broken_off():
@@ -239,7 +243,7 @@ def test_a_pass_can_be_broken_off():
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        ranges(_own(), "train", check_stop=check_stop)
+        _ranges(_own(), "train", check_stop=check_stop)
 
 
 @pytest.mark.parametrize("left_out", [(), (1,)])

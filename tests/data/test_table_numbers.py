@@ -68,7 +68,7 @@ def test_decimals_have_the_digest_of_their_text(tmp_path: Path):
         y = y if y.scale == 2 else places
         table = pa.table({"a": pa.array(rows["a"], a), "y": pa.array(rows["y"], y)})
         pq.write_table(table, tmp_path / "t.parquet", row_group_size=50)
-        for budget in (2**29, 1000):  # From memory, and decoded again in place.
+        for budget in (2**29, 1000):  # From memory, and from a scratch file.
             source = _opened(tmp_path / "t.parquet", memory_budget=budget)
             assert source.fingerprint() == expected
             np.testing.assert_array_equal(source.rows("train", np.arange(9))[1], [float(str(p)) for p in prices[:9]])

@@ -15,8 +15,8 @@ from oracle import Rule, descend
 from sample_sources import ArraySource, Logarithm, TwoLayers, curve
 
 import tapedist.runtime_flags
-from tapedist.data.orders import Source
 from tapedist.data.ranges import Bounds, ranges
+from tapedist.data.source import Source
 from tapedist.training import engines, losses, optimizers
 from tapedist.training.engine_setup import Setup
 from tapedist.training.engines import Call

@@ -19,7 +19,7 @@ from tapedist.data.tables import csv_blocks
 from tapedist.data.tables.columns import Column, merged, row_labels, without_repeats
 from tapedist.data.tables.csv_blocks import Block, bad_text, blocks, bodies, grammar, is_clean, records, split_header
 from tapedist.data.tables.files import TableFile, display
-from tapedist.data.tables.reader import INEXACT, Cell, RowBatch
+from tapedist.data.tables.reader import INEXACT, Cell, RowBatch, TableReader
 from tapedist.errors import InputError
 
 NUMBER_PATTERN = r"[ \t]*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?[ \t]*"
@@ -137,7 +137,7 @@ def quoted(text: str) -> str:
     return repr(text if len(text) <= _MOST_SHOWN else text[:_MOST_SHOWN] + "...")
 
 
-class CsvReader:
+class CsvReader(TableReader):
     """Reads text tables: comma-separated, or tab-separated where the name ends in `.tsv`.
 
     Which columns hold numbers is judged by the first rows of every file: at least half of the cells that are not blank.
@@ -149,11 +149,8 @@ class CsvReader:
         InputError: if a header is missing or unusable.
     """
 
-    default_target = default_weight = ""
-    default_features: tuple[str, ...] = ()
-
     def __init__(self, files: Sequence[TableFile]):
-        self._files = files
+        self.files = files
         self._headers = {}
         tables: list[tuple[str, list[Column]]] = []
         for file in files:
@@ -174,21 +171,13 @@ class CsvReader:
             tables.append((where, _columns(where, names, rows)))
         self.columns = merged(tables)
 
-    def segments(self, names: Sequence[str]) -> None:
-        """None: text cannot be read from the middle."""
-
-    def check_unchanged(self) -> None:
-        """Raises StateError if a file changed since it was opened."""
-        for file in self._files:
-            file.check_unchanged()
-
     def batches(self, names: Sequence[str]) -> Iterator[RowBatch]:
         """All rows, parsed in as many threads as there are cores; at most a few blocks are held."""
         workers = min(8, os.cpu_count() or 1)
         with concurrent.futures.ThreadPoolExecutor(workers) as pool:
             waiting: collections.deque[concurrent.futures.Future[RowBatch]] = collections.deque()
             try:
-                for file in self._files:
+                for file in self.files:
                     parser = _Parser(file, self._headers[file], names)
                     for block in bodies(file):
                         waiting.append(pool.submit(parser.parse, block))

@@ -1,4 +1,4 @@
-"""NumPy arrays as tables: `.npy` files and `.npz` archives, which array is which column, read in batches or in place.
+"""NumPy arrays as tables: `.npy` files and `.npz` archives, which array is which column, read in batches.
 
 Nothing is ever unpickled.
 """
@@ -18,7 +18,7 @@ import numpy as np
 
 from tapedist.data.tables.columns import Column, merged, without_repeats
 from tapedist.data.tables.files import TableFile, display
-from tapedist.data.tables.reader import INEXACT, Cell, RowBatch, inexact_integers
+from tapedist.data.tables.reader import INEXACT, Cell, RowBatch, TableReader, inexact_integers
 from tapedist.errors import InputError, StateError
 
 _MAX_RATIO = 200
@@ -26,7 +26,7 @@ _BOMB_BYTES = 256 * 2**20
 _TURN_BYTES = 2**30
 _LOCAL_HEADER = struct.Struct("<26xHH")
 _BATCH_ROWS = 65_536
-_SEGMENT_BYTES = 8 * 2**20
+_BATCH_BYTES = 8 * 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -268,7 +268,7 @@ def _member(file: TableFile, archive: zipfile.ZipFile, info: zipfile.ZipInfo) ->
     return StoredArray(file, header, member, begin)
 
 
-class ArrayReader:
+class ArrayReader(TableReader):
     """Reads `.npy` files (one array `[n]` or `[n, columns]`) or `.npz` archives (any number of them).
 
     A one-column array is the column of its name, others are `name0`, `name1`, ...; the array of an `.npy` file is `x`.
@@ -281,10 +281,8 @@ class ArrayReader:
         InputError: if a file is damaged or no table.
     """
 
-    default_features: tuple[str, ...] = ()
-
     def __init__(self, files: Sequence[TableFile]):
-        self._files = files
+        self.files = files
         found = [_arrays(file) for file in files]
         self._tables = [[array for array in table if not isinstance(array, UnusableArray)] for table in found]
         first = {array.member: array.header.width for array in self._tables[0]}
@@ -292,19 +290,15 @@ class ArrayReader:
             [(file.name, _table_columns(file, table, first)) for file, table in zip(files, found, strict=True)],
             what="arrays",
         )
+        self.num_rows = sum(table[0].header.shape[0] for table in self._tables if table)
         members = {array.member for array in self._tables[0]}
         names = {column.name for column in self.columns}
         self.default_target = "y" if {"x", "y"} <= members and "y" in names else ""
         self.default_weight = "w" if self.default_target and "w" in names else ""
 
-    def check_unchanged(self) -> None:
-        """Raises StateError if a file changed since it was opened."""
-        for file in self._files:
-            file.check_unchanged()
-
     def batches(self, names: Sequence[str]) -> Iterator[RowBatch]:
         """All rows, in batches of bounded memory."""
-        for file, table in zip(self._files, self._tables, strict=True):
+        for file, table in zip(self.files, self._tables, strict=True):
             used = [array for array in table if any(column.name in names for column in _columns(array))]
             first = 0
             for parts in zip(*(_parts(array, _batch_rows(used)) for array in used), strict=True):
@@ -312,44 +306,6 @@ class ArrayReader:
                 yield _batch(file, first, names, raw)
                 first += len(raw[0])
             file.check_unchanged()
-
-    def segments(self, names: Sequence[str]) -> ArraySegments | None:
-        """The arrays in place, if none that is needed is compressed."""
-        tables = [[a for a in table if any(c.name in names for c in _columns(a))] for table in self._tables]
-        stored = [[array for array in table if isinstance(array, StoredArray)] for table in tables]
-        return ArraySegments(self._files, stored, names) if list(map(len, stored)) == list(map(len, tables)) else None
-
-
-class ArraySegments:
-    """Row ranges of uncompressed arrays; a `SegmentStore`.
-
-    Args:
-        files: the table, in order.
-        tables: the arrays of each file that hold a column of `names`.
-        names: the columns.
-    """
-
-    def __init__(self, files: Sequence[TableFile], tables: Sequence[Sequence[StoredArray]], names: Sequence[str]):
-        self._files, self._tables, self._names = files, tables, names
-        self._spans = []
-        for number, table in enumerate(tables):
-            rows, step = table[0].header.shape[0], _batch_rows(table)
-            self._spans += [(number, first, min(first + step, rows)) for first in range(0, rows, step)]
-        self.starts = np.concatenate([[0], np.cumsum([b - a for _, a, b in self._spans], dtype=np.int64)])
-        self.row_bytes = sum(array.header.width * 8 for array in tables[0])
-
-    def load(self, segment: int) -> list[np.ndarray]:
-        """One float array a column.
-
-        Raises:
-            StateError: if the file changed since it was opened.
-        """
-        number, first, last = self._spans[segment]
-        self._files[number].check_unchanged()
-        table = self._tables[number]
-        raw = _pick(table, [array.read(first, last) for array in table], self._names)
-        self._files[number].check_unchanged()
-        return [to_floats(column) for column in raw]
 
 
 def _arrays(file: TableFile) -> list[Array | UnusableArray]:
@@ -399,7 +355,7 @@ def _columns(array: Array) -> list[Column]:
 def _batch_rows(arrays: Sequence[Array]) -> int:
     """Rows that keep a batch of all columns of `arrays` small."""
     row_bytes = 8 * sum(array.header.width for array in arrays)
-    return max(64, min(_BATCH_ROWS, _SEGMENT_BYTES // row_bytes))
+    return max(64, min(_BATCH_ROWS, _BATCH_BYTES // row_bytes))
 
 
 def _parts(array: Array, rows: int) -> Iterator[list[np.ndarray]]:

@@ -1,11 +1,10 @@
-"""Parquet tables: row groups are decoded when their rows are asked for."""
+"""Parquet tables, decoded a part of a row group at a time."""
 
 from __future__ import annotations
 
 import dataclasses
 import decimal
 import json
-import threading
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -15,8 +14,8 @@ import pyarrow.parquet as pq
 from tapedist.data.tables.columns import Column, merged, row_labels, without_repeats
 from tapedist.data.tables.csv import is_blank, judged
 from tapedist.data.tables.files import TableFile, display
-from tapedist.data.tables.reader import INEXACT, Cell, RowBatch, inexact_integers
-from tapedist.errors import InputError, StateError
+from tapedist.data.tables.reader import INEXACT, Cell, RowBatch, TableReader, inexact_integers
+from tapedist.errors import InputError
 
 _BATCH_ROWS = 65_536
 _SAMPLE_ROWS = 100
@@ -25,7 +24,7 @@ _TEXTS = ("string", "large_string", "string_view")
 _EXACT_POWER = 22
 
 
-class ParquetReader:
+class ParquetReader(TableReader):
     """Reads a list of Parquet files with equal columns.
 
     Args:
@@ -35,27 +34,20 @@ class ParquetReader:
         InputError: if a file is no Parquet file, or its columns differ from the first one's.
     """
 
-    default_target = default_weight = ""
-    default_features: tuple[str, ...] = ()
-
     def __init__(self, files: Sequence[TableFile]):
-        self._files = files
+        self.files = files
         self._metadata = []
         tables = []
         for file in files:
             schema, metadata = _footer(file)
             self._metadata.append(metadata)
             tables.append((file.name, without_repeats(_columns(file, schema), file.name)))
+        self.num_rows = sum(metadata.num_rows for metadata in self._metadata)
         self.columns = tuple(self._doubted(column) for column in merged(tables))
-
-    def check_unchanged(self) -> None:
-        """Raises StateError if a file changed since it was opened."""
-        for file in self._files:
-            file.check_unchanged()
 
     def batches(self, names: Sequence[str]) -> Iterator[RowBatch]:
         """All rows, decoded a part of a row group at a time."""
-        for file, metadata in zip(self._files, self._metadata, strict=True):
+        for file, metadata in zip(self.files, self._metadata, strict=True):
             first = 0
             try:
                 with _opened(file, metadata) as parquet:
@@ -72,7 +64,7 @@ class ParquetReader:
         if column.kind not in _TEXTS or column.problem or not self._metadata[0].num_row_groups:
             return column
         try:
-            with _opened(self._files[0], self._metadata[0]) as parquet:
+            with _opened(self.files[0], self._metadata[0]) as parquet:
                 batch = next(parquet.iter_batches(_SAMPLE_ROWS, row_groups=[0], columns=[column.name]), None)
             cells = batch.column(column.name).to_pylist() if batch is not None else []
         except (pa.ArrowException, OSError):
@@ -81,51 +73,6 @@ class ParquetReader:
         numeric, _, doubt = judged(cells)
         meant = f"its cells are numbers written as text, like {cells[0]!r}" if numeric and cells else doubt
         return dataclasses.replace(column, doubt=meant)
-
-    def segments(self, names: Sequence[str]) -> RowGroups:
-        """The row groups, in place."""
-        return RowGroups(self._files, self._metadata, names)
-
-
-class RowGroups:
-    """Row groups of several files as segments; a `SegmentStore`.
-
-    Args:
-        files: the table, in order.
-        metadata: their footers.
-        names: columns to decode.
-    """
-
-    def __init__(self, files: Sequence[TableFile], metadata: Sequence[pq.FileMetaData], names: Sequence[str]):
-        self._files, self._metadata, self._names = files, metadata, list(names)
-        self._groups = [(f, g) for f, footer in enumerate(metadata) for g in range(footer.num_row_groups)]
-        sizes = [metadata[f].row_group(g).num_rows for f, g in self._groups]
-        self.starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
-        self.row_bytes = 8 * len(names)
-        self._local = threading.local()
-
-    def load(self, segment: int) -> list[np.ndarray]:
-        """One array a column, sharing memory with Arrow's where nothing had to be converted.
-
-        Raises:
-            StateError: if the file changed since it was opened.
-        """
-        number, group = self._groups[segment]
-        file = self._files[number]
-        file.check_unchanged()
-        try:
-            table = self._file(number).read_row_group(group, columns=self._names, use_threads=False)
-        except (pa.ArrowException, OSError) as error:
-            raise StateError(f"{file.name}: row group {group} can no longer be read: {error}") from None
-        file.check_unchanged()
-        return [_numbers(table[name]) for name in self._names]
-
-    def _file(self, number: int) -> pq.ParquetFile:
-        """This thread's file; one is kept open per thread, because neighbours are mostly asked for in turn."""
-        if getattr(self._local, "number", None) != number:
-            self._local.parquet = _opened(self._files[number], self._metadata[number])
-            self._local.number = number
-        return self._local.parquet
 
 
 def _opened(file: TableFile, metadata: pq.FileMetaData) -> pq.ParquetFile:

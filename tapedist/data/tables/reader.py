@@ -1,17 +1,19 @@
-"""What a table reader gives: batches of rows for the one scan at opening, and segments for reading them again.
+"""What a table reader gives: the header, and all rows in batches, in their order.
 
-A new file format implements `TableReader`; everything after it (checks, split, caching) is the same for all.
+A new file format derives from `TableReader`; everything after it (checks, split, keeping) is the same for all.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
 
 import numpy as np
 
 from tapedist.data.tables.columns import Column
+from tapedist.data.tables.files import TableFile
+
+INEXACT = "is an integer beyond 2**53 that float64 cannot hold exactly"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,46 +44,38 @@ class RowBatch:
     explain: Callable[[int, int], Cell]
 
 
-class SegmentStore(Protocol):
-    """Rows that can be read again in segments.
-
-    Attributes:
-        starts: int64 `[segments + 1]`: the first row of each segment, and the number of rows.
-        row_bytes: memory of one row of a loaded segment.
-    """
-
-    row_bytes: int
-
-    @property
-    def starts(self) -> np.ndarray: ...
-
-    def load(self, segment: int) -> Sequence[np.ndarray]:
-        """One array `[rows]` a column."""
-
-
-class TableReader(Protocol):
+class TableReader:
     """A table in some file format.
 
     Attributes:
+        files: the table, in order.
         columns: the header.
+        num_rows: rows in all files, or None where only reading them tells.
         default_target: the target that the format itself marks, or empty.
         default_weight: the weight that goes with it, or empty.
         default_features: the features that go with it; empty means all other numeric columns.
     """
 
+    files: Sequence[TableFile]
     columns: tuple[Column, ...]
-    default_target: str
-    default_weight: str
-    default_features: tuple[str, ...]
+    num_rows: int | None = None
+    default_target: str = ""
+    default_weight: str = ""
+    default_features: tuple[str, ...] = ()
 
     def batches(self, names: Sequence[str]) -> Iterator[RowBatch]:
-        """All rows in order, in batches of bounded memory."""
+        """All rows of the columns `names` in order, in batches of bounded memory; as often as it is called.
 
-    def segments(self, names: Sequence[str]) -> SegmentStore | None:
-        """The rows in place, or None if this format cannot be read from the middle."""
+        Raises:
+            InputError: if a file cannot be decoded.
+            StateError: if a file changed since it was opened.
+        """
+        raise NotImplementedError
 
     def check_unchanged(self) -> None:
         """Raises StateError if a file changed since it was opened."""
+        for file in self.files:
+            file.check_unchanged()
 
 
 def inexact_integers(values: np.ndarray) -> np.ndarray:
@@ -100,6 +94,3 @@ def inexact_integers(values: np.ndarray) -> np.ndarray:
     exact = np.zeros(values.shape, bool)
     exact[inside] = rounded[inside].astype(values.dtype) == values[inside]
     return ~exact
-
-
-INEXACT = "is an integer beyond 2**53 that float64 cannot hold exactly"

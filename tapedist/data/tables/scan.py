@@ -1,8 +1,10 @@
-"""The one pass over a table when it is opened: every cell is checked, hashed and, if need be, kept.
+"""The one pass over a table when it is opened: every cell is checked, hashed, and kept in the store of its split.
 
-Beside the reading, threads of their own take the digest of the numbers and the ranges of the splits. While a table is
-scanned it is known which rows test by their hash, but not which are the last ones: where those test, each chunk's
-extremes are kept, and the one chunk that lies on both sides is read again.
+Beside the reading, threads of their own take the digest of the numbers. While a table is scanned it is known which rows
+test by their hash, but not which are the last ones: where those test, all rows go to one store, which is cut at the
+end, and each chunk's extremes are kept; the one chunk that lies on both sides is read again.
+
+Legend: `k` rows, `c` columns: the features, the target and the weight if there are any.
 """
 
 from __future__ import annotations
@@ -12,22 +14,74 @@ import dataclasses
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from tapedist.data.layout import piece_rows
 from tapedist.data.ranges import holds_tiny
 from tapedist.data.tables.columns import Roles
 from tapedist.data.tables.reader import Cell, RowBatch, TableReader
-from tapedist.data.tables.split import CHUNK_ROWS, HashSplit, RowSplit
-from tapedist.data.tables.store import MemoryStore, ScratchStore
-from tapedist.errors import InputError
+from tapedist.data.tables.store import NoRoomError, RowStore, ScratchFolder
+from tapedist.errors import InputError, StorageError
 
+CHUNK_ROWS = 65_536
+_CHUNK_BYTES = 2**26  # Rows of very many columns come in shorter chunks.
 _LOOKED_AT = 20  # Cells that tell a blank column from one of bad numbers.
 # The smallest magnitude that float32 rounds to infinity: half a unit above its largest number.
 _FLOAT32_LIMIT = (2 - 2.0**-24) * 2.0**127
-# Least and greatest value of each column, float64 `[columns]` each.
+_GOLDEN = 0x9E3779B97F4A7C15
+_MASK = 2**64 - 1
+# Least and greatest value of each column, float64 `[c]` each.
 Extremes = tuple[np.ndarray, np.ndarray]
+
+
+def row_hash(rows: np.ndarray, seed: int) -> np.ndarray:
+    """A 64-bit hash of `(seed, row number)` that is the same on every machine and in every release.
+
+    The seed-th splitmix64 stream (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014), read
+    at each row number.
+
+    Args:
+        rows: int64 array of row numbers in the file.
+        seed: from 0 to 2**63 - 1.
+
+    Returns:
+        A uint64 array of the shape of `rows`.
+    """
+    start = np.array([(seed + 1) * _GOLDEN & _MASK], np.uint64)
+    _finalise(start)
+    hashes = rows.astype(np.uint64)
+    hashes += np.uint64(1)
+    hashes *= np.uint64(_GOLDEN)
+    hashes += start
+    _finalise(hashes)
+    return hashes
+
+
+def _finalise(z: np.ndarray) -> None:
+    """Mixes in place: at this size, fresh temporaries cost more than the arithmetic."""
+    z ^= z >> np.uint64(30)
+    z *= np.uint64(0xBF58476D1CE4E5B9)
+    z ^= z >> np.uint64(27)
+    z *= np.uint64(0x94D049BB133111EB)
+    z ^= z >> np.uint64(31)
+
+
+class HashSplit(NamedTuple):
+    """Which rows test, by the hash of their numbers.
+
+    Attributes:
+        test_fraction: in [0, 1).
+        seed: of the hash.
+    """
+
+    test_fraction: float
+    seed: int
+
+    def tests(self, first: int, count: int) -> np.ndarray:
+        """Whether each of the rows numbered `first ..` in the file tests, boolean `[count]`."""
+        return row_hash(np.arange(first, first + count), self.seed) < np.uint64(int(self.test_fraction * 2.0**64))
 
 
 @dataclasses.dataclass
@@ -36,7 +90,8 @@ class Scanned:
 
     Attributes:
         num_rows: rows in the file.
-        dropped: chunk number -> packed bits of the rows that are not used.
+        kept: how many of them are used, "train" and "test" by their hash; all are "train" without one.
+        dropped: numbers in the file of the rows that are not used, int64, a chunk each.
         num_dropped: how many those are.
         num_imputed: feature cells that await their column's mean.
         digest: SHA-256 of the column names and of each column's little-endian float64 bytes in row order, bad cells
@@ -47,11 +102,13 @@ class Scanned:
         bad: the number of bad cells of each column.
         first_bad: the first of them, and its rule.
         suspects: columns without any good cell among the first rows; where there are any, nothing else was looked at.
-        store: the rows, if they were kept.
+        stores: the kept rows, by "train" and "test" as in `kept`, bad cells of features as NaN; None without room.
+        no_room: why they were not kept; empty if they were.
     """
 
     num_rows: int = 0
-    dropped: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
+    kept: dict[str, int] = dataclasses.field(default_factory=lambda: {"train": 0, "test": 0})
+    dropped: list[np.ndarray] = dataclasses.field(default_factory=list)
     num_dropped: int = 0
     num_imputed: int = 0
     digest: str = ""
@@ -61,7 +118,24 @@ class Scanned:
     bad: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
     first_bad: str = ""
     suspects: tuple[str, ...] = ()
-    store: MemoryStore | ScratchStore | None = None
+    stores: dict[str, RowStore] | None = None
+    no_room: str = ""
+
+
+class Chunk(NamedTuple):
+    """Consecutive rows of the file, checked.
+
+    Attributes:
+        first: the number of the first in the file.
+        columns: `c` arrays `[k]`, float64, bad cells as NaN.
+        ends: minimum and maximum of each column, `[c, 2]`, or beyond them.
+        dropped: the rows that are not used, boolean `[k]`, or None.
+    """
+
+    first: int
+    columns: Sequence[np.ndarray]
+    ends: np.ndarray
+    dropped: np.ndarray | None
 
 
 class CellRule:
@@ -113,7 +187,8 @@ def scan(
     dtype: str,
     on_bad_rows: str,
     in_memory: int,
-    keep: bool,
+    folder: ScratchFolder,
+    in_order: bool = True,
     by_hash: HashSplit | None = None,
     test_fraction: float = 0.0,
     suspect: bool = False,
@@ -127,7 +202,8 @@ def scan(
         dtype: the compute type.
         on_bad_rows: "error", "drop" or "mean".
         in_memory: bytes up to which rows are kept in memory.
-        keep: whether to copy a larger table to a scratch file.
+        folder: where more of them go.
+        in_order: whether rows may be decoded anew for want of room.
         by_hash: which rows test; None where the last ones do.
         test_fraction: of the rows.
         suspect: whether to stop at the first rows if they leave it open whether a feature holds any number.
@@ -136,33 +212,127 @@ def scan(
     Raises:
         InputError: at the first bad cell if `on_bad_rows` is "error".
         StateError: if a file changes meanwhile.
-        StorageError: if the scratch file cannot grow.
+        StorageError: if rows cannot be written, and must be or there is room.
     """
     names, found = roles.names, Scanned()
-    rule = CellRule(roles, dtype)
-    found.store, found.largest = MemoryStore(len(names)), np.zeros(len(names))
-    found.bad = np.zeros(len(names), np.int64)
+    found.stores = {split: RowStore(len(names), folder) for split in (("train", "test") if by_hash else ("train",))}
     found.extremes = ScannedExtremes(
         len(names), weighted=bool(roles.weight), by_hash=by_hash, test_fraction=test_fraction
     )
     digests = ColumnDigests(names)
-    for number, chunk in enumerate(_chunks(reader.batches(names), len(names))):
+    for chunk in checked_chunks(
+        reader, roles, dtype=dtype, on_bad_rows=on_bad_rows, found=found, suspect=suspect, check_stop=check_stop
+    ):
+        digests.update(chunk.columns)
+        values = zip(chunk.columns[:-1] if roles.weight else chunk.columns, chunk.ends, strict=False)
+        found.holds_tiny = found.holds_tiny or any(holds_tiny(column, ends) for column, ends in values)
+        found.extremes.add(chunk)
+        if chunk.dropped is not None:
+            found.dropped.append(chunk.first + np.flatnonzero(chunk.dropped))
+        for split, rows in kept_pieces(chunk, by_hash):
+            found.kept[split] += len(rows)
+            _keep(found, split, rows, in_memory=in_memory, in_order=in_order, num_rows=reader.num_rows)
+    found.digest = digests.hexdigest()
+    for store in (found.stores or {}).values():
+        store.seal()
+    return found
+
+
+def _keep(
+    found: Scanned, split: str, rows: np.ndarray, *, in_memory: int, in_order: bool, num_rows: int | None
+) -> None:
+    """Appends rows to the store of their split; without room for them, all stores go."""
+    if found.stores is None:
+        return
+    try:
+        if found.stores["train"].in_memory and sum(found.kept.values()) * rows.shape[1] * 8 > in_memory:
+            # Where the files say how many rows there are, their room is looked for at once.
+            found.stores["train"].check_room(max(0, (num_rows or 0) - found.num_dropped))
+            for store in found.stores.values():
+                store.move_to_file()
+        found.stores[split].append(rows)
+    except NoRoomError as error:
+        if not in_order:
+            raise StorageError(f"{error}; give a folder with more room, or use --shuffle=none") from None
+        found.stores, found.no_room = None, str(error)
+
+
+def checked_chunks(
+    reader: TableReader, roles: Roles, *, dtype: str, on_bad_rows: str, found: Scanned, suspect: bool = False,
+    check_stop: Callable[[], object] = lambda: None,
+) -> Iterator[Chunk]:  # fmt: skip
+    """All rows of a table in order; arguments as of `scan`.
+
+    Args:
+        reader: the table.
+        roles: its columns.
+        dtype: the compute type.
+        on_bad_rows: "error", "drop" or "mean".
+        found: counts what is bad, and the rows.
+        suspect: see `scan`.
+        check_stop: likewise.
+    """
+    rule, names = CellRule(roles, dtype), roles.names
+    found.largest, found.bad = np.zeros(len(names)), np.zeros(len(names), np.int64)
+    for chunk in _chunks(reader.batches(names), len(names)):
         check_stop()
-        if suspect and not number:
+        if suspect and not found.num_rows:
             found.suspects = tuple(_blank_so_far(chunk, roles))
             if found.suspects:
-                return found
-        columns = _checked(chunk, number, rule, roles, on_bad_rows, found)
-        values = columns[:-1] if roles.weight else columns
-        found.holds_tiny = found.holds_tiny or any(map(holds_tiny, values))
-        digests.update(columns)
-        found.num_rows += len(columns[0])
-        if isinstance(found.store, MemoryStore) and found.num_rows * found.store.row_bytes > in_memory:
-            found.store = _moved(found.store) if keep else None
-        if found.store is not None:
-            found.store.append(columns)
-    found.digest = digests.hexdigest()
-    return found
+                return
+        checked = _checked(chunk, rule, roles, on_bad_rows, found)
+        found.num_rows += len(chunk.columns[0])
+        yield checked
+
+
+def kept_pieces(chunk: Chunk, by_hash: HashSplit | None) -> Iterator[tuple[str, np.ndarray]]:
+    """The kept rows of a chunk: `(split, rows [k, c])` in order, in pieces; the next one takes the memory of a piece.
+
+    Columns are turned into rows where they stay in the cache.
+    """
+    count = len(chunk.columns[0])
+    tests = by_hash.tests(chunk.first, count) if by_hash else None
+    step = piece_rows(len(chunk.columns))
+    buffer = np.empty((min(step, count), len(chunk.columns)))
+    for first in range(0, count, step):
+        part = slice(first, min(first + step, count))
+        rows = buffer[: part.stop - first]
+        for place, column in enumerate(chunk.columns):
+            rows[:, place] = column[part]
+        kept = None if chunk.dropped is None else ~chunk.dropped[part]
+        if tests is None:
+            yield "train", rows if kept is None else rows[kept]
+            continue
+        for split, chosen in (("train", ~tests[part]), ("test", tests[part])):
+            yield split, rows[chosen if kept is None else chosen & kept]
+
+
+def _checked(chunk: RowBatch, rule: CellRule, roles: Roles, on_bad_rows: str, found: Scanned) -> Chunk:
+    """A chunk with bad cells as NaN; their rows, and the largest good cells, are noted in `found`."""
+    ends = [(column.min(), column.max()) for column in chunk.columns]
+    masks = {position: rule.bad(position, column, ends[position]) for position, column in enumerate(chunk.columns)}
+    bad = {position: mask for position, mask in masks.items() if mask is not None and mask.any()}
+    if not bad:
+        found.largest = np.maximum(found.largest, np.abs(ends).max(axis=1))
+        return Chunk(found.num_rows, chunk.columns, np.array(ends), None)
+    row, position = min((int(mask.argmax()), position) for position, mask in bad.items())
+    if on_bad_rows == "error":
+        raise InputError(f"{_said(chunk, row, position, rule)}; {_fix(row, position, bad, roles)}")
+    found.first_bad = found.first_bad or _said(chunk, row, position, rule)
+    for position, mask in bad.items():
+        found.bad[position] += int(mask.sum())
+    columns = [np.where(bad[p], np.nan, column) if p in bad else column for p, column in enumerate(chunk.columns)]
+    # `fmax` passes over NaN.
+    good = np.array([(np.fmin.reduce(c, initial=0.0), np.fmax.reduce(c, initial=0.0)) for c in columns])
+    found.largest = np.maximum(found.largest, np.abs(good).max(axis=1))
+    imputable = range(len(roles.features)) if on_bad_rows == "mean" else range(0)
+    dropped = np.zeros(len(columns[0]), bool)
+    for position, mask in bad.items():
+        if position not in imputable:
+            dropped |= mask
+    found.num_imputed += sum(int((mask & ~dropped).sum()) for p, mask in bad.items() if p in imputable)
+    found.num_dropped += int(dropped.sum())
+    return Chunk(found.num_rows, columns, good, dropped)
 
 
 def holds_numbers(reader: TableReader, names: Sequence[str], check_stop: Callable[[], object]) -> set[str]:
@@ -190,48 +360,6 @@ def _is_nothing(cell: Cell) -> bool:
     return cell.rule.endswith("is blank") or cell.value.strip("'").lower() == "nan"
 
 
-def _moved(memory: MemoryStore) -> ScratchStore:
-    scratch = ScratchStore(memory.row_bytes // 8)
-    for columns in memory.chunks:
-        scratch.append(columns)
-    return scratch
-
-
-def _checked(
-    chunk: RowBatch, number: int, rule: CellRule, roles: Roles, on_bad_rows: str, found: Scanned
-) -> Sequence[np.ndarray]:
-    """The chunk's columns with bad cells as NaN; their rows, and the largest good cells, are noted in `found`."""
-    ends = [(column.min(), column.max()) for column in chunk.columns]
-    masks = {position: rule.bad(position, column, ends[position]) for position, column in enumerate(chunk.columns)}
-    bad = {position: mask for position, mask in masks.items() if mask is not None and mask.any()}
-    assert found.extremes
-    if not bad:
-        found.largest = np.maximum(found.largest, np.abs(ends).max(axis=1))
-        found.extremes.add(chunk.columns, number, np.array(ends), None)
-        return chunk.columns
-    row, position = min((int(mask.argmax()), position) for position, mask in bad.items())
-    if on_bad_rows == "error":
-        raise InputError(f"{_said(chunk, row, position, rule)}; {_fix(row, position, bad, roles)}")
-    found.first_bad = found.first_bad or _said(chunk, row, position, rule)
-    for position, mask in bad.items():
-        found.bad[position] += int(mask.sum())
-    columns = [np.where(bad[p], np.nan, column) if p in bad else column for p, column in enumerate(chunk.columns)]
-    # `fmax` passes over NaN.
-    good = [(np.fmax.reduce(column, initial=0.0), -np.fmin.reduce(column, initial=0.0)) for column in columns]
-    found.largest = np.maximum(found.largest, np.max(good, axis=1))
-    imputable = range(len(roles.features)) if on_bad_rows == "mean" else range(0)
-    dropped = np.zeros(len(columns[0]), bool)
-    for position, mask in bad.items():
-        if position not in imputable:
-            dropped |= mask
-    found.num_imputed += sum(int((mask & ~dropped).sum()) for p, mask in bad.items() if p in imputable)
-    if dropped.any():
-        found.dropped[number] = np.packbits(dropped)
-        found.num_dropped += int(dropped.sum())
-    found.extremes.add(columns, number, np.stack([-np.array(good)[:, 1], np.array(good)[:, 0]], axis=1), dropped)
-    return columns
-
-
 def _said(chunk: RowBatch, row: int, position: int, rule: CellRule) -> str:
     """A bad cell and the rule that it breaks."""
     cell = chunk.explain(row, position)
@@ -253,16 +381,16 @@ def _fix(row: int, position: int, bad: dict[int, np.ndarray], roles: Roles) -> s
 
 
 def _chunks(batches: Iterator[RowBatch], num_columns: int) -> Iterator[RowBatch]:
-    """The same rows in chunks of `CHUNK_ROWS`, float64, so that nothing after depends on the format's batches."""
+    """The same rows in chunks of one size, float64, so that nothing after depends on the format's batches."""
     held: list[tuple[RowBatch, int, int]] = []
-    rows = 0
+    rows, most = 0, max(256, min(CHUNK_ROWS, _CHUNK_BYTES // (8 * num_columns)))
     for batch in batches:
         first, size = 0, len(batch.columns[0])
         while size - first:
-            last = min(size, first + CHUNK_ROWS - rows)
+            last = min(size, first + most - rows)
             held.append((batch, first, last))
             rows, first = rows + last - first, last
-            if rows == CHUNK_ROWS:
+            if rows == most:
                 yield _joined(held, num_columns)
                 held, rows = [], 0
     if held:
@@ -270,10 +398,7 @@ def _chunks(batches: Iterator[RowBatch], num_columns: int) -> Iterator[RowBatch]
 
 
 def _joined(held: list[tuple[RowBatch, int, int]], num_columns: int) -> RowBatch:
-    columns = [
-        np.concatenate([batch.columns[position][first:last] for batch, first, last in held], dtype=np.float64)
-        for position in range(num_columns)
-    ]
+    columns = [_column(position, held) for position in range(num_columns)]
 
     def explain(row: int, column: int) -> Cell:
         for batch, first, last in held:
@@ -283,6 +408,14 @@ def _joined(held: list[tuple[RowBatch, int, int]], num_columns: int) -> RowBatch
         raise IndexError(row)
 
     return RowBatch(columns, explain)
+
+
+def _column(position: int, held: list[tuple[RowBatch, int, int]]) -> np.ndarray:
+    """One column of a chunk, float64; not copied where it is one already."""
+    if len(held) == 1:
+        batch, first, last = held[0]
+        return np.asarray(batch.columns[position][first:last], np.float64)
+    return np.concatenate([batch.columns[position][first:last] for batch, first, last in held], dtype=np.float64)
 
 
 class ColumnDigests:
@@ -332,7 +465,7 @@ class ScannedExtremes:
     """Extremes of the kept rows of positive weight.
 
     Args:
-        num_columns: features, then the target and the weight if there are any.
+        num_columns: `c`.
         weighted: whether the last column is a weight.
         by_hash: which rows test; None where the last ones do.
         test_fraction: of the rows.
@@ -343,28 +476,24 @@ class ScannedExtremes:
         self._per_chunk = by_hash is None and test_fraction > 0
         splits = 2 if by_hash else 1
         self._low, self._high = np.full((splits, num_columns), np.inf), np.full((splits, num_columns), -np.inf)
+        self._kept_ends = [0]
         self._chunks: list[Extremes] = []
 
-    def add(self, columns: Sequence[np.ndarray], number: int, ends: np.ndarray, dropped: np.ndarray | None) -> None:
-        """Takes in a chunk.
-
-        Args:
-            columns: its cells.
-            number: of the chunk.
-            ends: minimum and maximum of each column, `[columns, 2]`, or beyond them.
-            dropped: the rows that are not used, boolean, or None.
-        """
+    def add(self, chunk: Chunk) -> None:
+        """Takes in a chunk."""
+        columns, ends = chunk.columns, chunk.ends
         if self._per_chunk:
-            found = (ends[:, 0], ends[:, 1])
-            counts = self._counts(columns, dropped)
-            self._chunks.append(found if counts is None else _extremes(columns, counts))
+            dropped = 0 if chunk.dropped is None else int(chunk.dropped.sum())
+            self._kept_ends.append(self._kept_ends[-1] + len(columns[0]) - dropped)
+            counts = self._counts(columns, chunk.dropped)
+            self._chunks.append((ends[:, 0], ends[:, 1]) if counts is None else _extremes(columns, counts))
             return
         # Few chunks hold a new extreme; only those are looked at row by row.
         new = (ends[:, 0] < self._low.max(axis=0)) | (ends[:, 1] > self._high.min(axis=0))
         if not new.any():
             return
-        counts = self._counts(columns, dropped)
-        tests = self._by_hash.tests(number, len(columns[0])) if self._by_hash else None
+        counts = self._counts(columns, chunk.dropped)
+        tests = self._by_hash.tests(chunk.first, len(columns[0])) if self._by_hash else None
         chosen = [columns[position] for position in np.flatnonzero(new).tolist()]
         for split in range(len(self._low)):
             of_split = None if tests is None else tests == bool(split)
@@ -373,26 +502,24 @@ class ScannedExtremes:
             self._low[split, new] = np.minimum(self._low[split, new], low)
             self._high[split, new] = np.maximum(self._high[split, new], high)
 
-    def of(self, split: str, rows: RowSplit, read: Callable[[str, range], Sequence[np.ndarray]]) -> Extremes:
+    def of(self, split: str, num_train: int, read: Callable[[str, range], Sequence[np.ndarray]]) -> Extremes:
         """Extremes of a split.
 
         Args:
             split: "train" or "test".
-            rows: which rows are whose.
+            num_train: rows of "train".
             read: `(split, rows) -> columns`, for the chunk that holds rows of both splits.
         """
         if not self._per_chunk:
             place = ("train", "test").index(split)
             return self._low[place], self._high[place]
-        trains, ends = rows.count("train"), rows.kept_ends
-        lies_on_both = np.flatnonzero((ends[:-1] < trains) & (ends[1:] > trains))
-        whole = ends[1:] <= trains if split == "train" else ends[:-1] >= trains
+        ends = np.array(self._kept_ends)
+        whole = ends[1:] <= num_train if split == "train" else ends[:-1] >= num_train
         found = [self._chunks[chunk] for chunk in np.flatnonzero(whole)]
-        for chunk in lies_on_both.tolist():
-            part = range(ends[chunk], trains) if split == "train" else range(ends[chunk + 1] - trains)
+        for chunk in np.flatnonzero((ends[:-1] < num_train) & (ends[1:] > num_train)).tolist():
+            part = range(ends[chunk], num_train) if split == "train" else range(ends[chunk + 1] - num_train)
             columns = read(split, part)
-            counts = self._counts(columns, None)
-            found.append(_extremes(columns, counts))
+            found.append(_extremes(columns, self._counts(columns, None)))
         if not found:
             return self._low[0], self._high[0]
         lows, highs = zip(*found, strict=True)

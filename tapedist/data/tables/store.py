@@ -1,184 +1,285 @@
-"""Where a table's rows are kept between the scan at opening and their use: memory, a scratch file, or in place."""
+"""Where a table's rows are kept between the scan at opening and their use: one float64 matrix a split, or nowhere.
+
+Legend: `k` rows asked for, `c` columns: the features, the target and the weight if there are any.
+"""
 
 from __future__ import annotations
 
 import collections
-import concurrent.futures
 import contextlib
+import errno
 import mmap
 import os
+import shutil
 import tempfile
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
 from typing import IO
 
 import numpy as np
 
-from tapedist.data.tables.reader import SegmentStore
-from tapedist.data.tables.split import CHUNK_ROWS
-from tapedist.errors import StorageError
+from tapedist.data.layout import RowNumbers, piece_rows
+from tapedist.errors import StateError, StorageError
+from tapedist.text import display
+
+_GROWTH_BYTES = 2**22
+_SPARE_BYTES = 2**26  # What is left on the disk for others; also what is written between two looks at its room.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_HELD_BYTES = 2**26  # Of a pass: as many rows as threads that make elements ask for out of their order.
+_MOST_PASSES = 16
 
 
-class MemoryStore:
-    """Chunks of `CHUNK_ROWS` rows, all in memory.
-
-    Args:
-        num_columns: columns of every chunk.
-    """
-
-    def __init__(self, num_columns: int):
-        self.row_bytes = 8 * num_columns
-        self.chunks: list[Sequence[np.ndarray]] = []
-        self.num_rows = 0
-
-    @property
-    def starts(self) -> np.ndarray:
-        return np.minimum(np.arange(len(self.chunks) + 1, dtype=np.int64) * CHUNK_ROWS, self.num_rows)
-
-    def append(self, columns: Sequence[np.ndarray]) -> None:
-        """Adds a chunk, float64; all but the last hold `CHUNK_ROWS` rows."""
-        self.chunks.append(columns)
-        self.num_rows += len(columns[0])
-
-    def load(self, segment: int) -> Sequence[np.ndarray]:
-        """One array a column."""
-        return self.chunks[segment]
-
-    def get(self, segment: int, *, ascending: bool = False) -> Sequence[np.ndarray]:
-        """`load`, as `SegmentCache.get`."""
-        return self.chunks[segment]
+class NoRoomError(Exception):
+    """The scratch folder has too little room; `str` is a sentence that says so."""
 
 
-class ScratchStore:
-    """Chunks of `CHUNK_ROWS` rows in a nameless file below `$TMPDIR`, row by row; the system frees it with the process.
+class ScratchFolder:
+    """Where files of rows go that do not fit into memory.
 
     Args:
-        num_columns: columns of every chunk.
+        path: an existing folder; empty takes the system's temporary folder.
     """
 
-    def __init__(self, num_columns: int):
-        self.row_bytes = 8 * num_columns
-        self.num_rows = 0
-        self._columns = num_columns
-        self._file: IO[bytes] = tempfile.TemporaryFile(prefix="tapedist-")  # noqa: SIM115
-        weakref.finalize(self, self._file.close)
+    def __init__(self, path: str = ""):
+        self._path = path
 
-    @property
-    def starts(self) -> np.ndarray:
-        chunks = -(-self.num_rows // CHUNK_ROWS)
-        return np.minimum(np.arange(chunks + 1, dtype=np.int64) * CHUNK_ROWS, self.num_rows)
+    def check_room(self, size: int) -> None:
+        """Raises NoRoomError unless so many bytes fit."""
+        with self._translated():
+            folder = self._folder()
+            free = shutil.disk_usage(folder).free
+        if free < size + _SPARE_BYTES:
+            raise NoRoomError(
+                f"{self._name(folder)}: has {free / 2**30:.3g} GiB free, and the rows need {size / 2**30:.3g} GiB more"
+            )
 
-    def append(self, columns: Sequence[np.ndarray]) -> None:
-        """Adds a chunk; all but the last hold `CHUNK_ROWS` rows.
+    def new_file(self) -> IO[bytes]:
+        """A file without a name: the system frees it with the process, however that ends."""
+        with self._translated():
+            return tempfile.TemporaryFile(dir=self._folder(), prefix="tapedist-")
+
+    def write(self, file: IO[bytes], rows: np.ndarray) -> None:
+        """Appends rows to a file.
 
         Raises:
-            StorageError: if the file cannot grow.
+            NoRoomError: if they do not fit.
+            StorageError: if they cannot be written for another reason.
         """
+        with self._translated():
+            file.write(rows.data)
+            file.flush()
+
+    def _folder(self) -> str:
+        return self._path or tempfile.gettempdir()
+
+    def _name(self, folder: str) -> str:
+        return f"--scratch_dir={display(self._path)}" + ("" if self._path else f" ({display(folder)})")
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
         try:
-            self._file.write(np.stack(columns, axis=1).tobytes())
-            self._file.flush()
+            yield
         except OSError as error:
-            raise StorageError(
-                f"{tempfile.gettempdir()}: {error.strerror} while copying the table there, because it is larger than "
-                "memory and its format cannot be read from the middle; set TMPDIR to a larger disk, or use Parquet"
-            ) from None
-        self.num_rows += len(columns[0])
-
-    def load(self, segment: int) -> list[np.ndarray]:
-        """One view a column of a mapping of the chunk; only the pages that are touched are read."""
-        first = segment * CHUNK_ROWS
-        rows = min(CHUNK_ROWS, self.num_rows - first)
-        mapped = mmap.mmap(
-            self._file.fileno(), rows * self.row_bytes, offset=first * self.row_bytes, access=mmap.ACCESS_READ
-        )
-        return list(np.frombuffer(mapped, np.float64).reshape(rows, self._columns).T)
+            folder = self._path or os.environ.get("TMPDIR", "")
+            said = f"{self._name(folder)}: {(error.strerror or str(error)).lower()} while rows are kept there"
+            if error.errno in _NO_ROOM:
+                raise NoRoomError(said) from None
+            raise StorageError(f"{said}; give a folder that can be written") from None
 
 
-class SegmentCache:
-    """The most recently used segments of a store, within a budget; safe to call from several threads.
+class RowStore:
+    """The kept rows of a split, float64 `[rows, c]`: appended in order, then read by number.
 
-    A segment that several threads want is loaded once.
+    They are in memory, or in a nameless file that is mapped, whose pages the system holds as long as it has room.
 
     Args:
-        store: where segments come from.
-        budget: bytes that held segments may take; one segment is always held.
-        ahead: segments to load ahead where rows are read in their order; by default as many as can be loaded at once.
+        num_columns: `c`.
+        folder: where the file goes.
     """
 
-    def __init__(self, store: SegmentStore, budget: int, *, ahead: int | None = None):
-        self._store, self._budget = store, budget
-        self._sizes = np.diff(store.starts) * store.row_bytes
-        self._held: collections.OrderedDict[int, Sequence[np.ndarray]] = collections.OrderedDict()
-        self._held_bytes = 0
-        self._loading: dict[int, concurrent.futures.Future[Sequence[np.ndarray]]] = {}
-        self._asked_for: set[int] = set()
-        self._lock = threading.Lock()
-        largest = int(self._sizes.max(initial=1))
-        # Decoding takes a few times the memory of what it yields.
-        at_once = max(1, min(len(os.sched_getaffinity(0)), budget // (4 * largest)))
-        self._gate = threading.Semaphore(at_once)
-        self._depth = at_once if ahead is None else ahead
-        self._ahead = concurrent.futures.ThreadPoolExecutor(self._depth, thread_name_prefix="tapedist-read-ahead")
+    def __init__(self, num_columns: int, folder: ScratchFolder):
+        self.num_rows = 0
+        self._columns, self._folder = num_columns, folder
+        self._matrix = np.empty((0, num_columns))
+        self._file: IO[bytes] | None = None
+        self._map: mmap.mmap | None = None
+        self._unchecked = 0
 
-    def get(self, segment: int, *, ascending: bool = False) -> Sequence[np.ndarray]:
-        """One array a column.
+    @property
+    def in_memory(self) -> bool:
+        return self._file is None
 
-        Args:
-            segment: its number.
-            ascending: whether the rows behind are asked for next; then the next segments are loaded meanwhile.
+    def check_room(self, rows: int) -> None:
+        """Raises NoRoomError unless a file of so many rows fits."""
+        self._folder.check_room(rows * self._columns * 8)
+
+    def append(self, rows: np.ndarray) -> None:
+        """Adds rows `[k, c]`, which are copied.
+
+        Raises:
+            NoRoomError: if the file cannot grow.
         """
-        if ascending:
-            for following in self._missing_behind(segment):
-                self._ahead.submit(self._load_ahead, following)
-        return self._held_or_loaded(segment)
+        end = self.num_rows + len(rows)
+        if self._file:
+            self._write(rows)
+        else:
+            if end > len(self._matrix):
+                growth = max(len(rows), _GROWTH_BYTES // (8 * self._columns))
+                # The system moves large arrays without copying them. Nobody else has seen this one.
+                self._matrix.resize((len(self._matrix) + growth, self._columns), refcheck=False)
+            self._matrix[self.num_rows : end] = rows
+        self.num_rows = end
 
-    def _missing_behind(self, segment: int) -> list[int]:
-        """The segments that will be needed, if reading has come from the segment before, and are not at hand."""
-        with self._lock:
-            if segment - 1 not in self._held:
-                return []
-            behind = range(segment + 1, min(segment + 1 + self._depth, len(self._sizes)))
-            missing = [s for s in behind if not (s in self._held or s in self._loading or s in self._asked_for)]
-            self._asked_for.update(missing)
-            return missing
+    def move_to_file(self) -> None:
+        """Goes on in a file.
 
-    def _load_ahead(self, segment: int) -> None:
-        with contextlib.suppress(Exception):  # Who needs the segment meets the error.
-            self._held_or_loaded(segment)
-        with self._lock:
-            self._asked_for.discard(segment)
+        Raises:
+            NoRoomError: if there is too little room for one.
+            StorageError: if it cannot be made.
+        """
+        self._file = self._folder.new_file()
+        weakref.finalize(self, self._file.close)
+        for first in range(0, self.num_rows, step := piece_rows(self._columns)):
+            self._write(self._matrix[first : min(first + step, self.num_rows)])
+        self._matrix = np.empty((0, self._columns))
 
-    def _held_or_loaded(self, segment: int) -> Sequence[np.ndarray]:
-        with self._lock:
-            if segment in self._held:
-                self._held.move_to_end(segment)
-                return self._held[segment]
-            future = self._loading.get(segment)
-            mine = future is None
-            if future is None:
-                future = self._loading[segment] = concurrent.futures.Future()
-        return self._load(segment, future) if mine else future.result()
+    def _write(self, rows: np.ndarray) -> None:
+        assert self._file
+        self._unchecked -= rows.nbytes
+        if self._unchecked < 0:
+            self._folder.check_room(_SPARE_BYTES)
+            self._unchecked = _SPARE_BYTES
+        self._folder.write(self._file, np.ascontiguousarray(rows))
 
-    def _load(self, segment: int, future: concurrent.futures.Future[Sequence[np.ndarray]]) -> Sequence[np.ndarray]:
-        try:
-            with self._gate:
-                self._make_room(int(self._sizes[segment]))
-                columns = self._store.load(segment)
-        except BaseException as error:
-            with self._lock:
-                del self._loading[segment]
-            future.set_exception(error)
-            raise
-        with self._lock:
-            self._held[segment] = columns
-            self._held_bytes += int(self._sizes[segment])
-            del self._loading[segment]
-        future.set_result(columns)
-        return columns
+    def seal(self) -> None:
+        """Ends the appending: rows can be read."""
+        if self._file and self.num_rows:
+            size = self.num_rows * self._columns * 8
+            self._map = mmap.mmap(self._file.fileno(), size, access=mmap.ACCESS_READ)
+            self._matrix = np.frombuffer(self._map, np.float64).reshape(-1, self._columns)
+        else:
+            self._matrix.resize((self.num_rows, self._columns), refcheck=False)
 
-    def _make_room(self, size: int) -> None:
+    def take(self, rows: RowNumbers) -> np.ndarray:
+        """Rows by number, `[k, c]`; those of a range are not copied and not to be written to."""
+        if isinstance(rows, range):
+            return self._matrix[rows.start : rows.stop]
+        return self._matrix.take(rows, axis=0)
+
+    def read_ahead(self, rows: range) -> None:
+        """Has the system read a range that will be asked for out of order."""
+        if self._map and len(rows):
+            first = rows.start * self._columns * 8 // mmap.PAGESIZE * mmap.PAGESIZE
+            self._map.madvise(mmap.MADV_WILLNEED, first, rows.stop * self._columns * 8 - first)
+
+    def impute(self, means: np.ndarray) -> None:
+        """Puts the means `[d]` of the first columns into their cells that are NaN."""
+        for first in range(0, self.num_rows, step := piece_rows(self._columns)):
+            rows = self._matrix[first : first + step]
+            if not np.isnan(rows[:, : len(means)]).any():
+                continue
+            if self._file is None:
+                imputed(rows, means)
+                continue
+            # Not through the mapping: what cannot be written would end the process there.
+            changed = imputed(rows.copy(), means)
+            os.pwrite(self._file.fileno(), changed.data, first * self._columns * 8)
+
+
+def imputed(rows: np.ndarray, means: np.ndarray) -> np.ndarray:
+    """`rows` `[k, c]`, changed where one of the first columns is NaN."""
+    features = rows[:, : len(means)]
+    np.copyto(features, means, where=np.isnan(features))
+    return rows
+
+
+class DecodedRows:
+    """Rows that there is no room to keep, decoded anew in every pass; may be asked by several threads.
+
+    A pass goes on where it is when the rows behind are asked for; rows before it begin a new one. So only rows that are
+    asked for nearly in their order are quick.
+
+    Args:
+        decode: yields all rows in order, in pieces `[k, c]` that are not changed afterwards.
+    """
+
+    in_memory = False
+
+    def __init__(self, decode: Callable[[], Iterator[np.ndarray]], num_rows: int):
+        self.num_rows = num_rows
+        self._decode = decode
+        self._means: np.ndarray | None = None
+        self._passes: list[_Pass] = []  # The one that was used last is the first.
+        self._lock = threading.Lock()
+
+    def take(self, rows: RowNumbers) -> np.ndarray:
+        """Rows by number, `[k, c]`.
+
+        Raises:
+            InputError: if a file cannot be decoded any more.
+            StateError: if a file changed since it was opened.
+        """
+        numbers = np.asarray(rows, np.int64)
+        order = np.argsort(numbers, kind="stable")
+        ascending, found, done = numbers[order], [], 0
         with self._lock:
-            while self._held and self._held_bytes + size > self._budget:
-                dropped, _ = self._held.popitem(last=False)
-                self._held_bytes -= int(self._sizes[dropped])
+            while done < len(numbers):
+                first, piece = self._piece(int(ascending[done]))
+                end = int(np.searchsorted(ascending, first + len(piece)))
+                found.append(piece[ascending[done:end] - first])
+                done = end
+        if len(found) == 1 and isinstance(rows, range):
+            return found[0]
+        result = np.empty((len(numbers), found[0].shape[1] if found else 0))
+        result[order] = np.concatenate(found) if found else result
+        return result
+
+    def read_ahead(self, rows: range) -> None:
+        """Nothing: rows come in their order."""
+
+    def impute(self, means: np.ndarray) -> None:
+        """See `RowStore.impute`."""
+        self._means, self._passes = means, []
+
+    def _piece(self, row: int) -> tuple[int, np.ndarray]:
+        """The piece that holds a row, and the number of its first row."""
+        for a_pass in self._passes:
+            if piece := a_pass.held_piece(row):
+                return piece
+        before = [one for one in self._passes if one.end <= row]
+        a_pass = max(before, key=lambda one: one.end) if before else _Pass(self._decode())
+        if before:
+            self._passes.remove(a_pass)
+        # Of passes that have ended, threads that are late need the last one only.
+        going = [one for one in self._passes if one.end < self.num_rows]
+        ended = [one for one in self._passes if one.end >= self.num_rows][:1]
+        self._passes = [a_pass, *going[: _MOST_PASSES - 2], *ended]
+        while a_pass.end <= row:
+            a_pass.advance(self._means)
+        piece = a_pass.held_piece(row)
+        assert piece
+        return piece
+
+
+class _Pass:
+    """One pass over all rows, and the last pieces that it has seen."""
+
+    def __init__(self, pieces: Iterator[np.ndarray]):
+        self.end = 0
+        self._pieces, self._held, self._held_bytes = pieces, collections.deque[tuple[int, np.ndarray]](), 0
+
+    def held_piece(self, row: int) -> tuple[int, np.ndarray] | None:
+        return next(((first, piece) for first, piece in self._held if first <= row < first + len(piece)), None)
+
+    def advance(self, means: np.ndarray | None) -> None:
+        piece = next(self._pieces, None)
+        if piece is None:
+            raise StateError("the table ended early: it changed while in use; restore it and resume")
+        if means is not None:
+            imputed(piece, means)
+        self._held.append((self.end, piece))
+        self.end += len(piece)
+        self._held_bytes += piece.nbytes
+        while self._held_bytes > _HELD_BYTES and len(self._held) > 1:
+            self._held_bytes -= self._held.popleft()[1].nbytes

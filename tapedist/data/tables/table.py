@@ -1,8 +1,7 @@
 """The user's own rows: CSV, TSV, Parquet, NumPy and TFDS tables as a `Source`.
 
-`check_table` looks at paths and headers only; `open_table` also reads every row once, and keeps a small table in
-memory, a large one in place (Parquet, uncompressed arrays) or in a scratch file. Neither imports TensorFlow, except
-for TFDS.
+`check_table` looks at paths and headers only; `open_table` also reads every row once, and keeps them as one matrix a
+split: of a small table in memory, of a large one in a scratch file. Neither imports TensorFlow, except for TFDS.
 
 Legend: `n` rows of a split, `d` features, `k` rows asked for.
 """
@@ -13,28 +12,25 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from tapedist.data.permutations import WINDOW_ROWS
+from tapedist.data.layout import RowNumbers
+from tapedist.data.orders import split_sizes
 from tapedist.data.ranges import LEAST, Ranges, ranges_of_rows
-from tapedist.data.source import RowNumbers
+from tapedist.data.source import Source
 from tapedist.data.tables.columns import Column, Roles, choose, listed
 from tapedist.data.tables.files import display
-from tapedist.data.tables.gather import RowGather, Units, empty_rows
 from tapedist.data.tables.listing import FoundFiles, find_files
-from tapedist.data.tables.reader import SegmentStore, TableReader
-from tapedist.data.tables.scan import CellRule, Scanned, holds_numbers, scan
-from tapedist.data.tables.split import CHUNK_ROWS, HashSplit, RowSplit
-from tapedist.data.tables.store import MemoryStore, ScratchStore, SegmentCache
+from tapedist.data.tables.reader import TableReader
+from tapedist.data.tables.scan import CHUNK_ROWS, HashSplit, Scanned, checked_chunks, holds_numbers, kept_pieces, scan
+from tapedist.data.tables.store import DecodedRows, RowStore, ScratchFolder
 from tapedist.errors import InputError, TapedistError
 
 MEMORY_BUDGET = 512 * 2**20
-_HELD_SEGMENTS = 10
 TFDS_PREFIX = "tfds:"
-_STORAGE: dict[type, str] = {MemoryStore: "memory", ScratchStore: "scratch file"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +105,8 @@ def open_table(
     seed: int = 0,
     dtype: str = "float32",
     memory_budget: int = MEMORY_BUDGET,
+    scratch_dir: str = "",
+    in_order: bool = True,
     need_target: bool = True,
     of_run: bool = False,
     check_stop: Callable[[], object] = lambda: None,
@@ -123,7 +121,10 @@ def open_table(
         test_fraction: in [0, 1).
         seed: of the hash.
         dtype: the compute type; numbers beyond float32 are bad cells under "float32".
-        memory_budget: bytes of rows to hold; larger tables are read in place or copied to a scratch file in `$TMPDIR`.
+        memory_budget: bytes of rows to keep in memory; larger tables are kept in a scratch file.
+        scratch_dir: its folder; empty takes the system's temporary one. Without room there they are decoded anew for
+            every pass.
+        in_order: whether rows will be asked for in their order, nearly, so that they need not be kept.
         check_stop: called now and then while rows are read; may raise to break it off.
 
     Raises:
@@ -132,99 +133,118 @@ def open_table(
         StorageError: if a scratch file is needed and cannot be written.
     """
     header = check_table(data, target=target, features=features, weight=weight, need_target=need_target, of_run=of_run)
+    by_hash = HashSplit(test_fraction, seed) if split == "hash" and test_fraction else None
     read = functools.partial(
-        _scanned, dtype=dtype, on_bad_rows=on_bad_rows, test_fraction=test_fraction, memory_budget=memory_budget,
-        by_hash=HashSplit(test_fraction, seed) if split == "hash" and test_fraction else None, check_stop=check_stop,
+        scan, dtype=dtype, on_bad_rows=on_bad_rows, test_fraction=test_fraction, in_memory=memory_budget,
+        folder=ScratchFolder(scratch_dir), by_hash=by_hash, in_order=in_order, check_stop=check_stop,
     )  # fmt: skip
-    segments, scanned = read(header, suspect=not header.roles.chosen)
+    scanned = read(header.reader, header.roles, suspect=not header.roles.chosen)
     if scanned.suspects:
         header = _without_blank(header, scanned.suspects, check_stop)
-        segments, scanned = read(header, suspect=False)
+        scanned = read(header.reader, header.roles)
     if scanned.num_rows == scanned.num_dropped:
         raise InputError(no_rows(display(data), header.roles, scanned))
-    rows = RowSplit(scanned.num_rows, scanned.dropped, split, test_fraction, seed)
-    if not rows.count("train"):
-        raise InputError(f"--test_fraction={test_fraction}: leaves no row of {display(data)} to train on; lower it")
-    store: SegmentStore | None = scanned.store if scanned.store is not None else segments
-    assert store is not None
-    # More than this is seldom asked for again before it is dropped, and fresh memory costs more than decoding.
-    held = min(memory_budget, max(2 * _window_bytes(store, test_fraction), _HELD_SEGMENTS * _largest(store)))
     settings = [split, test_fraction, seed if split == "hash" else 0] if test_fraction else []
     settings += [on_bad_rows] if scanned.num_dropped or scanned.num_imputed else []
-    return TableSource(header, scanned, rows, store, CellRule(header.roles, dtype), settings, held, check_stop)
+    decode = functools.partial(_decoded, header, dtype=dtype, on_bad_rows=on_bad_rows, by_hash=by_hash)
+    stores: Mapping[str, RowStore | DecodedRows] = scanned.stores or {
+        name: DecodedRows(functools.partial(decode, name), n) for name, n in scanned.kept.items()
+    }
+    parts = _parts(stores, scanned.kept, 0.0 if by_hash else test_fraction)
+    if not len(parts["train"].rows):
+        raise InputError(f"--test_fraction={test_fraction}: leaves no row of {display(data)} to train on; lower it")
+    return TableSource(header, scanned, parts, settings, check_stop)
 
 
-class TableSource:
-    """Rows of a table by number; implements `tapedist.data.orders.Source`. Made by `open_table`.
+class Part(NamedTuple):
+    """A split: some consecutive rows of a store.
 
     Attributes:
-        num_features: `d`.
-        feature_names: their columns.
-        target_name: the target's column; empty if there is none.
-        weighted: whether rows have weights.
-        weight_exponent: training divides weights, which count in proportion only, by 2 to the power of it: the largest
-            is then about 1, in any type.
-        dtype: of the rows.
+        store: kept rows.
+        rows: those of the split.
+    """
+
+    store: RowStore | DecodedRows
+    rows: range
+
+
+def _parts(
+    stores: Mapping[str, RowStore | DecodedRows], kept: Mapping[str, int], test_fraction: float
+) -> dict[str, Part]:
+    """The splits; without a hash both are of one store, and the last rows test."""
+    if kept["test"] or not test_fraction:
+        return {split: Part(stores.get(split, stores["train"]), range(n)) for split, n in kept.items()}
+    num_train, num_test = split_sizes(kept["train"], test_fraction)
+    store = stores["train"]
+    return {"train": Part(store, range(num_train)), "test": Part(store, range(num_train, num_train + num_test))}
+
+
+def _decoded(
+    header: TableHeader, split: str, *, dtype: str, on_bad_rows: str, by_hash: HashSplit | None
+) -> Iterator[np.ndarray]:
+    """All kept rows of a split, decoded anew."""
+    header.reader.check_unchanged()
+    chunks = checked_chunks(header.reader, header.roles, dtype=dtype, on_bad_rows=on_bad_rows, found=Scanned())
+    for chunk in chunks:
+        for of_split, rows in kept_pieces(chunk, by_hash):
+            if of_split == split and len(rows):
+                yield rows.copy()
+
+
+class TableSource(Source):
+    """Rows of a table by number. Made by `open_table`.
+
+    Attributes:
         num_dropped: rows left out for bad cells.
         num_imputed: cells that were replaced by their column's mean.
-        largest: the largest magnitude of each feature and, last, of the target, float64; without a target `[d]`.
-        holds_tiny: whether training meets numbers other than 0 below 2**-126.
-        storage: where the rows are kept: "memory", "in place" or "scratch file".
-        content_digest: names the table's numbers, whatever its format, split and settings.
-        notices: sentences that the user should see once.
-        failure: what went wrong inside a `tf.data` map, which loses the type of an error; None if nothing did.
+        storage: where the rows are kept: "memory", "scratch file", or "nowhere": they are decoded anew in each pass.
     """
 
     dtype = np.dtype(np.float64)
+    read_by_numpy = True
+    row_major = False
 
     def __init__(
-        self, header: TableHeader, scanned: Scanned, split: RowSplit, store: SegmentStore, rule: CellRule,
-        settings: list[Any], memory_budget: int, check_stop: Callable[[], object],
+        self, header: TableHeader, scanned: Scanned, parts: dict[str, Part], settings: list[Any],
+        check_stop: Callable[[], object],
     ):  # fmt: skip
-        roles = header.roles
+        roles, extremes = header.roles, scanned.extremes
+        assert extremes
         self.num_features, self.feature_names = len(roles.features), roles.features
         self.target_name, self.weighted = roles.target, bool(roles.weight)
         self.num_dropped, self.num_imputed = scanned.num_dropped, scanned.num_imputed
         self.weight_exponent = int(np.frexp(scanned.largest[-1])[1]) if self.weighted else 0
-        self.largest = scanned.largest[: self.num_features + bool(roles.target)]
-        self.content_digest = scanned.digest
-        self.storage = _STORAGE.get(type(store), "in place")
+        kept = "memory" if parts["train"].store.in_memory else "scratch file"
+        self.storage = "nowhere" if scanned.no_room else kept
         self.notices = tuple(_notices(header, scanned))
-        self.failure: TapedistError | None = None
-        self._split, self._rule, self._roles = split, rule, roles
-        self._gather = RowGather(
-            store.get if isinstance(store, MemoryStore) else SegmentCache(store, memory_budget).get,
-            store.starts,
-            num_features=self.num_features, has_target=bool(roles.target), weighted=self.weighted, rule=rule,
-        )  # fmt: skip
-        names = json.dumps([self.content_digest, roles.features, roles.target, roles.weight, settings])
+        self._parts, self._roles, self._dropped = parts, roles, scanned.dropped
+        names = json.dumps([scanned.digest, roles.features, roles.target, roles.weight, settings])
         self._fingerprint = hashlib.sha256(names.encode()).hexdigest()
-        assert scanned.extremes
-        self._extremes, self._ranges = scanned.extremes, dict[str, Ranges]()
-        least_weight = np.ldexp(scanned.extremes.least_weight, -self.weight_exponent) if self.weighted else 1.0
-        self.holds_tiny = scanned.holds_tiny or bool(least_weight < LEAST["float32"])
+        self._extremes, self._ranges = extremes, dict[str, Ranges]()
+        least_weight = np.ldexp(extremes.least_weight, -self.weight_exponent) if self.weighted else 1.0
+        self._holds_tiny = scanned.holds_tiny or bool(least_weight < LEAST["float32"])
         if self.num_imputed:
-            self._gather.means = self._train_means(check_stop)
-            if self.target_name:  # What stands in the place of bad cells was not scanned.
-                for name in ("train", "test"):
-                    self._ranges[name] = ranges_of_rows(self, name, check_stop=check_stop)
-        if self.weighted and not any((w > 0).any() for _, _, w in self._train_blocks(check_stop)):
-            raise InputError(f"--weight={display(roles.weight)}: is 0 in every training row; give positive weights")
-        if self.weighted and scanned.largest[-1] < (least := np.finfo(np.float64).tiny):
-            raise InputError(
-                f"--weight={display(roles.weight)}: its largest weight is {scanned.largest[-1]:g}; must be at least "
-                f"{least:.3g}, below which numbers lose their digits; multiply the column by a large number, which "
-                "changes no result"
-            )
+            self._impute(check_stop)
+        if self.weighted:
+            self._check_weights(float(scanned.largest[-1]), check_stop)
+
+    @property
+    def holds_tiny(self) -> bool:
+        """Whether training meets numbers other than 0 below 2**-126."""
+        return self._holds_tiny
 
     def num_rows(self, split: str) -> int:
         """Rows in `split`, which is "train" or "test"."""
-        return self._split.count(split)
+        return len(self._parts[split].rows)
+
+    def fingerprint(self) -> str:
+        """Names the rows and their split: equal for the same table in any file format."""
+        return self._fingerprint
 
     def ranges(self, split: str) -> Ranges:
         """Least and greatest values of the rows of a split."""
         if split not in self._ranges:
-            low, high = self._extremes.of(split, self._split, self._columns)
+            low, high = self._extremes.of(split, self.num_rows("train"), self._columns)
             weight = float(np.ldexp(high[-1], -self.weight_exponent)) if self.weighted else 1.0
             count = self.num_features + bool(self.target_name)
             self._ranges[split] = Ranges.of_extremes(low[:count], high[:count], weight)
@@ -235,10 +255,6 @@ class TableSource:
         x, *rest = self.rows(split, rows)
         return [*x.T, *(rest if self.target_name else rest[1:])]
 
-    def fingerprint(self) -> str:
-        """Names the rows and their split: equal for the same table in any file format."""
-        return self._fingerprint
-
     def rows(self, split: str, indices: RowNumbers) -> tuple[np.ndarray, ...]:
         """Rows of a split by number; may be called from several threads.
 
@@ -247,50 +263,39 @@ class TableSource:
             indices: a range, or int64 `[k]`, each in `[0, num_rows(split))`.
 
         Returns:
-            `(x, y)` of shapes `[k, d]` and `[k]`, float64, or `(x, y, w)` if `weighted`. `y` is NaN without a target.
+            `(x, y)` of shapes `[k, d]` and `[k]`, float64, or `(x, y, w)` if `weighted`; not to be written to. Without
+            a target `y` is NaN.
 
         Raises:
             IndexError: if an index is outside the split.
-            StateError: if a file changed since it was opened.
+            StateError: if they are decoded anew, and a file changed since it was opened.
         """
-        out = empty_rows(len(indices), self.num_features, weighted=self.weighted, dtype=self.dtype)
-        self._read(out, split, indices)
-        return out
+        found, d = self._taken(split, indices), self.num_features
+        y = found[:, d] if self.target_name else np.full(len(found), np.nan)
+        return found[:, :d], y, *([found[:, -1]] if self.weighted else [])
 
-    def read_into(
-        self, out: Sequence[np.ndarray], split: str, rows: RowNumbers, *, units: Units | None = None,
-        ascending: bool = True,
-    ) -> None:  # fmt: skip
-        """Writes rows of a split as training takes them; may be called from several threads.
-
-        Args:
-            out: `(x [k, d], y [k][, w [k]])`, whose types are rounded to at the very end; weights are divided by
-                `2**weight_exponent`. `x` may be feature-major tiles `[tiles, d, T]`, see `table_gather.write_tiles`.
-            split: "train" or "test".
-            rows: a range, which is the fastest, or int64 `[k]`.
-            units: of the result; raw ones if None.
-            ascending: whether the rows behind are asked for next, and worth reading ahead.
-
-        Raises:
-            IndexError: if a row is outside the split.
-            StateError: if a file changed since it was opened.
-        """
-        self._read(out, split, rows, units=units, weight_exponent=self.weight_exponent, ascending=ascending)
-
-    def _read(self, out: Sequence[np.ndarray], split: str, rows: RowNumbers, **how: Any) -> None:
+    def _taken(self, split: str, indices: RowNumbers) -> np.ndarray:
+        store, own = self._parts[split]
+        if not len(indices):
+            return np.empty((0, len(self._roles.names)))
+        ends = (indices[0], indices[-1]) if isinstance(indices, range) else (indices.min(), indices.max())
+        if ends[0] < 0 or ends[1] >= len(own):
+            raise IndexError(f"row {ends[0]} to {ends[1]} of {len(own)} in split {split!r}")
         try:
-            self._gather.into(out, self._split.file_rows(split, rows), **how)
+            return store.take(_shifted(indices, own.start))
         except TapedistError as error:
             self.failure = error
             raise
 
-    def columns_into(self, found: np.ndarray, split: str, rows: RowNumbers) -> None:
-        """Writes rows of a split into `found` column by column: features, target and any weight, `[d + 1 (+ 1), k]`."""
-        self._gather.columns_into(found, self._split.file_rows(split, rows))
+    def read_ahead(self, split: str, rows: range) -> None:
+        store, own = self._parts[split]
+        store.read_ahead(range(rows.start + own.start, rows.stop + own.start))
 
-    def file_rows(self, split: str, indices: np.ndarray) -> np.ndarray:
-        """Numbers in the file, int64 `[k]`, of rows of a split; rows left out for bad cells have numbers too."""
-        return np.asarray(self._split.file_rows(split, indices))
+    def file_rows(self, indices: np.ndarray) -> np.ndarray:
+        """Numbers in the file, int64 `[k]`, of rows of an undivided table, where dropped ones have numbers too."""
+        dropped = np.concatenate([np.zeros(0, np.int64), *self._dropped])
+        # Before the j-th dropped row there are as many kept rows as its number says, less j.
+        return indices + np.searchsorted(dropped - np.arange(len(dropped)), indices, side="right")
 
     def take(self, split: str, indices: Any) -> tuple[Any, ...]:
         """`rows` as a TensorFlow operation.
@@ -305,7 +310,11 @@ class TableSource:
         import tensorflow as tf
 
         types = [tf.as_dtype(self.dtype)] * (3 if self.weighted else 2)
-        taken = tf.numpy_function(functools.partial(self.rows, split), [indices], types, stateful=False)
+
+        def read(numbers: np.ndarray) -> list[np.ndarray]:
+            return [np.ascontiguousarray(column) for column in self.rows(split, numbers)]
+
+        taken = tf.numpy_function(read, [indices], types, stateful=False)
         for tensor, shape in zip(taken, ([self.num_features], [], []), strict=False):
             tensor.set_shape(tf.TensorShape(indices.shape[:1]).concatenate(shape))
         return tuple(taken)
@@ -316,13 +325,22 @@ class TableSource:
             check_stop()
             yield self.rows("train", range(first, min(first + CHUNK_ROWS, n)))
 
+    def _impute(self, check_stop: Callable[[], object]) -> None:
+        """Puts means in the place of bad cells."""
+        means = self._train_means(check_stop)
+        for store in {id(part.store): part.store for part in self._parts.values()}.values():
+            store.impute(means)
+        if self.target_name:  # What stands there now was not scanned.
+            for split in self._parts:
+                self._ranges[split] = ranges_of_rows(self, split, check_stop=check_stop)
+
     def _train_means(self, check_stop: Callable[[], object]) -> np.ndarray:
         """Mean of the good cells of each feature over the training rows, `[d]`; summed in blocks of fixed size."""
         sums, counts = np.zeros(self.num_features), np.zeros(self.num_features)
         for x, *_ in self._train_blocks(check_stop):
             for position, values in enumerate(x.T):
-                bad = self._rule.bad(position, values)
-                good = values if bad is None else values[~bad]
+                bad = np.isnan(values)
+                good = values[~bad] if bad.any() else values
                 sums[position] += good.sum()
                 counts[position] += len(good)
         if not counts.all():
@@ -333,6 +351,22 @@ class TableSource:
                 + (f" by {fix}" if fix else "")
             )
         return sums / counts
+
+    def _check_weights(self, largest: float, check_stop: Callable[[], object]) -> None:
+        """Raises InputError if no training row counts, or the weights are too small to be divided."""
+        name = display(self._roles.weight)
+        if not any((w > 0).any() for _, _, w in self._train_blocks(check_stop)):
+            raise InputError(f"--weight={name}: is 0 in every training row; give positive weights")
+        if largest < (least := np.finfo(np.float64).tiny):
+            raise InputError(
+                f"--weight={name}: its largest weight is {largest:g}; must be at least {least:.3g}, below which "
+                "numbers lose their digits; multiply the column by a large number, which changes no result"
+            )
+
+
+def _shifted(rows: RowNumbers, by: int) -> RowNumbers:
+    """`rows + by`."""
+    return range(rows.start + by, rows.stop + by) if isinstance(rows, range) else rows + by if by else rows
 
 
 def _reader(data: str) -> tuple[TableReader, FoundFiles | None]:
@@ -354,19 +388,6 @@ def _reader(data: str) -> tuple[TableReader, FoundFiles | None]:
     return ArrayReader(found.files), found
 
 
-def _scanned(
-    header: TableHeader, *, test_fraction: float, memory_budget: int, **settings: Any
-) -> tuple[SegmentStore | None, Scanned]:
-    """The table in place, if it can be read there, and what its scan found."""
-    segments = header.reader.segments(header.roles.names)
-    in_place = segments is not None and _window_bytes(segments, test_fraction) <= memory_budget
-    scanned = scan(
-        header.reader, header.roles, in_memory=memory_budget // 2, keep=not in_place, test_fraction=test_fraction,
-        **settings,
-    )  # fmt: skip
-    return segments, scanned
-
-
 def _without_blank(header: TableHeader, suspects: Sequence[str], check_stop: Callable[[], object]) -> TableHeader:
     """The header without those features among `suspects` that hold no number in any row."""
     found = holds_numbers(header.reader, suspects, check_stop)
@@ -379,17 +400,9 @@ def _without_blank(header: TableHeader, suspects: Sequence[str], check_stop: Cal
     return dataclasses.replace(header, roles=roles)
 
 
-def _largest(segments: SegmentStore) -> int:
-    """Bytes of the largest segment."""
-    return int(np.diff(segments.starts).max(initial=0)) * segments.row_bytes
-
-
-def _window_bytes(segments: SegmentStore, test_fraction: float) -> int:
-    """What a window of the shuffled order takes to be held, so that no segment is decoded twice for it."""
-    return int(WINDOW_ROWS / (1 - test_fraction) * segments.row_bytes) + 2 * _largest(segments)
-
-
 def _notices(header: TableHeader, scanned: Scanned) -> Iterator[str]:
+    if scanned.no_room:
+        yield f"{scanned.no_room}; so {display(header.data)} is decoded anew in each pass; give a folder with more room"
     yield from row_notices(display(header.data), scanned)
     yield from column_notices(display(header.data), header.roles)
     if header.files:

@@ -12,7 +12,7 @@ import numpy as np
 from tapedist.data.tables.columns import Column
 from tapedist.data.tables.files import TableFile, display
 from tapedist.data.tables.npy import to_floats
-from tapedist.data.tables.reader import INEXACT, Cell, RowBatch
+from tapedist.data.tables.reader import INEXACT, Cell, RowBatch, TableReader
 from tapedist.errors import InputError, StateError
 
 _BATCH_ROWS = 65_536
@@ -20,7 +20,7 @@ _FIRST_SPLITS = ("train", "validation", "test")
 _REAL = ("float", "int", "uint")
 
 
-class TfdsReader:
+class TfdsReader(TableReader):
     """Reads all splits of a prepared dataset, `train`, `validation`, `test` first, in the order they were written.
 
     A feature that is a real scalar is a column of its name; a vector `[k]` is `name0`, `name1`, ... The target is the
@@ -35,12 +35,10 @@ class TfdsReader:
         InputError: if the dataset is not there or is no table.
     """
 
-    default_weight = ""
-
     def __init__(self, data: str):
         self._data = display(data)
         self._folder = _version_folder(data)
-        self._files = [TableFile.of(path) for path in sorted(_listing(self._folder))]
+        self.files = [TableFile.of(path) for path in sorted(_listing(self._folder))]
         tree, info = self._json("features.json"), self._json("dataset_info.json")
         features = tree.get("featuresDict", {}).get("features", {})
         self._widths = {name: _width(feature) for name, feature in features.items()}
@@ -54,14 +52,6 @@ class TfdsReader:
         self.default_target = target if self._widths.get(target) in (0, 1) else ""
         width = self._widths.get(inputs)
         self.default_features = () if width is None else tuple(_column_names(inputs, width))
-
-    def check_unchanged(self) -> None:
-        """Raises StateError if a file changed since it was opened."""
-        for file in self._files:
-            file.check_unchanged()
-
-    def segments(self, names: Sequence[str]) -> None:
-        """None: records cannot be read from the middle."""
 
     def batches(self, names: Sequence[str]) -> Iterator[RowBatch]:
         """All rows in order."""

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from tapedist.data import frames
-from tapedist.data.ranges import Ranges, holds_tiny, ranges_of_rows
-from tapedist.data.source import BLOCK_ROWS, Source
+from tapedist.data.ranges import holds_tiny, ranges_of_rows
+from tapedist.data.source import BLOCK_ROWS, Ranges, Source
 from tapedist.data.tables.columns import listed
 from tapedist.errors import InputError
 from tapedist.text import display

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 from tapedist.config import TrainConfig
@@ -80,12 +78,11 @@ def check_target(config: TrainConfig, source: Source, columns: ColumnMoments) ->
     )
 
 
-def open_source(config: TrainConfig, *, check_stop: Callable[[], object] = lambda: None) -> Source:
+def open_source(config: TrainConfig) -> Source:
     """The source that `--data` names.
 
     Args:
         config: the run's settings.
-        check_stop: called now and then while rows are read; may raise to break it off.
 
     Raises:
         InputError: if it cannot be read.
@@ -105,7 +102,6 @@ def open_source(config: TrainConfig, *, check_stop: Callable[[], object] = lambd
             dtype=config.dtype,
             scratch_dir=config.scratch_dir,
             in_order=config.mode == "full_batch" or config.shuffle == "none",
-            check_stop=check_stop,
         )
     from tapedist.data.synthetic import SyntheticSource  # Imports TensorFlow.
 

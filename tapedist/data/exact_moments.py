@@ -15,7 +15,7 @@ Legend: `k` rows of a chunk, `d` features, `c = d + 1` columns (the features, th
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -33,8 +33,7 @@ from tapedist.data.exact_arithmetic import (
     two_sum,
 )
 from tapedist.data.layout import piece_rows
-from tapedist.data.ranges import Ranges
-from tapedist.data.source import Source, row_blocks
+from tapedist.data.source import Ranges, Source, row_blocks
 from tapedist.errors import InputError
 
 MOST_SLICES = 6  # 126 bits: what double-double arithmetic makes use of.
@@ -266,7 +265,6 @@ def _shifts(ranges: Ranges) -> tuple[np.ndarray, np.ndarray]:
 
 def exact_moments(
     source: Source, ranges: Ranges, *, num_slices: int = MOST_SLICES, products: bool = True,
-    check_stop: Callable[[], object] = lambda: None,
 ) -> ExactMoments:  # fmt: skip
     """The moments of the training rows: one pass.
 
@@ -275,7 +273,6 @@ def exact_moments(
         ranges: of the same rows.
         num_slices: see `ExactMoments`.
         products: likewise.
-        check_stop: called before every block; may raise to break the pass off.
 
     Raises:
         InputError: a number is not finite.
@@ -284,19 +281,19 @@ def exact_moments(
     moments = ExactMoments(
         ranges, names=source.feature_names, num_slices=num_slices, products=products, weight_exponent=exponent
     )
-    for columns, w in _column_blocks(source, check_stop):
+    for columns, w in _column_blocks(source):
         moments.add(columns, None if w is None else np.ldexp(w, -exponent))
     return moments
 
 
-def _column_blocks(source: Source, check_stop: Callable[[], object]) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+def _column_blocks(source: Source) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
     """The training rows in the blocks of `row_blocks`: `(columns [c, k], w [k] or None)`, float64.
 
     Contiguous columns are the fastest. The next block takes a block's memory: fresh memory would cost as much as
     reading it.
     """
     buffer = np.zeros(0)
-    for x, y, w in row_blocks(source, "train", check_stop=check_stop):
+    for x, y, w in row_blocks(source, "train"):
         size = (source.num_features + 1) * len(y)
         buffer = buffer if size <= len(buffer) else np.empty(size)
         yield as_columns(x, y, buffer[:size].reshape(-1, len(y))), w

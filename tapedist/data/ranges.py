@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from tapedist.data.source import RowArrays, Source, row_blocks
+from tapedist.data.source import Ranges, RowArrays, Source, row_blocks
 from tapedist.errors import InputError
 from tapedist.text import display
 
@@ -62,38 +62,10 @@ def holds_tiny(values: np.ndarray, ends: np.ndarray | None = None) -> bool:
     return False
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Ranges:
-    """Bounds of the rows of positive weight, in the units of the source and before they are rounded for training.
-
-    Attributes:
-        low: the least value of each feature and, last, of the target, float64 `[d + 1]`.
-        high: the greatest.
-        weight: the largest weight over `2**weight_exponent`; 1 without weights.
-    """
-
-    low: np.ndarray
-    high: np.ndarray
-    weight: float = 1.0
-
-    @classmethod
-    def none(cls, num_features: int) -> Ranges:
-        """Of no rows."""
-        return cls(np.zeros(num_features + 1), np.zeros(num_features + 1))
-
-    @classmethod
-    def of_extremes(cls, low: np.ndarray, high: np.ndarray, weight: float = 1.0) -> Ranges:
-        """Of extremes that start at plus and minus infinity, which stay where no row weighs anything."""
-        if not (low <= high).all():
-            return cls.none(len(low) - 1)
-        return cls(low + 0.0, high + 0.0, weight)  # -0.0 and 0.0 are equal, and either may have been met first.
-
-
 def ranges(
     source: Source,
     split: str,
     *,
-    check_stop: Callable[[], object] = lambda: None,
     log: Callable[[str], object] = lambda sentence: None,
 ) -> Ranges:
     """The ranges of a split, by the source's own method `ranges(split)` if it knows them, or by a pass over all rows.
@@ -101,7 +73,6 @@ def ranges(
     Args:
         source: the rows.
         split: "train" or "test".
-        check_stop: called before every block of a pass; may raise to break it off.
         log: told of a pass.
 
     Raises:
@@ -115,20 +86,18 @@ def ranges(
             f"reading all {source.num_rows(split)} {split} rows once for the ranges of their columns; a source with a "
             "method ranges(split) spares this pass"
         )
-        known = ranges_of_rows(source.raw, split, check_stop=check_stop)
+        known = ranges_of_rows(source.raw, split)
     return source.in_units(known)
 
 
-def ranges_of_rows(source: Source, split: str, *, check_stop: Callable[[], object] = lambda: None) -> Ranges:
+def ranges_of_rows(source: Source, split: str) -> Ranges:
     """The ranges of a split by a pass over all of its rows; arguments as in `ranges`.
 
     Raises:
         InputError: if a number is not finite, or a weight negative.
     """
     names, exponent = (*source.feature_names, source.target_name), source.weight_exponent
-    return ranges_of_blocks(
-        row_blocks(source, split, check_stop=check_stop), names, split=split, weight_exponent=exponent
-    )
+    return ranges_of_blocks(row_blocks(source, split), names, split=split, weight_exponent=exponent)
 
 
 def ranges_of_blocks(

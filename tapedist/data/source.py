@@ -5,21 +5,48 @@ Legend: `d` features, `k` rows asked for, `r` runs, `T` rows of a tile.
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from tapedist.data.layout import RowNumbers, Units, convert
 
-if TYPE_CHECKING:  # It reads sources.
-    from tapedist.data.ranges import Ranges
-
 BLOCK_ROWS = 65_536
 
 # x [k, d], y [k] and w [k] or None, float64.
 RowArrays = tuple[np.ndarray, np.ndarray, np.ndarray | None]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Ranges:
+    """Bounds of the rows of positive weight, in the units of the source and before they are rounded for training.
+
+    Attributes:
+        low: the least value of each feature and, last, of the target, float64 `[d + 1]`.
+        high: the greatest.
+        weight: the largest weight over `2**weight_exponent`; 1 without weights.
+    """
+
+    low: np.ndarray
+    high: np.ndarray
+    weight: float = 1.0
+
+    @classmethod
+    def none(cls, num_features: int) -> Ranges:
+        """Of no rows."""
+        return cls(np.zeros(num_features + 1), np.zeros(num_features + 1))
+
+    @classmethod
+    def of_extremes(cls, low: np.ndarray, high: np.ndarray, weight: float = 1.0) -> Ranges:
+        """Of extremes that start at plus and minus infinity, which stay where no row weighs anything."""
+        if not (low <= high).all():
+            return cls.none(len(low) - 1)
+        return cls(low + 0.0, high + 0.0, weight)  # -0.0 and 0.0 are equal, and either may have been met first.
 
 
 class Source:
@@ -217,16 +244,35 @@ def taken_as_float32(source: Source) -> bool:
     return source.take("train", tf.zeros([1], tf.int64))[0].dtype == tf.float32
 
 
-def row_ranges(
-    source: Source, split: str, *, block_rows: int = BLOCK_ROWS, check_stop: Callable[[], object] = lambda: None
-) -> Iterator[range]:
+_CHECK_STOP: contextvars.ContextVar[Callable[[], bool]] = contextvars.ContextVar("check_stop", default=lambda: False)
+
+
+@contextlib.contextmanager
+def interruptible(check: Callable[[], bool]) -> Iterator[None]:
+    """Passes over rows inside the block call `check` before every block of rows; it raises to end them.
+
+    A context variable, so that the functions between a run and its rows need not hand it on. Threads that are started
+    inside do not have it.
+    """
+    token = _CHECK_STOP.set(check)
+    try:
+        yield
+    finally:
+        _CHECK_STOP.reset(token)
+
+
+def check_stop() -> bool:
+    """Calls the check of `interruptible`: returns False, or raises."""
+    return _CHECK_STOP.get()()
+
+
+def row_ranges(source: Source, split: str, *, block_rows: int = BLOCK_ROWS) -> Iterator[range]:
     """All row numbers of a split in order, in blocks of a fixed size: sums over them do not depend on the machine.
 
     Args:
         source: the rows.
         split: "train" or "test".
         block_rows: rows in a block, at most.
-        check_stop: called before every block; may raise to break the pass off.
     """
     n = source.num_rows(split)
     # Wide rows come in smaller blocks; the size depends on the rows alone.
@@ -236,9 +282,7 @@ def row_ranges(
         yield range(first, min(first + rows, n))
 
 
-def row_blocks(
-    source: Source, split: str, *, block_rows: int = BLOCK_ROWS, check_stop: Callable[[], object] = lambda: None
-) -> Iterator[RowArrays]:
+def row_blocks(source: Source, split: str, *, block_rows: int = BLOCK_ROWS) -> Iterator[RowArrays]:
     """All rows of a split in the blocks of `row_ranges`, whose arguments see."""
-    for rows in row_ranges(source, split, block_rows=block_rows, check_stop=check_stop):
+    for rows in row_ranges(source, split, block_rows=block_rows):
         yield row_arrays(source, split, rows)

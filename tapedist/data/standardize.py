@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -23,8 +23,8 @@ import numpy as np
 
 from tapedist.data.exact_moments import MOST, ExactMoments, exact_moments
 from tapedist.data.layout import RowNumbers, Units
-from tapedist.data.ranges import Ranges, ranges
-from tapedist.data.source import Source
+from tapedist.data.ranges import ranges
+from tapedist.data.source import Ranges, Source
 from tapedist.errors import InputError
 from tapedist.text import display
 
@@ -269,19 +269,18 @@ class ColumnMoments:
     sizes: np.ndarray
 
     @classmethod
-    def of(cls, source: Source, check_stop: Callable[[], object] = lambda: None) -> ColumnMoments:
+    def of(cls, source: Source) -> ColumnMoments:
         """One pass over the training rows for their ranges, where those are not known, and one for the moments.
 
         Args:
             source: the rows; those of weight 0 do not count, whatever they hold.
-            check_stop: called before every block; may raise to break the pass off.
 
         Raises:
             InputError: if a column's squares overflow.
         """
-        known = ranges(source, "train", check_stop=check_stop)
+        known = ranges(source, "train")
         check_squares(source, known)
-        return cls.of_exact(exact_moments(source, known, products=False, check_stop=check_stop))
+        return cls.of_exact(exact_moments(source, known, products=False))
 
     @classmethod
     def of_exact(cls, moments: ExactMoments) -> ColumnMoments:

@@ -21,8 +21,8 @@ import tensorflow as tf
 from tapedist.data import generator, synthetic_identity
 from tapedist.data.layout import RowNumbers
 from tapedist.data.orders import split_sizes
-from tapedist.data.ranges import LEAST, Ranges
-from tapedist.data.source import Source
+from tapedist.data.ranges import LEAST
+from tapedist.data.source import Ranges, Source
 from tapedist.errors import InputError
 
 _SLACK = 1 + 2.0**-20  # More than roundings add.

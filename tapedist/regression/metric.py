@@ -9,20 +9,19 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 from tapedist.data.exact_arithmetic import ExactSums, chain, eliminated, folded, outer_sum, sliced_product
 from tapedist.data.exact_moments import ExactMoments, as_columns
-from tapedist.data.ranges import Ranges, ranges
-from tapedist.data.source import Source, row_blocks
+from tapedist.data.ranges import ranges
+from tapedist.data.source import Ranges, Source, row_blocks
 from tapedist.data.standardize import RawUnits, StandardUnits
 from tapedist.regression.curvature import inverse_hessian
 from tapedist.regression.least_squares import LeastSquares
 
-CheckStop = Callable[[], object]
 # The residuals' density at 0 is that of rows within this share of their deviation.
 _WINDOW = 0.25
 _DEPENDENT = 1e-13  # Share of a column's squares that is left where it depends on others.
@@ -89,9 +88,9 @@ class Metric:
         df = self.fit.degrees_of_freedom
         return math.sqrt(self.fit.loss / df) if df > 0 else None
 
-    def rows(self, source: Source, check_stop: CheckStop) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    def rows(self, source: Source) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """The training rows in the units of training: `(z [k, d], y [k], w [k])`, those of weight 0 left out."""
-        for x, y, w in row_blocks(source, "train", check_stop=check_stop):
+        for x, y, w in row_blocks(source, "train"):
             w = np.ones(len(y)) if w is None else np.ldexp(w, -source.weight_exponent)
             x, y, w = x[w > 0], y[w > 0], w[w > 0]
             yield (x - self._center) * self._factor, y - self._target_center, w
@@ -122,12 +121,12 @@ class Metric:
         return np.append(weights, float(at_center.hi))
 
 
-def largest_leverage(source: Source, fit: LeastSquares, check_stop: CheckStop) -> float:
+def largest_leverage(source: Source, fit: LeastSquares) -> float:
     """The largest of `w / mean(w) * z' C**-1 z` over the training rows, with `C` the mean of `w z z' / mean(w)`."""
-    form, known, largest = fit.form, ranges(source, "train", check_stop=check_stop), 0.0
+    form, known, largest = fit.form, ranges(source, "train"), 0.0
     means = form.means.hi
     bounds = np.maximum(np.abs(known.low[:-1] - means), np.abs(known.high[:-1] - means))
-    for x, _, w in row_blocks(source, "train", check_stop=check_stop):
+    for x, _, w in row_blocks(source, "train"):
         used = slice(None) if w is None else w > 0
         roots = sliced_product(x[used] - means, form.inverse.hi, bounds)
         leverage = folded(roots * roots) + form.intercept_at_means
@@ -137,14 +136,14 @@ def largest_leverage(source: Source, fit: LeastSquares, check_stop: CheckStop) -
     return largest * fit.num_rows
 
 
-def share_of_small_residuals(source: Source, metric: Metric, delta: float, check_stop: CheckStop) -> float:
+def share_of_small_residuals(source: Source, metric: Metric, delta: float) -> float:
     """Estimates the share of rows whose residual at the least-squares optimum is within `delta`, above 0.
 
     Where `delta` is small against the residuals, few rows or none are; then it is `delta` times the density around 0.
     """
     window = max(delta, _WINDOW * (metric.fit.residual_std or 0.0))
-    at, sums = metric.optimum(), ExactSums(np.full(2, ranges(source, "train", check_stop=check_stop).weight))
-    for z, y, w in metric.rows(source, check_stop):
+    at, sums = metric.optimum(), ExactSums(np.full(2, ranges(source, "train").weight))
+    for z, y, w in metric.rows(source):
         near = np.abs(metric.predictions(z, at) - y) <= window
         sums.add(np.stack([w * near, w]))
     inside, total = sums.values().tolist()
@@ -173,11 +172,10 @@ class NewtonGap:
         source: the rows, raw.
         delta: where the loss turns linear; infinite for (half of) squared error.
         l2: of the penalty on each parameter, `[P]`.
-        check_stop: called while rows are read; may raise to end the pass.
     """
 
-    def __init__(self, metric: Metric, source: Source, *, delta: float, l2: np.ndarray, check_stop: CheckStop):
-        self._metric, self._source, self._delta, self._l2, self._check_stop = metric, source, delta, l2, check_stop
+    def __init__(self, metric: Metric, source: Source, *, delta: float, l2: np.ndarray):
+        self._metric, self._source, self._delta, self._l2 = metric, source, delta, l2
 
     def __call__(self, parameters: np.ndarray) -> Gap:
         """The gap of `parameters` `[P]`, in units of training."""
@@ -225,7 +223,7 @@ class NewtonGap:
             return curved, 1.0, np.full(1 + len(parameters), np.nan)
         bounds = [1.0, most * most, *(most * largest[:d]), *([most] if intercept else [])]
         sums = ExactSums(known.weight * np.array(bounds) * (1 + 2.0**-20))
-        for z, y, w in metric.rows(self._source, self._check_stop):
+        for z, y, w in metric.rows(self._source):
             residuals = metric.predictions(z, parameters) - y
             near = np.abs(residuals) <= delta
             bounded = np.clip(residuals, -delta, delta)
@@ -237,4 +235,4 @@ class NewtonGap:
 
     @functools.cached_property
     def _ranges(self) -> Ranges:
-        return ranges(self._source, "train", check_stop=self._check_stop)
+        return ranges(self._source, "train")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,8 @@ from tapedist.config import TrainConfig
 from tapedist.data.catalog import check_target
 from tapedist.data.exact_arithmetic import folded
 from tapedist.data.exact_moments import MOST_SLICES, ExactMoments, exact_moments
-from tapedist.data.ranges import Ranges, ranges
-from tapedist.data.source import RowArrays, Source, row_blocks, taken_as_float32
+from tapedist.data.ranges import ranges
+from tapedist.data.source import Ranges, RowArrays, Source, row_blocks, taken_as_float32
 from tapedist.data.standardize import ColumnMoments, RawUnits, StandardUnits
 from tapedist.data.standardize import check_squares as check_column_squares
 from tapedist.regression.double_double import Extended
@@ -268,20 +268,19 @@ class Survey:
     exact: bool
 
 
-def surveyed_moments(source: Source, known: Ranges, check_stop: Callable[[], object] = lambda: None) -> ExactMoments:
+def surveyed_moments(source: Source, known: Ranges) -> ExactMoments:
     """The moments that `survey` judges by, in extended precision where that does not take long: one pass.
 
     Args:
         source: the rows, raw.
         known: of the training rows.
-        check_stop: called now and then while rows are read; may raise to break it off.
 
     Raises:
         InputError: if a number is not finite.
     """
     products = source.num_features <= _MOST_SURVEYED
     num_slices = MOST_SLICES if _is_quick(source) or not products else _FEW_SLICES
-    return exact_moments(source, known, num_slices=num_slices, products=products, check_stop=check_stop)
+    return exact_moments(source, known, num_slices=num_slices, products=products)
 
 
 def survey(source: Source, moments: ExactMoments, *, fit_intercept: bool) -> Survey | None:
@@ -312,7 +311,6 @@ def optimum(
     fit_intercept: bool,
     moments: Moments | None = None,
     force: bool = False,
-    check_stop: Callable[[], object] = lambda: None,
 ) -> LeastSquares | None:
     """The least-squares optimum of the training rows, or None where another pass over them would take long.
 
@@ -322,7 +320,6 @@ def optimum(
         moments: second moments of the rows, if somebody has them; used where they are good enough and save a pass that
             is not quick, or where they are all there is.
         force: whether to read the rows however many there are.
-        check_stop: called now and then while they are read; may raise to break it off.
 
     Raises:
         InputError: if the rows have no optimum in float64 range.
@@ -337,7 +334,7 @@ def optimum(
         if fit is not None:
             return fit
     if force or _is_quick(source):
-        exact = exact_moments(source, ranges(source, "train", check_stop=check_stop), check_stop=check_stop)
+        exact = exact_moments(source, ranges(source, "train"))
         return from_exact(exact, precision=_precision(source), **known)
     return None if moments is None else _from_moments(moments, n, digits=0, **known)
 
@@ -359,7 +356,6 @@ def mean_absolute_error(
     *,
     center: np.ndarray | None = None,
     force: bool = False,
-    check_stop: Callable[[], object] = lambda: None,
 ) -> float | None:
     """Of parameters in raw units over the training rows, or None where a pass over them would take long.
 
@@ -369,12 +365,11 @@ def mean_absolute_error(
         bias: the prediction at `center`; 0 without an intercept.
         center: `[d]`; None for zeros.
         force: whether to read the rows however many there are.
-        check_stop: called now and then while they are read; may raise to break it off.
     """
     if not force and source.num_rows("train") * (source.num_features + 2) * _LOOK > _AFFORDABLE:
         return None
     with np.errstate(over="ignore", invalid="ignore"):  # Whatever was learned, this is only a look at it.
-        blocks = row_blocks(source, "train", check_stop=check_stop)
+        blocks = row_blocks(source, "train")
         errors = residual_metrics(blocks, weights, bias, 0.0 if center is None else center)
     return errors.mae if errors and math.isfinite(errors.mae) else None
 
@@ -402,7 +397,7 @@ def _from_moments(moments: Moments, n: int, *, digits: int, **known: Any) -> Lea
 
 
 def linear_units(
-    config: TrainConfig, source: Source, *, custom_loss: bool, surveyed: bool, check_stop: Callable[[], bool]
+    config: TrainConfig, source: Source, *, custom_loss: bool, surveyed: bool
 ) -> tuple[RawUnits | StandardUnits, Survey | None]:
     """The units that the masters of a linear model are in, and what is known of the rows.
 
@@ -411,10 +406,10 @@ def linear_units(
     """
     if not surveyed and not config.standardizes:
         return RawUnits(), None
-    known = ranges(source, "train", check_stop=check_stop)
+    known = ranges(source, "train")
     check_column_squares(source, known)
-    moments = surveyed_moments(source, known, check_stop) if surveyed else None
-    columns = ColumnMoments.of_exact(moments or exact_moments(source, known, products=False, check_stop=check_stop))
+    moments = surveyed_moments(source, known) if surveyed else None
+    columns = ColumnMoments.of_exact(moments or exact_moments(source, known, products=False))
     if config.standardizes and not custom_loss:
         check_target(config, source, columns)
     found = survey(source, moments, fit_intercept=config.fit_intercept) if moments else None

@@ -74,28 +74,25 @@ def choose_call_length(
     )
 
 
-def test_evaluator(
-    config: TrainConfig, setup: Setup, *, check_stop: Callable[[], bool]
-) -> Callable[[np.ndarray], tuple[float, float]] | None:
+def test_evaluator(config: TrainConfig, setup: Setup) -> Callable[[np.ndarray], tuple[float, float]] | None:
     """The loss of a state on the test split; None without test rows that weigh anything.
 
     Args:
         config: the run's settings.
         setup: what engines need.
-        check_stop: asked now and then inside a long visit: False, or raises to break it off.
     """
     passes = 1
-    if not _has_weight(setup.source, "test", check_stop):
+    if not _has_weight(setup.source, "test"):
         return None
     if config.eval_every_epochs:
         passes += config.most_epochs // config.eval_every_epochs
     if config.early_stop_patience:
         passes += config.most_epochs // config.early_stop_every_epochs
-    return evaluator(engines.full_loss(setup, split="test", passes=passes), check_stop)
+    return evaluator(engines.full_loss(setup, split="test", passes=passes))
 
 
-def _has_weight(source: Source, split: str, check_stop: Callable[[], bool]) -> bool:
+def _has_weight(source: Source, split: str) -> bool:
     """Whether a split has a loss; seldom looks further than its first rows."""
     if not source.weighted:
         return source.num_rows(split) > 0
-    return any(w is not None and (w > 0).any() for _, _, w in row_blocks(source, split, check_stop=check_stop))
+    return any(w is not None and (w > 0).any() for _, _, w in row_blocks(source, split))

@@ -132,7 +132,6 @@ def settle(
     setup: Setup,
     progress: dict[str, np.ndarray],
     *,
-    check_stop: Callable[[], bool],
     log: Callable[[str], None],
 ) -> tuple[float, Setup]:
     """Turns `--learning_rate=auto` into what it stands for, by a pass over the rows where none is stored.
@@ -142,7 +141,6 @@ def settle(
         objective: what is fitted.
         setup: of the run's engines.
         progress: of the run's engine, as stored; the `moments` engine finds the moments in it.
-        check_stop: asked now and then inside the pass: False, or raises to break it off.
         log: takes a line for the log.
 
     Returns:
@@ -160,10 +158,10 @@ def settle(
             "--learning_rate=auto: is known only for linear models with squared error or the huber loss; give a number"
         )
     if config.mode == "mini_batch" or not objective.is_squared:
-        rate, matrix = in_metric(config, objective, check_stop=check_stop, log=log)
+        rate, matrix = in_metric(config, objective, log=log)
         first, optimizer = rate.first, optimizers.metric_sgd(rate, matrix)
     else:
-        first = _fastest(config, objective, setup, progress, check_stop=check_stop, log=log)
+        first = _fastest(config, objective, setup, progress, log=log)
         optimizer = optimizers.from_config(config, auto_rate=first)
     return first, dataclasses.replace(setup, problem=dataclasses.replace(setup.problem, optimizer=optimizer))
 
@@ -174,7 +172,6 @@ def _fastest(
     setup: Setup,
     progress: dict[str, np.ndarray],
     *,
-    check_stop: Callable[[], bool],
     log: Callable[[str], None],
 ) -> float:
     """The rate at which plain gradient descent on squared error converges fastest; arguments as in `settle`."""
@@ -188,7 +185,7 @@ def _fastest(
     is_its_own = config.full_batch_engine != "stream"  # Else the sums are those of another pass.
     if is_its_own:
         known.restore(progress)
-    moments = known.moments(check_stop)
+    moments = known.moments()
     assert moments
     if is_its_own:
         progress.clear()
@@ -198,9 +195,7 @@ def _fastest(
     return rate
 
 
-def in_metric(
-    config: TrainConfig, objective: Objective, *, check_stop: Callable[[], bool], log: Callable[[str], None]
-) -> tuple[Rate, np.ndarray]:
+def in_metric(config: TrainConfig, objective: Objective, *, log: Callable[[str], None]) -> tuple[Rate, np.ndarray]:
     """Gradient descent in the metric of the rows' curvature, in which it is the same in all directions.
 
     The huber loss curves at most as much as half of squared error, so that a full-batch rate below 2 is stable in the
@@ -211,7 +206,6 @@ def in_metric(
     Args:
         config: the run's settings.
         objective: what is fitted.
-        check_stop: asked now and then inside a pass over the rows: False, or raises to break it off.
         log: takes a line for the log.
 
     Returns:
@@ -232,10 +226,10 @@ def in_metric(
         log(f"Learning rate: {_HUBER_RATE} in the metric of the features' covariance, for the {loss}")
         return Rate(_HUBER_RATE), matrix
     batch = min(config.batch_size, source.num_rows("train"))
-    first = batch / (batch - 1 + max(1.0, largest_leverage(source, metric.fit, check_stop)))
+    first = batch / (batch - 1 + max(1.0, largest_leverage(source, metric.fit)))
     curvature = 1.0
     if not objective.is_squared:
-        curvature = share_of_small_residuals(source, metric, config.huber_delta, check_stop)
+        curvature = share_of_small_residuals(source, metric, config.huber_delta)
     hold = math.ceil(_FORGETTING / first)
     falling = f"from step {hold} on falling like 1 / step"
     log(f"Learning rate: {first:.6g} in the metric of the features' covariance, {falling}")
@@ -250,7 +244,6 @@ def divergence_advice(
     state: TrainingState,
     *,
     rate: float,
-    check_stop: Callable[[], bool],
 ) -> TapedistError:
     """What to raise in place of `error`: with the bound that the rate broke, where the loss has one.
 
@@ -261,7 +254,6 @@ def divergence_advice(
         setup: of the run's engines.
         state: after the last good update.
         rate: the learning rate in use.
-        check_stop: asked now and then inside a pass over the rows: False, or raises to break it off.
 
     Raises:
         InputError: if squares of the rows overflow.
@@ -272,7 +264,7 @@ def divergence_advice(
         return _overflow(config)
     if not (objective.is_linear and objective.is_squared) or objective.source.num_rows("train") == 0:
         return error
-    moments = None if objective.why_not_moments(config) else engines.moments(setup).moments(check_stop)
+    moments = None if objective.why_not_moments(config) else engines.moments(setup).moments()
     l2 = _penalty(config, objective)
     return with_stable_bound(error, config, moments=moments, source=setup.source, rate=rate, l2=l2)
 

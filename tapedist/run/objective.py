@@ -56,7 +56,6 @@ class Objective:
         model: Callable[[], Any] | None,
         loss: losses.Loss | None,
         surveyed: bool,
-        check_stop: Callable[[], bool],
     ) -> Objective:
         """What `config` asks for, or the caller's own.
 
@@ -67,7 +66,6 @@ class Objective:
             model: see `train`.
             loss: see `train`.
             surveyed: whether the rows are the user's, of which nothing is known before they are read.
-            check_stop: asked now and then inside a pass over the rows: False, or raises to break it off.
 
         Raises:
             InputError: if the rows, or the run to start from, do not fit.
@@ -75,9 +73,7 @@ class Objective:
         found: Survey | None = None
         units: RawUnits | StandardUnits = RawUnits()
         if model is None:
-            units, found = linear_units(
-                config, source, custom_loss=loss is not None, surveyed=surveyed, check_stop=check_stop
-            )
+            units, found = linear_units(config, source, custom_loss=loss is not None, surveyed=surveyed)
             fitted, initial, start = _linear(config, source, units)
         else:
             if config.standardize == "true":

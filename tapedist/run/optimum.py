@@ -44,7 +44,6 @@ class RunOptimum:
         config: the run's settings.
         objective: what is fitted.
         log: takes a line for the user.
-        check_stop: asked now and then inside a pass over the rows: False, or raises to break it off.
 
     Attributes:
         source: the rows, raw.
@@ -52,13 +51,11 @@ class RunOptimum:
         model: what is fitted.
     """
 
-    def __init__(
-        self, config: TrainConfig, objective: Objective, *, log: Callable[[str], None], check_stop: Callable[[], bool]
-    ):
+    def __init__(self, config: TrainConfig, objective: Objective, *, log: Callable[[str], None]):
         self._config, self._units = config, objective.units
         self.source, self.metric = objective.source, objective.metric
         self.model, self._own_loss = objective.model, objective.custom_loss
-        self._log, self._check_stop = log, check_stop
+        self._log = log
         least_squares = objective.is_linear and not objective.custom_loss and config.loss == "squared"
         self._has_meaning = least_squares and config.statistics != "false"
         self._surveyed = objective.survey.fit if objective.survey and objective.survey.exact else None
@@ -75,13 +72,12 @@ class RunOptimum:
             self._fit = self._surveyed
         elif not self._known and self._has_meaning:
             config = self._config
-            moments = engine.moments(self._check_stop) if self._rows_are_exact() else None
+            moments = engine.moments() if self._rows_are_exact() else None
             self._fit = optimum(
                 self.source,
                 fit_intercept=config.fit_intercept,
                 moments=moments,
                 force=config.statistics == "true" or config.stop_at_se not in (0, "auto"),
-                check_stop=self._check_stop,
             )
             if self._fit is None:
                 self._log("Statistics: left out, because they need another look at many rows; see --statistics")
@@ -112,10 +108,7 @@ class RunOptimum:
             return None
         weights, bias = self._split(parameters)
         bias = bias if bias_at_center is None else bias_at_center
-        mae = mean_absolute_error(
-            self.source, weights, bias,
-            center=center, force=self._config.statistics == "true", check_stop=self._check_stop,
-        )  # fmt: skip
+        mae = mean_absolute_error(self.source, weights, bias, center=center, force=self._config.statistics == "true")
         return Statistics.of(fit, weights, bias, truth=self.source.truth, mae=mae, center=center)
 
     def gap(self, state: TrainingState) -> Gap | None:
@@ -141,8 +134,8 @@ class RunOptimum:
             return None
         l2 = config.l2 * self.model.penalized
         if config.loss == "squared":
-            return NewtonGap(self.metric, self.source, delta=np.inf, l2=l2 / 2, check_stop=self._check_stop)
-        return NewtonGap(self.metric, self.source, delta=config.huber_delta, l2=l2, check_stop=self._check_stop)
+            return NewtonGap(self.metric, self.source, delta=np.inf, l2=l2 / 2)
+        return NewtonGap(self.metric, self.source, delta=config.huber_delta, l2=l2)
 
     def standard_errors(self, fit: LeastSquares, parameters: np.ndarray) -> float | None:
         """The largest distance of `parameters` `[P]`, in training units, to the optimum."""

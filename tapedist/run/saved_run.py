@@ -16,6 +16,7 @@ import numpy as np
 
 from tapedist import flags
 from tapedist.config import TrainConfig
+from tapedist.data.source import interruptible
 from tapedist.errors import InputError, StateError
 from tapedist.process import StopSignals
 from tapedist.results.monitor import Monitor
@@ -194,9 +195,13 @@ class SavedRun:
         Raises:
             StorageError: if something cannot be written.
         """
-        folder, source = self._folder, self._objective.source
-        if not folder:
-            return
+        if self._folder:
+            # The chief alone reads rows here, and a check for a stop is a question to all workers.
+            with interruptible(lambda: False):
+                self._write_results(self._folder, result, state)
+
+    def _write_results(self, folder: RunFolder, result: TrainResult, state: TrainingState) -> None:
+        source = self._objective.source
         model = result.as_model_json() | {"rows": source.fingerprint(), "own_source": self._custom_source}
         write_atomic(folder.model, _json(model))
         if self._config.plots:

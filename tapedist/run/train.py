@@ -25,7 +25,7 @@ from tapedist.cluster.team import SingleProcessTeam, Team
 from tapedist.config import TrainConfig
 from tapedist.data.catalog import check_sizes, open_source
 from tapedist.data.ranges import Bounds, ranges
-from tapedist.data.source import Source, as_source
+from tapedist.data.source import Source, as_source, interruptible
 from tapedist.data.synthetic import SyntheticSource
 from tapedist.errors import DivergedError, FitWarning, InputError, Interrupted, StateError
 from tapedist.process import StopSignals
@@ -206,7 +206,7 @@ def fit(
         custom_rows=is_custom_rows(config, source), custom_model=model is not None, custom_loss=loss is not None
     ).with_arithmetic(place.choice.name)
     rows = _open_rows(config, place, source)
-    with _errors_of(rows):
+    with _errors_of(rows), interruptible(place.check_stop):
         objective = _objective(config, place, rows, model=model, loss=loss)
         config = _with_an_end(config, objective, place.monitor)
         result = _fit(config, place, objective, custom_source=source is not None)
@@ -220,12 +220,12 @@ def fit(
 
 def _fit(config: TrainConfig, place: Place, objective: Objective, *, custom_source: bool) -> TrainResult:
     """From what is fitted to what was found: learning rate, engine, resume, training, results."""
-    log, check = place.monitor.log, place.check_stop
+    log = place.monitor.log
     setup = _setup(config, place, objective)
-    optimum = RunOptimum(config, objective, log=log, check_stop=check)
+    optimum = RunOptimum(config, objective, log=log)
     saved = _saved_run(config, place, objective, custom_source=custom_source)
     state, progress = saved.resume(_fresh_state(objective, setup))
-    rate, setup = learning_rate.settle(config, objective, setup, progress, check_stop=check, log=log)
+    rate, setup = learning_rate.settle(config, objective, setup, progress, log=log)
     why_not_moments = objective.why_not_moments(config)
     engine = choose_engine(config, setup, source=objective.source, why_not_moments=why_not_moments, log=log)
     engine.restore(progress)
@@ -251,11 +251,9 @@ def _fit(config: TrainConfig, place: Place, objective: Objective, *, custom_sour
             losses = trainer.close(state)
             place.monitor.end()
     except DivergedError as error:
-        raise learning_rate.divergence_advice(
-            error, config, objective, setup, state, rate=rate, check_stop=check
-        ) from None
+        raise learning_rate.divergence_advice(error, config, objective, setup, state, rate=rate) from None
     finished = result(losses)
-    check()  # Before the mark of success.
+    place.check_stop()  # Before the mark of success.
     saved.finish(finished, state)
     return finished
 
@@ -273,10 +271,16 @@ def _open_rows(config: TrainConfig, place: Place, source: Source | None) -> Sour
         monitor.log("Arithmetic: fast; whatever sums are the fastest here: elsewhere the last digits may differ")
     idle = config.without_effect() if source is None else config.without_effect_beside(source)
     if source is None:
-        source = place.team.run_with_stop_agreement(place.stop, lambda check: open_source(config, check_stop=check))
+        source = place.team.run_with_stop_agreement(place.stop, lambda check: _opened(config, check))
     for notice in (*idle, *source.notices):
         monitor.notice(notice)
     return source
+
+
+def _opened(config: TrainConfig, check: Callable[[], object]) -> Source:
+    """The rows that `config` names; of several workers each opens them on a thread of its own."""
+    with interruptible(lambda: bool(check())):
+        return open_source(config)
 
 
 @contextlib.contextmanager
@@ -307,7 +311,6 @@ def _objective(
     return Objective.of(
         config, source,
         strategy=place.strategy, model=model, loss=loss, surveyed=is_custom_rows(config, source),
-        check_stop=place.check_stop,
     )  # fmt: skip
 
 
@@ -359,7 +362,7 @@ def _setup(config: TrainConfig, place: Place, objective: Objective) -> Setup:
 
     @functools.cache
     def bounds(split: str) -> Bounds:
-        found = ranges(source, split, check_stop=place.check_stop, log=place.monitor.log)
+        found = ranges(source, split, log=place.monitor.log)
         if objective.is_linear:
             largest = np.maximum(np.abs(found.low), np.abs(found.high))
             check_sizes(config, source, largest, squared=objective.is_squared)
@@ -404,12 +407,12 @@ def _trainer(
     optimum: RunOptimum,
     saved: SavedRun,
 ) -> Trainer:
-    evaluate = test_evaluator(config, setup, check_stop=place.check_stop)
+    evaluate = test_evaluator(config, setup)
     stopping = stopping_rules(
         config,
         engine,
         optimum,
-        gradient=lambda passes: full_gradient(setup, engine, passes=passes, check_stop=place.check_stop),
+        gradient=lambda passes: full_gradient(setup, engine, passes=passes),
         evaluate=evaluate,
     )
     call_length = choose_call_length(

@@ -20,6 +20,7 @@ import numpy as np
 
 from tapedist.data import orders
 from tapedist.data.orders import BatchPlan, BlockPlan, ShuffledRows, batch_elements, epoch_order, in_order
+from tapedist.data.source import check_stop
 from tapedist.regression.least_squares import Moments
 from tapedist.training import known_answer
 from tapedist.training.block_steps import BlockSteps
@@ -105,7 +106,7 @@ class Engine(abc.ABC):
         """Restores what `progress` returned, on any topology."""
         assert not progress
 
-    def moments(self, interrupted: Callable[[], bool] = lambda: False) -> Moments | None:
+    def moments(self, interrupted: Callable[[], bool] = check_stop) -> Moments | None:
         """Second moments of the rows, where the engine computes them; None if it does not, or was interrupted."""
         return None
 
@@ -367,7 +368,7 @@ class MomentsEngine(Engine):
             self._pass_steps, self._steps, setup.bounds(split), tiles, self._tile_rows, setup.source.weighted
         )
 
-    def moments(self, interrupted: Callable[[], bool] = lambda: False) -> Moments | None:
+    def moments(self, interrupted: Callable[[], bool] = check_stop) -> Moments | None:
         """The split's moments, by a pass over the rows if they are not known yet; None if interrupted."""
         if self._sums is None and self._resident:
             self._sums = self._pass_steps.of_split(
@@ -431,12 +432,11 @@ def _gradient(theta: Any, slots: Any, gradient: Any, number: Any) -> tuple[Any, 
     return gradient, slots
 
 
-def evaluator(engine: Engine, check_stop: Callable[[], bool]) -> Callable[[np.ndarray], tuple[float, float]]:
+def evaluator(engine: Engine) -> Callable[[np.ndarray], tuple[float, float]]:
     """`vector -> (loss, penalty)` on the split of a full-batch `engine`, by the sums of its step.
 
     Args:
         engine: visits the split.
-        check_stop: called during a long visit: returns False, or raises to end it.
     """
 
     def evaluate(vector: np.ndarray) -> tuple[float, float]:
@@ -448,16 +448,13 @@ def evaluator(engine: Engine, check_stop: Callable[[], bool]) -> Callable[[np.nd
     return evaluate
 
 
-def full_gradient(
-    setup: Setup, engine: Engine, *, passes: int, check_stop: Callable[[], bool] = lambda: False
-) -> Callable[[np.ndarray], np.ndarray]:
+def full_gradient(setup: Setup, engine: Engine, *, passes: int) -> Callable[[np.ndarray], np.ndarray]:
     """`state -> gradient [P]`, by the sums of a full-batch step.
 
     Args:
         setup: of the run.
         engine: the run's engine; its moments are used if it has them, else every call visits every row.
         passes: the most calls there will be.
-        check_stop: as in `evaluator`.
     """
     # The sums, the division and the penalty are those of a training step, because they are the same program.
     problem = dataclasses.replace(setup.problem, optimizer=Optimizer("gradient", _gradient))
@@ -466,7 +463,7 @@ def full_gradient(
         steps, moments_engine = QuadraticSteps(strategy=setup.strategy, problem=problem), engine
 
         def from_moments(state: np.ndarray) -> np.ndarray:
-            moments_engine.moments(check_stop)
+            moments_engine.moments()
             return steps.run(state[:count], moments_engine.form, step=0, num_steps=1, limit=math.inf).state
 
         return from_moments

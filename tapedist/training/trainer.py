@@ -17,7 +17,7 @@ import numpy as np
 
 from tapedist.errors import DivergedError, Interrupted
 from tapedist.training.engines import Call, Engine, evaluator
-from tapedist.training.interfaces import Consensus, Decision, Observer, Row, SingleProcess, StopRequest, check_stop
+from tapedist.training.interfaces import Consensus, Decision, Observer, Row, SingleProcess, StopRequest
 from tapedist.training.schedule import CallLength, Schedule
 from tapedist.training.state import TrainingState
 from tapedist.training.steps import CallResult
@@ -150,7 +150,7 @@ class Trainer:
         train_loss, train = None, None
         try:
             if self._full_batch:
-                train_loss, penalty = evaluator(self._engine, self._check_stop)(state.vector)
+                train_loss, penalty = evaluator(self._engine)(state.vector)
                 epoch = state.step // self._engine.steps_per_epoch
                 train = self._row(state.step, epoch, "train", train_loss, penalty)
             elif state.step:
@@ -178,9 +178,6 @@ class Trainer:
             reason = self._stopping.reason(state.vector, state.step, state.memory)
             # The chief's answer for all processes, which must stop together.
             state.stopped = self._consensus.broadcast_text(reason)
-
-    def _check_stop(self) -> bool:
-        return check_stop(self._consensus, self._stop)
 
     def _save_is_due(self) -> bool:
         return 0 < self._save_every_secs <= self._clock() - self._last_save

@@ -99,9 +99,7 @@ class Recomputation:
 
     def __init__(self, config: TrainConfig, source: Source, *, tell: Callable[[str], None]):
         self.config, self._source = config, source
-        units, survey = linear_units(
-            config, source, custom_loss=False, surveyed=config.from_table, check_stop=lambda: False
-        )
+        units, survey = linear_units(config, source, custom_loss=False, surveyed=config.from_table)
         count = source.num_features + config.fit_intercept
         factors = np.ones(count)
         factors[source.num_features :] = 0.0
@@ -134,7 +132,7 @@ class Recomputation:
             return {"rate": config.learning_rate}
         if config.mode == "mini_batch" or not objective.is_squared:
             own: Any = objective
-            rate, metric = learning_rate.in_metric(config, own, check_stop=lambda: False, log=lambda line: None)
+            rate, metric = learning_rate.in_metric(config, own, log=lambda line: None)
             fields = {"rate": rate.first, "hold": rate.hold, "curvature": rate.curvature}
             return {"optimizer": "metric", "metric": metric} | fields
         if self.obstacle:
@@ -263,7 +261,7 @@ class _Engine:
     def on_moments(self) -> bool:
         return self.run.engine == "moments"
 
-    def moments(self, check_stop: object) -> reference.Moments | None:
+    def moments(self) -> reference.Moments | None:
         return self.run.moments if self.on_moments else None
 
 
@@ -306,7 +304,7 @@ class AskedRules:
             loss, weight, _ = run.sums_of_all(theta, "test")
             return loss / weight, reference.penalty(theta, run.problem)
 
-        optimum = RunOptimum(run.config, objective, log=lambda line: None, check_stop=lambda: False)
+        optimum = RunOptimum(run.config, objective, log=lambda line: None)
         return stopping_rules(
             run.config,
             engine,

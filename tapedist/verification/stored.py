@@ -14,8 +14,7 @@ from tapedist import reference
 from tapedist.config import TrainConfig
 from tapedist.data import catalog, synthetic_identity
 from tapedist.data.layout import RowNumbers
-from tapedist.data.ranges import Ranges
-from tapedist.data.source import RowArrays, Source, row_arrays
+from tapedist.data.source import Ranges, RowArrays, Source, row_arrays
 from tapedist.data.standardize import RawUnits, StandardUnits
 from tapedist.errors import InputError, StateError
 from tapedist.run.saved_run import answer_differences, identity, read_config

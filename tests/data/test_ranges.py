@@ -16,8 +16,8 @@ from own_tables import write_csv
 
 from tapedist.data import generator
 from tapedist.data.array_source import ArraySource
-from tapedist.data.ranges import Ranges, ranges
-from tapedist.data.source import as_source
+from tapedist.data.ranges import ranges
+from tapedist.data.source import Ranges, as_source, interruptible
 from tapedist.data.standardize import StandardUnits
 from tapedist.data.synthetic import SyntheticSource
 from tapedist.data.tables.table import TableSource, open_table
@@ -239,11 +239,12 @@ def test_weights_that_are_none_are_named(value: float):
 
 
 def test_a_pass_can_be_broken_off():
-    def check_stop() -> None:
+    def check_stop() -> bool:
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        _ranges(_own(), "train", check_stop=check_stop)
+    with interruptible(check_stop), pytest.raises(KeyboardInterrupt):
+        _ranges(_own(), "train")
+    _ranges(_own(), "train")  # Asked inside the block only.
 
 
 @pytest.mark.parametrize("left_out", [(), (1,)])

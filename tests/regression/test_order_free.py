@@ -62,7 +62,7 @@ def _found(rows: tuple[np.ndarray, ...], *, fit_intercept: bool, slices: int) ->
     at, l2 = np.linspace(-1.0, 1.0, count), np.full(count, 0.125)
     l2[source.num_features :] = 0.0
     gaps = [
-        metric.NewtonGap(measured, source, delta=delta, l2=penalty, check_stop=_nothing)(at)
+        metric.NewtonGap(measured, source, delta=delta, l2=penalty)(at)
         for delta in (np.inf, 2.0)
         for penalty in (l2, 0 * l2)
     ]
@@ -77,15 +77,11 @@ def _found(rows: tuple[np.ndarray, ...], *, fit_intercept: bool, slices: int) ->
         "curvature": [[curved.lambda_max, curved.lambda_min, curved.lambda_min_curved]],
         "metric": [measured.inverse_hessian(), measured.inverse_hessian(l2[: source.num_features])],
         "length": [[measured.length(at), measured.target_deviation]],
-        "leverage": [[metric.largest_leverage(source, fit, _nothing)]],
-        "share": [[metric.share_of_small_residuals(source, measured, 0.3, _nothing)]],
+        "leverage": [[metric.largest_leverage(source, fit)]],
+        "share": [[metric.share_of_small_residuals(source, measured, 0.3)]],
         "gaps": gaps,
     }
     return {name: [_bits(part) for part in parts] for name, parts in results.items()}
-
-
-def _nothing() -> None:
-    pass
 
 
 def _bits(part: Any) -> Any:
@@ -110,7 +106,7 @@ def test_rows_have_no_order(intercept: bool, weighted: bool, slices: int, monkey
 
 
 def _small_ranges(size: int) -> Any:
-    def row_ranges(source: Any, split: str, *, check_stop: Any = _nothing, **_: Any) -> Iterator[range]:
+    def row_ranges(source: Any, split: str, **_: Any) -> Iterator[range]:
         n = source.num_rows(split)
         for first in range(0, n, size):
             yield range(first, min(first + size, n))

@@ -20,6 +20,7 @@ import numpy as np
 
 from tapedist.data.layout import piece_rows
 from tapedist.data.ranges import holds_tiny
+from tapedist.data.source import check_stop
 from tapedist.data.tables.columns import Roles
 from tapedist.data.tables.reader import Cell, RowBatch, TableReader
 from tapedist.data.tables.store import NoRoomError, RowStore, ScratchFolder
@@ -192,7 +193,6 @@ def scan(
     by_hash: HashSplit | None = None,
     test_fraction: float = 0.0,
     suspect: bool = False,
-    check_stop: Callable[[], object] = lambda: None,
 ) -> Scanned:
     """Reads the whole table once.
 
@@ -207,7 +207,6 @@ def scan(
         by_hash: which rows test; None where the last ones do.
         test_fraction: of the rows.
         suspect: whether to stop at the first rows if they leave it open whether a feature holds any number.
-        check_stop: called for every chunk; may raise to break the scan off.
 
     Raises:
         InputError: at the first bad cell if `on_bad_rows` is "error".
@@ -220,9 +219,7 @@ def scan(
         len(names), weighted=bool(roles.weight), by_hash=by_hash, test_fraction=test_fraction
     )
     digests = ColumnDigests(names)
-    for chunk in checked_chunks(
-        reader, roles, dtype=dtype, on_bad_rows=on_bad_rows, found=found, suspect=suspect, check_stop=check_stop
-    ):
+    for chunk in checked_chunks(reader, roles, dtype=dtype, on_bad_rows=on_bad_rows, found=found, suspect=suspect):
         digests.update(chunk.columns)
         values = zip(chunk.columns[:-1] if roles.weight else chunk.columns, chunk.ends, strict=False)
         found.holds_tiny = found.holds_tiny or any(holds_tiny(column, ends) for column, ends in values)
@@ -259,7 +256,6 @@ def _keep(
 
 def checked_chunks(
     reader: TableReader, roles: Roles, *, dtype: str, on_bad_rows: str, found: Scanned, suspect: bool = False,
-    check_stop: Callable[[], object] = lambda: None,
 ) -> Iterator[Chunk]:  # fmt: skip
     """All rows of a table in order; arguments as of `scan`.
 
@@ -270,7 +266,6 @@ def checked_chunks(
         on_bad_rows: "error", "drop" or "mean".
         found: counts what is bad, and the rows.
         suspect: see `scan`.
-        check_stop: likewise.
     """
     rule, names = CellRule(roles, dtype), roles.names
     found.largest, found.bad = np.zeros(len(names)), np.zeros(len(names), np.int64)
@@ -335,7 +330,7 @@ def _checked(chunk: RowBatch, rule: CellRule, roles: Roles, on_bad_rows: str, fo
     return Chunk(found.num_rows, columns, good, dropped)
 
 
-def holds_numbers(reader: TableReader, names: Sequence[str], check_stop: Callable[[], object]) -> set[str]:
+def holds_numbers(reader: TableReader, names: Sequence[str]) -> set[str]:
     """Which of the columns `names` hold a finite number anywhere; reads no further than it must."""
     found: set[str] = set()
     for batch in reader.batches(names):

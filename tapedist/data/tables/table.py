@@ -12,15 +12,15 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from tapedist.data.layout import RowNumbers
 from tapedist.data.orders import split_sizes
-from tapedist.data.ranges import LEAST, Ranges, ranges_of_rows
-from tapedist.data.source import Source
+from tapedist.data.ranges import LEAST, ranges_of_rows
+from tapedist.data.source import Ranges, Source, check_stop
 from tapedist.data.tables.columns import Column, Roles, choose, listed
 from tapedist.data.tables.files import display
 from tapedist.data.tables.listing import FoundFiles, find_files
@@ -109,7 +109,6 @@ def open_table(
     in_order: bool = True,
     need_target: bool = True,
     of_run: bool = False,
-    check_stop: Callable[[], object] = lambda: None,
 ) -> TableSource:
     """Opens a table and reads it once: checks every cell, hashes, splits, and keeps what cannot be read again cheaply.
 
@@ -125,7 +124,6 @@ def open_table(
         scratch_dir: its folder; empty takes the system's temporary one. Without room there they are decoded anew for
             every pass.
         in_order: whether rows will be asked for in their order, nearly, so that they need not be kept.
-        check_stop: called now and then while rows are read; may raise to break it off.
 
     Raises:
         InputError: for anything wrong with the table.
@@ -136,11 +134,11 @@ def open_table(
     by_hash = HashSplit(test_fraction, seed) if split == "hash" and test_fraction else None
     read = functools.partial(
         scan, dtype=dtype, on_bad_rows=on_bad_rows, test_fraction=test_fraction, in_memory=memory_budget,
-        folder=ScratchFolder(scratch_dir), by_hash=by_hash, in_order=in_order, check_stop=check_stop,
+        folder=ScratchFolder(scratch_dir), by_hash=by_hash, in_order=in_order,
     )  # fmt: skip
     scanned = read(header.reader, header.roles, suspect=not header.roles.chosen)
     if scanned.suspects:
-        header = _without_blank(header, scanned.suspects, check_stop)
+        header = _without_blank(header, scanned.suspects)
         scanned = read(header.reader, header.roles)
     if scanned.num_rows == scanned.num_dropped:
         raise InputError(no_rows(display(data), header.roles, scanned))
@@ -153,7 +151,7 @@ def open_table(
     parts = _parts(stores, scanned.kept, 0.0 if by_hash else test_fraction)
     if not len(parts["train"].rows):
         raise InputError(f"--test_fraction={test_fraction}: leaves no row of {display(data)} to train on; lower it")
-    return TableSource(header, scanned, parts, settings, check_stop)
+    return TableSource(header, scanned, parts, settings)
 
 
 class Part(NamedTuple):
@@ -206,7 +204,6 @@ class TableSource(Source):
 
     def __init__(
         self, header: TableHeader, scanned: Scanned, parts: dict[str, Part], settings: list[Any],
-        check_stop: Callable[[], object],
     ):  # fmt: skip
         roles, extremes = header.roles, scanned.extremes
         assert extremes
@@ -224,9 +221,9 @@ class TableSource(Source):
         least_weight = np.ldexp(extremes.least_weight, -self.weight_exponent) if self.weighted else 1.0
         self._holds_tiny = scanned.holds_tiny or bool(least_weight < LEAST["float32"])
         if self.num_imputed:
-            self._impute(check_stop)
+            self._impute()
         if self.weighted:
-            self._check_weights(float(scanned.largest[-1]), check_stop)
+            self._check_weights(float(scanned.largest[-1]))
 
     @property
     def holds_tiny(self) -> bool:
@@ -319,25 +316,25 @@ class TableSource(Source):
             tensor.set_shape(tf.TensorShape(indices.shape[:1]).concatenate(shape))
         return tuple(taken)
 
-    def _train_blocks(self, check_stop: Callable[[], object]) -> Iterator[tuple[np.ndarray, ...]]:
+    def _train_blocks(self) -> Iterator[tuple[np.ndarray, ...]]:
         n = self.num_rows("train")
         for first in range(0, n, CHUNK_ROWS):
             check_stop()
             yield self.rows("train", range(first, min(first + CHUNK_ROWS, n)))
 
-    def _impute(self, check_stop: Callable[[], object]) -> None:
+    def _impute(self) -> None:
         """Puts means in the place of bad cells."""
-        means = self._train_means(check_stop)
+        means = self._train_means()
         for store in {id(part.store): part.store for part in self._parts.values()}.values():
             store.impute(means)
         if self.target_name:  # What stands there now was not scanned.
             for split in self._parts:
-                self._ranges[split] = ranges_of_rows(self, split, check_stop=check_stop)
+                self._ranges[split] = ranges_of_rows(self, split)
 
-    def _train_means(self, check_stop: Callable[[], object]) -> np.ndarray:
+    def _train_means(self) -> np.ndarray:
         """Mean of the good cells of each feature over the training rows, `[d]`; summed in blocks of fixed size."""
         sums, counts = np.zeros(self.num_features), np.zeros(self.num_features)
-        for x, *_ in self._train_blocks(check_stop):
+        for x, *_ in self._train_blocks():
             for position, values in enumerate(x.T):
                 bad = np.isnan(values)
                 good = values[~bad] if bad.any() else values
@@ -352,10 +349,10 @@ class TableSource(Source):
             )
         return sums / counts
 
-    def _check_weights(self, largest: float, check_stop: Callable[[], object]) -> None:
+    def _check_weights(self, largest: float) -> None:
         """Raises InputError if no training row counts, or the weights are too small to be divided."""
         name = display(self._roles.weight)
-        if not any((w > 0).any() for _, _, w in self._train_blocks(check_stop)):
+        if not any((w > 0).any() for _, _, w in self._train_blocks()):
             raise InputError(f"--weight={name}: is 0 in every training row; give positive weights")
         if largest < (least := np.finfo(np.float64).tiny):
             raise InputError(
@@ -388,9 +385,9 @@ def _reader(data: str) -> tuple[TableReader, FoundFiles | None]:
     return ArrayReader(found.files), found
 
 
-def _without_blank(header: TableHeader, suspects: Sequence[str], check_stop: Callable[[], object]) -> TableHeader:
+def _without_blank(header: TableHeader, suspects: Sequence[str]) -> TableHeader:
     """The header without those features among `suspects` that hold no number in any row."""
-    found = holds_numbers(header.reader, suspects, check_stop)
+    found = holds_numbers(header.reader, suspects)
     roles = header.roles.without([name for name in suspects if name not in found])
     if not roles.features:
         raise InputError(

@@ -124,7 +124,7 @@ def _surroundings() -> list[dict[str, str]]:
 
 def test_no_library_has_a_say() -> None:
     program = (
-        "import json, sys; sys.path.insert(0, 'tests'); import test_order_free as t\n"
+        "import json, sys; sys.path.insert(0, 'tests/regression'); import test_order_free as t\n"
         "print(json.dumps([t._found(t._table(weighted=w), fit_intercept=i, slices=s) for w, i, s in "
         "((False, True, 3), (True, True, 6), (True, False, 3))] + [t.many_features()]))"
     )

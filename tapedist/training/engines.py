@@ -168,7 +168,7 @@ class StreamedEngine(Engine):
     """Full batch on blocks that are made or read again in every epoch, in constant memory."""
 
     def __init__(self, setup: Setup, plan: BlockPlan, *, split: str, passes: int):
-        self.reason = f"{plan.num_blocks} blocks of {plan.block_rows} rows, streamed anew in every epoch"
+        self.reason = f"{plan.num_blocks} blocks of {plan.block_rows} rows, streamed again in every epoch"
         self._split, self._num_rows = split, plan.num_rows
         self._steps = _checked_steps(setup, plan, split)
         zero, row_major = self._steps.row_sums.zero.numpy(), setup.problem.row_major

@@ -269,7 +269,7 @@ class TrainConfig(Settings):
 
     @property
     def from_table(self) -> bool:
-        """Whether rows come from a table rather than from the synthetic source."""
+        """Returns whether rows come from a table rather than from the synthetic source."""
         return self.data != SYNTHETIC
 
     @property

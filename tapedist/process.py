@@ -86,7 +86,7 @@ def importing() -> Iterator[None]:
 
 
 def _tensorflow_has_started() -> bool:
-    """Whether TensorFlow has made its threads, in this process or in the one that it was forked from."""
+    """Returns whether TensorFlow has made its threads, in this process or in the one that it was forked from."""
     # By private attributes, and without an import: the question must not start TensorFlow.
     module = sys.modules.get("tensorflow.python.eager.context")
     context = getattr(module, "_context", None)

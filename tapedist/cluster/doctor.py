@@ -120,7 +120,7 @@ def devices(findings: Findings) -> Check:
 
 
 def has_nvidia_driver() -> bool:
-    """Whether this machine has an NVIDIA GPU with its driver."""
+    """Returns whether this machine has an NVIDIA GPU with its driver."""
     return Path("/proc/driver/nvidia/version").exists() or Path("/dev/nvidiactl").exists()
 
 
@@ -162,7 +162,7 @@ def gpu_libraries(findings: Findings, *, driver: bool | None = None, missing: Se
 
 
 def tpu(findings: Findings, environ: Mapping[str, str], *, chips: bool | None = None) -> Check:
-    """Whether TensorFlow can use the TPU of this machine, if there is one.
+    """Returns whether TensorFlow can use the TPU of this machine, if there is one.
 
     Args:
         findings: of `probe_devices`.

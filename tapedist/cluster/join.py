@@ -133,8 +133,10 @@ class _Info:
     def of_line(cls, line: bytes) -> _Info | None:
         """Parses a line; None if another program sent it, such as TensorFlow's server."""
         try:
-            told = json.loads(line.removeprefix(_GREETING)) if line.startswith(_GREETING) else {}
-            return cls(str(told["process"]), int(told["rank"]), int(told["num_workers"]), dict(told["facts"]))
+            content = json.loads(line.removeprefix(_GREETING)) if line.startswith(_GREETING) else {}
+            return cls(
+                str(content["process"]), int(content["rank"]), int(content["num_workers"]), dict(content["facts"])
+            )
         except (ValueError, KeyError, TypeError, RecursionError):
             return None
 
@@ -274,7 +276,7 @@ class _Registry:
                 self._infos[rank] = info
 
     def has_called(self, rank: int) -> bool:
-        """Whether worker `rank` has connected to this process, or answered it."""
+        """Returns whether worker `rank` has connected to this process, or answered it."""
         with self._lock:
             return rank in self._infos and rank != self._own.rank
 

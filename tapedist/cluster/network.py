@@ -85,7 +85,7 @@ def check_tpu(address: str) -> None:
 
 
 def port_in_use(address: str) -> bool:
-    """Whether a server on this machine could not open the port of `address`.
+    """Returns whether a server on this machine could not open the port of `address`.
 
     All interfaces count, because TensorFlow's server binds them all, whatever host the address names.
 
@@ -164,7 +164,7 @@ class PortReservation:
     """Free TCP ports of this machine that stay reserved until `close`, though a server may open them.
 
     Each port is bound, but never listens, by a socket with `SO_REUSEADDR`: Linux then lets a server with that option
-    (gRPC sets it) bind and listen, while nobody is given the port by chance. Without this, another process could take
+    (gRPC sets it) bind and listen, and gives the port to no process by chance. Without this, another process could take
     the port in the seconds that a worker needs to start.
 
     Attributes:

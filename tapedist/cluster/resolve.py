@@ -288,7 +288,7 @@ def _wrong_addresses(setting: str, addresses: Sequence[Any]) -> Iterator[str]:
 
 
 def is_this_machine(host: str) -> bool:
-    """Whether `host` is a name of the machine itself on every machine."""
+    """Returns whether `host` is a name of the machine itself on every machine."""
     if host.lower().removesuffix(".") in _LOCAL_NAMES:
         return True
     try:

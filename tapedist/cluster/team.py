@@ -215,9 +215,9 @@ def _packed(make: Callable[[], Mapping[str, np.ndarray]]) -> bytes:
 
 def _unpacked(payload: bytes) -> dict[str, np.ndarray]:
     if payload.startswith(b"{"):
-        told = json.loads(payload)
-        kind = getattr(errors, told["error"])
-        raise InputError(*told["message"].split("\n")) if kind is InputError else kind(told["message"])
+        content = json.loads(payload)
+        kind = getattr(errors, content["error"])
+        raise InputError(*content["message"].split("\n")) if kind is InputError else kind(content["message"])
     with np.load(io.BytesIO(payload), allow_pickle=False) as arrays:
         return dict(arrays)
 

@@ -185,7 +185,7 @@ def lost_peers(spec: ClusterSpec) -> list[str]:
 
 
 def _healthy(rank: int) -> bool:
-    """Whether the TensorFlow server of worker `rank` answers; true if TensorFlow has no such check."""
+    """Returns whether the TensorFlow server of worker `rank` answers; true if TensorFlow has no such check."""
     try:
         from tensorflow.python.eager import context
 

@@ -58,7 +58,7 @@ class Metric:
 
     @functools.cached_property
     def counts(self) -> np.ndarray:
-        """Whether each feature is trained and not left out by the optimum, bool `[d]`."""
+        """Returns whether each feature is trained and not left out by the optimum, bool `[d]`."""
         return (self._factor > 0) & (np.abs(self.fit.form.inverse.hi).max(axis=1, initial=0.0) > 0)
 
     def length(self, move: np.ndarray) -> float:

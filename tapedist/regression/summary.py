@@ -81,7 +81,7 @@ class Distance:
 
     @property
     def agrees(self) -> bool:
-        """Whether the parameters are the optimum to within `AGREES_WITHIN`."""
+        """Returns whether the parameters are the optimum to within `AGREES_WITHIN`."""
         return self.max_standard_errors is not None and self.max_standard_errors <= AGREES_WITHIN
 
 
@@ -342,7 +342,7 @@ def optimum(
 
 
 def _is_quick(source: Source) -> bool:
-    """Whether a pass in extended precision does not take long."""
+    """Returns whether a pass in extended precision does not take long."""
     n, columns = source.num_rows("train"), source.num_features + 2
     return n * columns * max(columns, 8) <= _AFFORDABLE or (source.dtype is not None and columns <= _FEW_COLUMNS)
 

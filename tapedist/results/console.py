@@ -178,7 +178,7 @@ class Console:
 
 
 def _is_terminal(stream: Any) -> bool:
-    """Whether `stream` is a terminal on which a bar can be drawn."""
+    """Returns whether `stream` is a terminal on which a bar can be drawn."""
     try:
         return hasattr(stream, "flush") and bool(stream.isatty()) and os.environ.get("TERM") != "dumb"
     except Exception:  # A stream object of the caller's may lack the method, or raise anything.
@@ -194,7 +194,7 @@ def _write(stream: TextIO, text: str) -> None:
 
 
 def _flush(stream: TextIO) -> None:
-    flush = getattr(stream, "flush", None)  # `print` asks for `write` alone.
+    flush = getattr(stream, "flush", None)  # An object that `print` can write to need not have it.
     if flush is not None:
         flush()
 

@@ -211,7 +211,7 @@ def _opened(path: Path) -> int:
 
 
 def _is_at(fd: int, path: Path) -> bool:
-    """Whether `path` is still the name of the open file."""
+    """Returns whether `path` is still the name of the open file."""
     try:
         found = os.stat(path, follow_symlinks=False)
     except FileNotFoundError:

@@ -201,7 +201,7 @@ def absolute_most(kind: Kind) -> float:
 
 
 def absolute_levels(kind: Kind) -> int:
-    """How many grids `absolute_steps` has."""
+    """The number of grids of `absolute_steps`."""
     return _absolute_window(kind)[1]
 
 

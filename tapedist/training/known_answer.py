@@ -129,7 +129,7 @@ def check_moment_steps(
 
 
 def is_specified(problem: Problem) -> bool:
-    """Whether the specification covers the problem."""
+    """Returns whether the specification covers the problem."""
     known = isinstance(problem.model, LinearModel) and isinstance(problem.loss, ResidualLoss)
     return known and problem.arithmetic != "plain" and problem.optimizer.name in (*CONSTANTS, "gradient")
 

@@ -107,7 +107,8 @@ def _moments(
         # Shift and gap are added before they are rounded: one rounding, however far the shift is from 0.
         means[i] = float(Fraction(shift) + gap)
     for j in range(count):
-        # Of the product and of what the means take from it, times the weight; without the left column's unit.
+        # Exponents of the units of `N_ij * W` and of `S_i * S_j`, without the left column's, which both share. Both are
+        # brought to the finer one as integers, so that their difference is exact: it may cancel nearly all digits.
         units = right[j] - 82, left[j] - 124 - weight_exponent
         unit = min(units)
         both = products[: j + 1, j] * weight * (1 << units[0] - unit)

@@ -198,7 +198,7 @@ class TrainedRows:
 
     @functools.cached_property
     def have_weight(self) -> bool:
-        """Whether any row has a positive weight."""
+        """Returns whether any row has a positive weight."""
         return self.num_rows > 0 and any(w is None or bool((w > 0).any()) for _, _, w in self.chunks())
 
     @functools.cached_property

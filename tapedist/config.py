@@ -296,6 +296,7 @@ class TrainConfig(Settings):
             known = of_user and not (custom_model or custom_loss) and not list(_rate_obstacles(self))
             rate = "auto" if known else _TUTORIAL_RATE
         finishes = of_user and rate == "auto"
+        # `str` makes a plain word of a `Default`: it counts as resolved from here on.
         changes: dict[str, Any] = {"learning_rate": str(rate) if isinstance(rate, str) else rate}
         if self.stop_at_se == "auto" and not (finishes and self.mode == "full_batch"):
             changes["stop_at_se"] = 0.0
@@ -404,6 +405,7 @@ class TrainConfig(Settings):
 
 
 def _changed(config: TrainConfig, name: str) -> bool:
+    # As sets, because a single value of `--m` is repeated for each feature.
     return set(_items(config, name)) != set(_items(Settings, name))
 
 

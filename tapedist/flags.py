@@ -209,6 +209,7 @@ class CommandLine(Generic[Options]):
         Raises:
             IllegalFlagValueError: with the rule that the file breaks.
         """
+        # By device and inode: a file that includes itself may do so under another name.
         identity, lines = _read_flagfile(os.path.expanduser(name))
         if identity in including:
             raise flags.IllegalFlagValueError("includes itself; remove the line that includes it")
@@ -250,6 +251,7 @@ def _read_flagfile(path: str) -> tuple[tuple[int, int], list[str]]:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError:
         text = "\0"
+    # Bars at both ends, because blank lines there are allowed, where `wrong_characters` refuses blanks.
     if len(content) > _MAX_FLAGFILE_BYTES or wrong_characters(f"|{text.translate(_LINE_MARKS)}|"):
         raise flags.IllegalFlagValueError("must be a text file of at most 32 MiB, one --NAME=VALUE per line")
     return (status.st_dev, status.st_ino), text.split("\n")

@@ -274,6 +274,7 @@ class StopSignals:
             raise Interrupted(self.signum)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
+        # A second Ctrl-C ends at once, even while the run saves; a second SIGTERM does not.
         if number == signal.SIGINT and self.signum is not None:
             raise KeyboardInterrupt
         self.signum = number

@@ -283,7 +283,7 @@ class _Registry:
     def add_caller(self, info: _Info) -> None:
         """Records that a process has connected here and sent `info`."""
         with self._lock:
-            if info.process == self._own.process:
+            if info.process == self._own.process:  # This process has visited its own address.
                 return
             if problem := self._wrong_worker(info):
                 self.problems.append(f"a process that connected to this one {problem}")
@@ -430,6 +430,7 @@ def _form(
     await_peers(spec, limit, facts=strategies.shared_facts(config), stopped=lambda: stop_signal() is not None)
     if signum := stop_signal():
         raise Interrupted(signum, " before the cluster had formed; nothing to save")
+    # What is left of the limit, but not less than a connection takes: the last peer may have come just in time.
     seconds = max(limit - (time.monotonic() - begun), min(_CONNECT_SECS, limit))
     late = (
         f"the cluster did not form within --cluster_timeout_secs={limit:g}, though all workers had answered: one of "

@@ -214,7 +214,7 @@ def _packed(make: Callable[[], Mapping[str, np.ndarray]]) -> bytes:
 
 
 def _unpacked(payload: bytes) -> dict[str, np.ndarray]:
-    if payload.startswith(b"{"):
+    if payload.startswith(b"{"):  # An error; an `.npz` begins with "PK".
         content = json.loads(payload)
         kind = getattr(errors, content["error"])
         raise InputError(*content["message"].split("\n")) if kind is InputError else kind(content["message"])

@@ -90,7 +90,7 @@ def distance(fit: LeastSquares, weights: np.ndarray, bias: float | Extended = 0.
 
     Differences are in extended precision, because they may be below one rounding of the parameters.
     """
-    with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"):  # Diverged parameters may overflow; the result has None then.
         excess = fit.excess_loss(weights, bias)
         gaps = (Extended.of(weights) - fit.form.weights).hi.tolist()
         if fit.fit_intercept:
@@ -300,6 +300,7 @@ def survey(source: Source, moments: ExactMoments, *, fit_intercept: bool) -> Sur
     known: dict[str, Any] = {"fit_intercept": fit_intercept, "names": source.feature_names}
     if moments.num_slices == MOST_SLICES:
         return Survey(from_exact(moments, precision=_precision(source), **known), exact=True)
+    # Nine digits if a few slices give them, else a fit that is good enough for units and rates, but not for statistics.
     for digits in (9, 0):
         if (fit := from_rough(moments, digits=digits, **known)) is not None:
             return Survey(fit, exact=digits > 0)

@@ -131,6 +131,7 @@ def _number(value: float, entry: Coefficient) -> str:
     """Digits down to the third of the standard error; exponents only for very small or large numbers."""
     if not entry.standard_error:
         return f"{value:.8g}"
+    # Further digits are below the error of the estimate, and differ from sample to sample.
     decimals = max(0, 2 - math.floor(math.log10(entry.standard_error)))
     if decimals <= 9 and max(abs(entry.optimum), abs(value), entry.standard_error) < 1e9:
         return f"{value:.{decimals}f}"

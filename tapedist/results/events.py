@@ -60,6 +60,7 @@ class EventFiles:
         self._writer = self._guarded(tf.io.TFRecordWriter, str(self._path))
         self._event = event = tf.compat.v1.Event
         self._write(event(wall_time=row.seconds, file_version="brain.Event:2"))
+        # TensorBoard takes SessionLog.START at a step as a restart there, and drops later events of earlier files.
         start = tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START)
         self._write(event(wall_time=row.seconds, step=row.step, session_log=start))
 

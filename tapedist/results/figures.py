@@ -151,6 +151,7 @@ def data_figure(
     chosen = np.arange(len(features))
     subtitle = points.caption
     if len(features) > MOST_FEATURES:
+        # By the effect on the prediction, as coefficients depend on the units of their features.
         moves = np.std(points.x, axis=0) * (np.abs(fitted.weights) if fitted else 1)
         chosen = np.sort(np.argsort(-moves, kind="stable")[:MOST_FEATURES])
         subtitle += f" · the {MOST_FEATURES} of {len(features)} features that move the prediction most"
@@ -328,6 +329,7 @@ def _sample(source: Source, split: str) -> Points:
     if total == 0:
         return Points(x=np.zeros([0, source.num_features]), y=np.zeros(0))
     count = min(total, _MOST_ROWS)
+    # Python's integers: the product overflows int64 for the largest splits.
     indices = (np.arange(count, dtype=object) * total // count).astype(np.int64)
     x, y, _ = row_arrays(source, split, indices)
     return Points(x=x, y=y, total=total)

@@ -65,6 +65,7 @@ def write_columns(output: str, blocks: Iterator[dict[str, np.ndarray]]) -> int:
     path = Path(output)
     with replacing(path) as temporary:
         rows = _write(temporary, path.suffix.lower() == ".csv", blocks)
+        # Before the rename at the end of the block: else a crash may leave the name of an empty file.
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
     return rows

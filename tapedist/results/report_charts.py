@@ -33,6 +33,7 @@ def sampled(count: int, most: int) -> np.ndarray:
     """Up to `most` of `count` indices, drawn at random from a fixed seed, in ascending order."""
     if count <= most:
         return np.arange(count)
+    # Seeded, so that the same rows give the same page.
     return np.sort(np.random.default_rng(0).choice(count, most, replace=False, shuffle=False))
 
 

@@ -197,6 +197,7 @@ def _errors(sample: Predictions | None, model: Mapping[str, Any]) -> dict[str, o
 def _sample_errors(sample: Predictions | None) -> Metrics | None:
     if sample is None:
         return None
+    # Predictions as the one feature of a model of weight 1, so that the errors are those of `evaluate`.
     return evaluate_rows([(sample.predicted[:, np.newaxis], sample.actual, sample.weights)], np.ones(1), 0.0)
 
 

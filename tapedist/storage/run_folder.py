@@ -393,6 +393,7 @@ def _make_directories(root: Path) -> list[Path]:
     missing = [parent for parent in (root, *root.parents) if not parent.exists()]
     try:
         for directory in reversed(missing):
+            # From the top down, each name durable before the next folder is made in it.
             with contextlib.suppress(FileExistsError):
                 POSIX.mkdir(directory)
             POSIX.sync_directory(directory.parent)

@@ -258,7 +258,7 @@ class _Batches(Engine):
         rough = call.rough(len(slots), self.steps_per_epoch)
         result = self._steps.run(call.state, rows, counts, slots, step=call.step, limit=call.limit, rough=rough)
         _, batches = self._order(range(call.step, call.step + len(slots)))
-        return result.complete(self._plan.rows_of(batches), "train")  # The last batch of an epoch has fewer rows.
+        return result.complete(self._plan.rows_of(batches), "train")
 
 
 class ResidentBatches(_Batches):

@@ -51,6 +51,7 @@ class MomentUnits:
     @classmethod
     def of(cls, bounds: Bounds) -> MomentUnits:
         tops = bounds.tops()
+        # The last one is that of the weights alone, whose column of `z` is ones, of top 1.
         return cls(bounds.shifts(), tops, pow2(bounds.weight * np.append(tops, 1.0)))
 
     def moments(self, sums: np.ndarray, *, weighted: bool) -> Moments:

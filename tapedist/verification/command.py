@@ -87,6 +87,7 @@ class _Verification:
             StateError: if it differs.
         """
         step = moment.step
+        # Paths overlap, because each checkpoint stores its own from the start: every copy is compared.
         for name, theta in self._paths.get(step, ()):
             check_path(name, theta, moment, self._run)
         for checkpoint in self._checkpoints.get(step, ()):
@@ -103,6 +104,7 @@ class _Verification:
         if self._rules.obstacle:
             self._asked = f"; its stop rule was not asked again, because {self._rules.obstacle}" if stopped else ""
             return
+        # At every step, because the rules have a state, such as the best test loss so far.
         reason = self._rules.reason(moment)
         if (moment.step == self._model_step and reason != stopped) or (reason and moment.step < self.last):
             raise StateError(
@@ -137,6 +139,7 @@ def _taken(checkpoint: Checkpoint, run: Recomputation) -> Moment:
     """The state of a checkpoint."""
     state, count = TrainingState.from_arrays(checkpoint.arrays), run.objective.num_parameters
     theta, slots = state.vector[:count], state.vector[count:].reshape(-1, count)
+    # The sums of the step before are not stored; nothing that follows depends on them.
     at = reference.Step(state.step, theta, slots, float("nan"), float("nan"))
     return Moment(at, state.first_loss, state.epoch_sums)
 

@@ -175,6 +175,7 @@ class Recomputation:
             theta = units.from_raw(theta, earlier.center, earlier.bias_at_center)
         else:
             theta = reference.initial_parameters(self.objective.num_parameters, init=config.init, seed=config.seed)
+            # Drawn and then set to 0, so that the other parameters do not depend on which are left out.
             theta[list(units.left_out)] = 0.0
         slots = reference.first_slots(len(theta), self.problem)
         return Moment(reference.Step(0, theta, slots, math.nan, math.nan), math.nan, np.zeros(3))

@@ -1,8 +1,8 @@
-"""Commands to exit codes.
+"""The command line: commands in, exit codes out.
 
-To add a command, write a function that takes its options and imports what it needs inside, and one row of `COMMANDS`.
-The options are a dataclass of `options.option` fields in a module that imports no TensorFlow, because flags, and
-whatever else can be checked in milliseconds, are checked before TensorFlow's seconds are paid.
+To add a command, write a function that takes its options and has its imports inside, and one row of `COMMANDS`. The
+options are a dataclass of `options.option` fields in a module that imports no TensorFlow, because flags, and all else
+that can be checked in milliseconds, are checked before TensorFlow's import, which takes seconds.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ class Command:
         options: the dataclass whose fields are the command's flags.
         run: takes the options; returns an exit code, or None for 0.
         examples: command lines for the help, without `tapedist`.
-        notes: what its help says about signals.
+        notes: the help's section on signals.
         groups: the first field of each group of flags -> the group's heading in the help.
         rest: the field that receives the words after `--`, if the command takes any.
-        answers: whether what it prints is what it is for, so that a full disk behind standard output is an error.
+        answers: whether its output is its result, so that a full disk behind standard output is an error.
     """
 
     summary: str
@@ -65,10 +65,10 @@ class Command:
 
 
 def _check_run_dir(config: TrainConfig) -> None:
-    """Judges what of the run folder can be judged without TensorFlow, and changes nothing.
+    """Checks the run folder without TensorFlow, and changes nothing.
 
     Raises:
-        InputError: if the folder cannot be used, or holds no run where `--resume=must` wants one.
+        InputError: if the folder cannot be used, or holds no run although `--resume=must`.
         StateError: if a later version made it.
     """
     from tapedist.storage import run_folder
@@ -97,19 +97,19 @@ def _train(config: TrainConfig) -> None:
     catalog.check_source(config)
     if config.init_from:
         model_file.find_start(config.init_from)
-    # Of many starts in one folder, all but one leave here, before TensorFlow's seconds are paid.
+    # Locked before TensorFlow is imported: of several runs in one folder, all but one fail here within milliseconds.
     folder = run_folder.RunFolder.open(config.run_dir) if config.run_dir and spec.is_chief else None
     with folder or contextlib.nullcontext():
         with process.quiet_start():
             with process.importing():
-                from tapedist.run.train import find_devices, train_in  # From here on there is TensorFlow.
+                from tapedist.run.train import find_devices, train_in  # The first import of TensorFlow.
 
             find_devices()
         train_in(folder, config, spec=spec, quiet=False)
 
 
 def _commands() -> Any:
-    from tapedist import commands  # NumPy comes with it, which --help need not wait for.
+    from tapedist import commands  # It imports NumPy, which --help need not wait for.
 
     return commands
 
@@ -121,7 +121,7 @@ def _verify(options: VerifyOptions) -> None:
 
 
 def _launch(options: LaunchConfig) -> int:
-    # What no worker would take is refused here, once.
+    # The workers' flags are checked here first, for one error message rather than one of each worker.
     launch.check_training(options, flags.CommandLine(TrainConfig, options.worker_argv[1:]).options())
     return launch.main(options)
 
@@ -154,7 +154,7 @@ COMMANDS: dict[str, Command] = {
         examples=("predict --run_dir=runs/flights --data=new.parquet --output=predicted.parquet --interval",),
     ),
     "report": Command(
-        summary="Make a run's report.html anew.",
+        summary="Make a run's report.html again.",
         options=RunOptions,
         run=lambda options: _commands().report(options),
         examples=("report --run_dir=runs/tutorial",),
@@ -248,21 +248,21 @@ def _no_command(name: str, commands: Mapping[str, Command]) -> str:
 
 
 def _report(error: BaseException, *, with_traceback: bool) -> int:
-    """Says `error` on stderr, a line per problem, and returns its exit code."""
+    """Prints `error` on stderr, a line per problem, and returns its exit code."""
     code, problems = _explained(error)
     if with_traceback:
         traceback.print_exception(error)
     if len(problems) > _MAX_LINES:
         problems = [*problems[:_MAX_LINES], f"and {len(problems) - _MAX_LINES} more problems like these"]
     for problem in problems:
-        # The last line of defence: one line per problem, and no control character reaches the terminal.
+        # Also for messages of libraries: one line per problem, and no control character reaches the terminal.
         clean = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in problem)
         print(f"tapedist: error: {clean}", file=sys.stderr)
     return code
 
 
 def _explained(error: BaseException) -> tuple[int, Sequence[str]]:
-    """The exit code and the problems that stand for `error`."""
+    """The exit code and the problems of `error`."""
     if isinstance(error, InputError):
         return error.exit_code, error.problems
     if isinstance(error, TapedistError):
@@ -327,7 +327,7 @@ def _row(left: str, right: str) -> str:
 
 
 def _lines(left: str, right: str) -> Iterator[str]:
-    """`left` in its column, `right` wrapped beside it, or below it where `left` is too long."""
+    """`left` in the first column, `right` wrapped in the second, or below where `left` is too long."""
     lines = textwrap.wrap(right, _WIDTH - _COLUMN)
     if len(left) > _COLUMN - 4:
         yield f"  {left}\n"

@@ -1,6 +1,6 @@
-"""What can be done with a finished run: evaluate, predict, report, export. Each works from the run folder alone.
+"""The commands on a finished run: evaluate, predict, report, export. Each works from the run folder alone.
 
-TensorFlow is imported only where synthetic rows or a SavedModel need it.
+TensorFlow is imported only for synthetic rows and SavedModels.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tapedist.storage.run_folder import RunFolder
 from tapedist.text import display
 
 _PREDICT_ROWS = 65_536
-_FAR = 0.1  # Standard errors from the optimum beyond which its intervals are not the model's.
+_FAR = 0.1  # Standard errors from the optimum, above which its intervals do not describe the model.
 
 
 def evaluate(options: EvaluateOptions) -> None:
@@ -39,7 +39,7 @@ def evaluate(options: EvaluateOptions) -> None:
 
     Raises:
         InputError: if there is no such run or table, or they do not fit.
-        StateError: if the run's model cannot be trusted, or its own rows are others by now.
+        StateError: if the run's model is damaged, or its rows have changed.
     """
     folder, model = _find(options.run_dir)
     if options.data:
@@ -56,7 +56,7 @@ def evaluate(options: EvaluateOptions) -> None:
         except _OtherRowsError as error:
             raise StateError(f"{folder.root}: {error}; evaluate by --data=PATH") from None
         names = {"train": "train", "test": "test"}
-    _say_notices(own)
+    _print_notices(own)
     for split, name in names.items():
         metrics = evaluate_rows(row_blocks(own, split), model.weights, model.bias_at_center, model.center)
         if metrics:
@@ -68,28 +68,28 @@ def predict(options: PredictOptions) -> None:
 
     Raises:
         InputError: if there is no such run or table, they do not fit, or the output cannot be made.
-        StateError: if the run's model cannot be trusted, or the table changes while it is read.
+        StateError: if the run's model is damaged, or the table changes while it is read.
         StorageError: if the output cannot be written.
     """
     _, model = _find(options.run_dir)
     check_output(options.output, data=options.data, overwrite=options.overwrite)
     _check_columns(options.data, model.feature_names)
-    interval = _wants_interval(options, model)
+    interval = _with_interval(options, model)
     table = open_table(
         options.data, features=model.feature_names, need_target=False, test_fraction=0, dtype="float64",
         on_bad_rows=options.on_bad_rows, of_run=True, scratch_dir=options.scratch_dir,
     )  # fmt: skip
-    _say_notices(table)
+    _print_notices(table)
     rows = write_columns(options.output, _predictions(table, model, options, interval=interval))
     print(f"Predicted {rows} rows: {options.output}")
 
 
 def report(options: RunOptions) -> None:
-    """Makes a run's `report.html` anew.
+    """Makes a run's `report.html` again.
 
     Raises:
         InputError: if there is no such run.
-        StateError: if its files cannot be trusted.
+        StateError: if its files are damaged.
         StorageError: if the page cannot be written.
     """
     from tapedist.results.report_data import report_page
@@ -119,7 +119,7 @@ def export(options: RunOptions) -> None:
 
     Raises:
         InputError: if there is no such run.
-        StateError: if its model cannot be trusted.
+        StateError: if its model is damaged.
         StorageError: if it cannot be written.
     """
     folder, model = _find(options.run_dir)
@@ -136,15 +136,15 @@ def _find(run_dir: str) -> tuple[RunFolder, FittedModel]:
 
 
 class _OtherRowsError(StateError):
-    """A run's settings do not lead to the rows that it was trained on."""
+    """A run's settings no longer give the rows that it was trained on."""
 
 
 def _own_source(config: TrainConfig, content: Mapping[str, Any]) -> Source:
-    """The rows that the run of `content`, its `model.json`, was trained on.
+    """The training rows of the run whose `model.json` is `content`.
 
     Raises:
         InputError: if they cannot be read.
-        StateError: if they change while they are read, or are others by now.
+        StateError: if they change while they are read, or have changed since.
     """
     if content.get("own_source"):
         raise _OtherRowsError("it was trained from Python on a source of its own, which no command can open")
@@ -157,7 +157,7 @@ def _own_source(config: TrainConfig, content: Mapping[str, Any]) -> Source:
 
 
 def _check_columns(data: str, needed: Sequence[str]) -> None:
-    """Whether a table has the columns that a run was trained on; their numbers are looked at later."""
+    """Raises if a table lacks a column that a run was trained on; its numbers are checked later."""
     present = column_names(data)
     missing = [name for name in needed if name not in present]
     if missing:
@@ -168,7 +168,7 @@ def _check_columns(data: str, needed: Sequence[str]) -> None:
 
 
 def _start_tensorflow() -> None:
-    """Imports TensorFlow and finds the devices, without what native libraries say about it."""
+    """Imports TensorFlow and finds the devices, without the messages of native libraries."""
     check_fork()
     with process.quiet_start():
         import tensorflow as tf
@@ -176,12 +176,12 @@ def _start_tensorflow() -> None:
         tf.config.list_logical_devices()
 
 
-def _say_notices(source: Source) -> None:
+def _print_notices(source: Source) -> None:
     for notice in source.notices:
         print(f"Notice: {notice}")
 
 
-def _wants_interval(options: PredictOptions, model: FittedModel) -> bool:
+def _with_interval(options: PredictOptions, model: FittedModel) -> bool:
     if options.interval == "false":
         return False
     if model.interval is None:

@@ -1,7 +1,7 @@
-"""What a run is: one frozen, keyword-only dataclass, validated on construction.
+"""The settings of a run: one frozen, keyword-only dataclass, validated on construction.
 
-Each setting has its own rule, beside its declaration in `Settings`; `TrainConfig` adds the rules between them, and what
-they mean together. Nothing downstream checks again.
+Each setting has its own rule in its declaration in `Settings`; `TrainConfig` adds the rules between settings and
+resolves defaults. Nothing downstream checks again.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ from tapedist.options import (
 )
 from tapedist.text import display
 
-# Fields that do not change the answer, but what every worker must do for it.
+# Fields that do not change the answer, but the calls of a worker, which must be the same on all of them.
 _SHARED = (
     "num_epochs", "num_virtual_devices", "cache", "checkpoint_every_steps", "log_every_epochs", "eval_every_epochs",
     "statistics",
 )  # fmt: skip
 
 
-# The tutorial's own, which synthetic rows keep.
+# The tutorial's values, the defaults for synthetic rows.
 _TUTORIAL_RATE, _TUTORIAL_EPOCHS = 0.001, 3000
-# Where a rule or a schedule ends the run, epochs are only a limit.
+# Limits only, where a stopping rule or a schedule ends the run.
 _MOST_EPOCHS, _MINI_BATCH_EPOCHS = 1_000_000, 100
-_CLOSE = 0.01  # Standard errors that `--stop_at_se=auto` stands for.
+_CLOSE = 0.01  # The standard errors of `--stop_at_se=auto`.
 MODES = ("full_batch", "mini_batch")
 ENGINES = ("auto", "stream", "moments")
 STRATEGIES = ("auto", "default", "mirrored", "multiworker", "tpu")
@@ -82,7 +82,7 @@ def _or_auto(rule: Rule, text: str) -> Rule:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(Options):
-    """Settings of one training run, right each by itself; the defaults are the tutorial job."""
+    """Settings of one training run, each valid by itself; the defaults are the tutorial job."""
 
     # What the rows are.
     data: str = option(
@@ -254,9 +254,9 @@ class Settings(Options):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig(Settings):
-    """Settings of one training run that are right, each and together; the defaults are the tutorial job.
+    """Settings of one training run, validated each and together; the defaults are the tutorial job.
 
-    Some defaults are the word auto, whose meaning depends on the rows, the model and the loss: `resolved` says which.
+    Some defaults are the word auto, whose meaning depends on the rows, the model and the loss; see `resolved`.
 
     Raises:
         InputError: if any field or combination is invalid; `problems` lists every one of them.
@@ -269,21 +269,21 @@ class TrainConfig(Settings):
 
     @property
     def from_table(self) -> bool:
-        """Whether rows come from a table rather than from the synthetic source."""
+        """Returns whether rows come from a table rather than from the synthetic source."""
         return self.data != SYNTHETIC
 
     @property
     def standardizes(self) -> bool:
-        """What `standardize` means for this source."""
+        """`standardize`, resolved for this source."""
         return self.from_table if self.standardize == "auto" else self.standardize == "true"
 
     def resolved(
         self, *, custom_rows: bool = False, custom_model: bool = False, custom_loss: bool = False
     ) -> TrainConfig:
-        """This config with a value in the place of each auto that has one without a look at the rows.
+        """Resolves each auto that does not depend on the rows.
 
-        What still says auto afterwards is what gives a finished fit without a setting: the learning rate is found from
-        the rows, training ends by `close_enough`, and `most_epochs` is only a limit.
+        An auto that is left is for a finished fit without settings: the learning rate is found from the rows, training
+        ends by `close_enough`, and `most_epochs` is only a limit.
 
         Args:
             custom_rows: whether the rows are arrays or a source of the caller's, rather than `data`.
@@ -296,6 +296,7 @@ class TrainConfig(Settings):
             known = of_user and not (custom_model or custom_loss) and not list(_rate_obstacles(self))
             rate = "auto" if known else _TUTORIAL_RATE
         finishes = of_user and rate == "auto"
+        # `str` makes a plain word of a `Default`: it counts as resolved from here on.
         changes: dict[str, Any] = {"learning_rate": str(rate) if isinstance(rate, str) else rate}
         if self.stop_at_se == "auto" and not (finishes and self.mode == "full_batch"):
             changes["stop_at_se"] = 0.0
@@ -308,13 +309,13 @@ class TrainConfig(Settings):
         return dataclasses.replace(self, **changes)
 
     def with_arithmetic(self, strategy: str) -> TrainConfig:
-        """This config with a value in the place of `--arithmetic=auto`.
+        """Resolves `--arithmetic=auto`.
 
         Args:
-            strategy: the name of the one that was chosen.
+            strategy: the name of the chosen one.
 
         Raises:
-            InputError: if there is no exact arithmetic where it was asked for.
+            InputError: if `--arithmetic=exact` is not possible there.
         """
         if strategy == "tpu" and self.arithmetic == "exact":
             raise InputError(
@@ -325,7 +326,7 @@ class TrainConfig(Settings):
         return dataclasses.replace(self, arithmetic=resolved) if self.arithmetic == "auto" else self
 
     def without_survey(self) -> TrainConfig:
-        """A resolved config for rows so wide that only the fastest full-batch rate can be found from them."""
+        """A resolved config for rows so wide that only the fastest full-batch rate is found from them."""
         changes: dict[str, Any] = {"stop_at_se": 0.0} if self.stop_at_se == "auto" else {}
         if self.num_epochs == "auto":
             changes["num_epochs"] = _TUTORIAL_EPOCHS
@@ -347,11 +348,11 @@ class TrainConfig(Settings):
 
     @property
     def split_kind(self) -> str:
-        """What `split` means for this source: "index" or "hash"."""
+        """`split`, resolved for this source: "index" or "hash"."""
         return {"auto": "hash" if self.from_table else "index"}.get(self.split, self.split)
 
     def without_effect(self) -> Iterator[str]:
-        """What was set and says nothing, by reason; no error, because flagfiles are shared among runs."""
+        """Yields notices about settings without effect; no error, because flagfiles are shared among runs."""
         idle = {
             f"--data={display(self.data)}": (SYNTHETIC_FIELDS, self.from_table),
             f"--optimizer={self.optimizer}": (("momentum",), self.optimizer not in ("momentum", "nesterov")),
@@ -364,7 +365,7 @@ class TrainConfig(Settings):
                 yield f"no effect with {reason}: {listed}"
 
     def without_effect_beside(self, source: Any) -> Iterator[str]:
-        """`without_effect` where the rows come from the caller's own `source`: no setting names or splits them."""
+        """`without_effect` for rows from a custom `source`, which no setting names or splits."""
         fields = ("data", "target", "features", "weight", "on_bad_rows", "test_fraction", "split", *SYNTHETIC_FIELDS)
         agrees = {"test_fraction"} if not self.test_fraction and not source.num_rows("test") else set()
         changed = [name for name in fields if _changed(self, name) and name not in agrees]
@@ -384,7 +385,7 @@ class TrainConfig(Settings):
         }
 
     def shared_fields(self) -> dict[str, Any]:
-        """The fields that must be equal on all workers of a run: the answer, and how often they wait for each other."""
+        """The fields that must be equal on all workers of a run: those of the answer, and of the workers' calls."""
         return {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
@@ -392,7 +393,7 @@ class TrainConfig(Settings):
         }
 
     def fingerprint(self) -> str:
-        """SHA-256 of `answer_fields` as canonical JSON: equal where the answers are."""
+        """SHA-256 of `answer_fields` as canonical JSON."""
         return hashlib.sha256(json.dumps(self.answer_fields(), sort_keys=True).encode()).hexdigest()
 
     def _wrong_combinations(self) -> Iterator[str]:
@@ -404,6 +405,7 @@ class TrainConfig(Settings):
 
 
 def _changed(config: TrainConfig, name: str) -> bool:
+    # As sets, because a single value of `--m` is repeated for each feature.
     return set(_items(config, name)) != set(_items(Settings, name))
 
 
@@ -413,7 +415,7 @@ def _items(of: Any, name: str) -> tuple[Any, ...]:
 
 
 def _wrong_rows(config: TrainConfig) -> Iterator[str]:
-    """What only tables, or only synthetic rows, have."""
+    """Yields errors about settings that only tables, or only synthetic rows, have."""
     if not config.data:
         yield "--data=: must name a source; use 'synthetic' or a table's path"
     if len(config.m) not in (1, config.num_features):
@@ -460,7 +462,7 @@ def _wrong_updates(config: TrainConfig) -> Iterator[str]:
 
 
 def _rate_obstacles(config: TrainConfig) -> Iterator[str]:
-    """Settings for which no rate can be found from the rows."""
+    """Yields settings with which no rate can be found from the rows."""
     for name, known in (("optimizer", ("sgd",)), ("loss", ("squared", "huber"))):
         if getattr(config, name) not in known:
             yield f"--{name}={getattr(config, name)}"
@@ -514,7 +516,7 @@ def _wrong_folders(config: TrainConfig) -> Iterator[str]:
 
 
 def why_not_moments(config: TrainConfig, *, num_features: int, is_linear: bool, custom_loss: bool) -> str:
-    """Why the `moments` engine cannot serve a run; empty if it can."""
+    """The reason why the `moments` engine cannot compute a run; empty if it can."""
     if not is_linear:
         return "the model is not the linear one"
     if custom_loss or config.loss != "squared":

@@ -10,15 +10,15 @@ import signal
 
 
 class FitWarning(UserWarning):
-    """What to know of a fit: training ended far from its optimum, or features were left out."""
+    """A warning about a fit: training ended far from its optimum, or features were left out."""
 
 
 class TapedistError(Exception):
     """Base of every error that tapedist raises on purpose.
 
     Attributes:
-        exit_code: what the command line exits with when this error ends it.
-        meaning: what that code says of a process.
+        exit_code: the exit code of the command line after this error.
+        meaning: the meaning of that code, in words.
     """
 
     exit_code = 1
@@ -52,7 +52,7 @@ class StateError(TapedistError):
 
 
 class DivergedError(TapedistError):
-    """The loss, a gradient or a parameter left the finite numbers, or the loss grew a million times."""
+    """The loss, a gradient or a parameter is not finite, or the loss grew a million times."""
 
     exit_code = 4
     meaning = "diverged"
@@ -73,7 +73,7 @@ class StorageError(TapedistError, OSError):
 
 
 class PeerLostError(TapedistError):
-    """A peer died, hung or never came; trying again may help."""
+    """A peer died, hung or never connected; trying again may help."""
 
     exit_code = 75
     meaning = "lost a peer"
@@ -83,8 +83,8 @@ class Interrupted(TapedistError):
     """A signal stopped the run after its state was saved.
 
     Args:
-        signum: the signal's number; 0 where another process got it and did not say yet.
-        when: what follows the signal's name in the message.
+        signum: the signal's number; 0 where another process received it and its number is not known yet.
+        when: the text after the signal's name in the message.
 
     Attributes:
         signum: the signal's number; the exit code is `128 + signum`.
@@ -98,10 +98,12 @@ class Interrupted(TapedistError):
         self._when = when
 
     def __reduce__(self) -> tuple[type[Interrupted], tuple[int, str]]:
-        return type(self), (self.signum, self._when)  # For pools of processes, which would wait for ever without it.
+        # `BaseException` would pass the message as `signum`, which fails in the parent of a pool, and that waits
+        # forever.
+        return type(self), (self.signum, self._when)
 
 
-# What exit codes say; those of signals are 128 and the signal's number.
+# Meanings of exit codes; those of signals are 128 and the signal's number.
 MEANINGS = {
     kind.exit_code: kind.meaning
     for kind in (TapedistError, InputError, StateError, DivergedError, StorageError, PeerLostError)

@@ -30,7 +30,7 @@ Options = TypeVar("Options")
 
 
 class _Parser(flags.ArgumentParser):
-    """Hands a reader's rule on as it is, where absl would put its own words around it."""
+    """A parser of absl that keeps a reader's error message as it is."""
 
     def __init__(self, read: Callable[[str], Any]):
         super().__init__()
@@ -56,7 +56,7 @@ def _absl_flags(options: type, rest: str) -> flags.FlagValues:
         if field.name != rest:
             kind = field.type if isinstance(field.type, str) else field.type.__name__
             parser, help_text = _Parser(READERS[kind]), field.metadata["help"]
-            # --NAME and --noNAME also say "true" and "false" where "auto" is a third word.
+            # --NAME and --noNAME work for switches with a third word, "auto", too.
             switch = kind == "bool" or {"true", "false"} <= set(field.metadata["choices"] or ())
             values[field.name] = flags.Flag(parser, None, field.name, None, help_text, boolean=switch)
     values["verbosity"] = flags.Flag(_Parser(_verbosity), None, "verbosity", None, "1 shows the traceback of an error.")
@@ -64,7 +64,7 @@ def _absl_flags(options: type, rest: str) -> flags.FlagValues:
 
 
 class CommandLine(Generic[Options]):
-    """The flags of one command, parsed. Construction never fails; `options` raises what was wrong.
+    """The flags of one command, parsed. Construction never fails; `options` raises all errors.
 
     `--flagfile=FILE` is replaced by the file's lines where it stands, as absl does: the last word on a flag wins. Files
     may include others; lines that are blank or begin with `#` or `//` are skipped.
@@ -81,7 +81,7 @@ class CommandLine(Generic[Options]):
             options: the dataclass whose fields are the flags.
             words: the command's arguments, without the command.
             rest: the field that receives the words after `--`; if empty, there must be none.
-            of_older: whether an older version may have written them; flags that are gone are then skipped.
+            of_older: whether an older version may have written them; removed flags are then skipped.
         """
         self.help_wanted = False
         self._options = options
@@ -90,7 +90,7 @@ class CommandLine(Generic[Options]):
         self._flags = _absl_flags(options, rest)
         self._paths = {field.name for field in dataclasses.fields(options) if field.metadata["path"]}  # type: ignore[arg-type]
         self._given: dict[str, tuple[str, str]] = {}  # Each flag's last place ("" or "FILE:LINE: ") and text.
-        self._doubtful: set[str] = set()  # Flags whose value is not known, so rules about them say nothing.
+        self._doubtful: set[str] = set()  # Flags whose value is not known, so that rules about them do not apply.
         self._problems: list[str] = []
         self._files_read = 0
         self._of_older = of_older
@@ -101,10 +101,10 @@ class CommandLine(Generic[Options]):
         return self._flags["verbosity"].value or 0
 
     def options(self) -> Options:
-        """The options that the flags say.
+        """Makes the options from the flags.
 
         Raises:
-            InputError: with every problem of every flag, and of the options they make.
+            InputError: with all problems of the flags and of the options.
         """
         names = [field.name for field in dataclasses.fields(self._options) if field.name != self._rest]  # type: ignore[arg-type]
         given = {name: self._flags[name].value for name in names if self._flags[name].value is not None}
@@ -120,7 +120,7 @@ class CommandLine(Generic[Options]):
         return result
 
     def _as_given(self, problem: str) -> str:
-        """`problem` of the options, with the place and the spelling of the value as the user gave it."""
+        """A problem of the options, with the value as the user wrote it and its place."""
         name = next(iter(_flags_named(problem)), "")
         if name not in self._given:
             return problem
@@ -169,7 +169,7 @@ class CommandLine(Generic[Options]):
             if name == "flagfile":
                 self._include(text, including)
                 return
-            # After `=` no shell puts the home folder in the place of `~`.
+            # A shell does not expand `~` after `=`.
             self._flags[name].parse(os.path.expanduser(text) if name in self._paths else text)
         except flags.IllegalFlagValueError as error:
             self._refuse(name, f"--{name}={display(text)}: {error}", place)
@@ -209,6 +209,7 @@ class CommandLine(Generic[Options]):
         Raises:
             IllegalFlagValueError: with the rule that the file breaks.
         """
+        # By device and inode: a file that includes itself may do so under another name.
         identity, lines = _read_flagfile(os.path.expanduser(name))
         if identity in including:
             raise flags.IllegalFlagValueError("includes itself; remove the line that includes it")
@@ -231,7 +232,7 @@ def _read_flagfile(path: str) -> tuple[tuple[int, int], list[str]]:
     """Reads a flagfile.
 
     Returns:
-        What identifies the file under any of its names, and its lines.
+        The file's identity, the same under any of its names, and its lines.
 
     Raises:
         IllegalFlagValueError: with the rule that the file breaks.
@@ -250,15 +251,16 @@ def _read_flagfile(path: str) -> tuple[tuple[int, int], list[str]]:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError:
         text = "\0"
+    # Bars at both ends, because blank lines there are allowed, where `wrong_characters` refuses blanks.
     if len(content) > _MAX_FLAGFILE_BYTES or wrong_characters(f"|{text.translate(_LINE_MARKS)}|"):
         raise flags.IllegalFlagValueError("must be a text file of at most 32 MiB, one --NAME=VALUE per line")
     return (status.st_dev, status.st_ino), text.split("\n")
 
 
 def config_to_flagfile(config: Any) -> str:
-    """The text of a flagfile that says `config`: every field, one per line, so that later defaults do not change it.
+    """The text of a flagfile with every field of `config`, one per line, so that later defaults do not change it.
 
-    A default that is still to be resolved is left out, because a flag would say it as the user's own.
+    A default that is still to be resolved is left out, because a flag would make it the user's.
 
     Args:
         config: an instance of a dataclass made of `options.option` fields.

@@ -23,18 +23,18 @@ _NUMBERS_OR_WORDS: dict[str, type] = {"float | str": float, "int | str": int}
 
 
 class Default(str):
-    """The word of a default, told from the same word given by a user: what is not given is never an error by itself."""
+    """The word of a default, distinct from the same word of a user: a default is never an error by itself."""
 
     __slots__ = ()
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """Which values of the option's type it may have.
+    """A rule for the values of an option.
 
     Attributes:
-        allows: whether a value may stand.
-        text: the rule in words, which follow the option and its value; with the fix, where it does not follow.
+        allows: whether a value is valid.
+        text: the rule in words, which follow the option and its value; with the fix, if it is not obvious.
     """
 
     allows: Callable[[Any], bool]
@@ -52,13 +52,13 @@ RANK_OR_NONE = Rule(lambda v: v >= -1, "must be -1 (none) or more")
 
 
 def between(least: int, most: int, *, means: str = "") -> Rule:
-    """From `least`, which `means` something of its own, to `most`."""
+    """A rule for integers from `least`, which may have a meaning of its own, to `most`."""
     first = f"{least} ({means})" if means else f"{least}"
     return Rule(lambda v: least <= v <= most, f"must be from {first} to {_bound(most)}")
 
 
 def _bound(number: int) -> str:
-    """Bounds that come from int64 and its kin are told as powers of two."""
+    """A bound in words; those of integer types are powers of two."""
     for power in range(13, 64):
         if number - 2**power in (-1, 0):
             return f"2**{power}" + " - 1" * (number < 2**power)
@@ -74,15 +74,15 @@ def option(
     changes_answer: bool = True,
     path: bool = False,
 ) -> Any:
-    """A config field with what its flag and its check need.
+    """A config field with the help, rule and default of its flag.
 
     Args:
         default: the field's default.
         help: one sentence; it becomes the flag's help text.
         choices: the allowed words, for an enumeration.
-        rule: the allowed values; for text, by default, what one can see and type.
+        rule: the allowed values; for text, by default, printable characters.
         changes_answer: whether another value may change the fitted parameters. Only such fields enter
-            `TrainConfig.fingerprint`, so only they are held against a stored run on resume.
+            `TrainConfig.fingerprint`, so only they are compared with a stored run on resume.
         path: whether it may name a file, so that its flag takes `~` for the home folder.
     """
     metadata = {"help": help, "choices": choices, "rule": rule, "changes_answer": changes_answer, "path": path}
@@ -98,13 +98,13 @@ class Options:
     """
 
     def __post_init__(self) -> None:
-        # Rules compare numbers, so they are asked only where all types are right.
+        # Rules compare numbers, so they are applied only if all types are right.
         problems = list(self._wrong_types()) or [*self._wrong_values(), *self._wrong_combinations()]
         if problems:
             raise InputError(*problems)
 
     def _wrong_types(self) -> Iterator[str]:
-        """Sets each field to its value as exactly the field's type, and says which values have none."""
+        """Converts each field to exactly its type, and yields an error for each value that cannot be converted."""
         for field in dataclasses.fields(self):
             value, kind = getattr(self, field.name), _kind(field)
             try:
@@ -120,12 +120,12 @@ class Options:
             yield from _wrong_value(field, getattr(self, field.name))
 
     def _wrong_combinations(self) -> Iterator[str]:
-        """What is wrong between fields, of which each may be wrong by itself too."""
+        """Yields errors between fields; each field may be wrong by itself, too."""
         return iter(())
 
 
 def _coerced_field(value: Any, field: dataclasses.Field[Any]) -> Any:
-    """`value` as the field's type; a library user may write a switch as a bool, and one name without a list."""
+    """`value` as the field's type; a library user may pass a bool for a switch, and one name without a list."""
     value = plain(value)
     if field.metadata["choices"] == SWITCHES and isinstance(value, bool):
         return to_text(value)
@@ -141,7 +141,7 @@ def _kind(field: dataclasses.Field[Any]) -> type:
 
 
 def _coerced(value: Any, kind: type) -> Any:
-    """`value` as exactly `kind`, where that loses nothing: NumPy scalars, paths and lists come from library users.
+    """`value` as exactly `kind`, if nothing is lost: library users pass NumPy scalars, paths and lists.
 
     Raises:
         TypeError: if `value` is something else.
@@ -151,22 +151,22 @@ def _coerced(value: Any, kind: type) -> Any:
     if kind is tuple:
         return tuple(_coerced(item, float) for item in _items(value))
     if kind is str and not isinstance(value, bytes):
-        return str.__str__(os.fspath(value))  # An enumeration's text has a `str` of its own.
-    # What is of NumPy still is an array, or what only `float` takes for a number: a complex one, a length of time.
+        return str.__str__(os.fspath(value))  # A text enumeration overrides `__str__`.
+    # After `plain`, only arrays and NumPy's complex numbers and time spans have a `dtype`.
     if (kind is bool) != isinstance(value, bool) or isinstance(value, (str, bytes)) or hasattr(value, "dtype"):
         raise TypeError
     return operator.index(value) if kind is int else kind(value)
 
 
 def _hint(value: Any, kind: type) -> str:
-    """The fix for a whole number that was computed as a float."""
+    """The fix for a whole number that is a float."""
     number = plain(value)
     whole = kind is int and isinstance(number, float) and number.is_integer() and abs(number) <= INT64_MAX
     return f"; give {int(number)}" if whole else ""
 
 
 def _items(value: Any) -> Sequence[Any]:
-    """What a list holds, or an array or column of one dimension; anything else is one item."""
+    """The items of a list, or of an array or column of one dimension; anything else is one item."""
     if getattr(value, "ndim", None) == 1 and hasattr(value, "tolist"):
         return list(value.to_numpy() if hasattr(value, "to_numpy") else value)
     return value if isinstance(value, (tuple, list)) else (value,)

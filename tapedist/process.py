@@ -1,10 +1,10 @@
-"""What becomes of the process: its streams, its limits, the signals that ask it to stop, and the noise of libraries.
+"""The process: its streams, memory limits, stop signals, and the messages of libraries.
 
-The first stop signal asks the run to save and leave, a second SIGINT leaves at once. SIGINT and SIGTERM do. So do the
-signals that would end the process by default, unsaved: SIGHUP, with which a terminal or a connection goes away, and
-those by which batch systems announce the end of a job's time, SIGUSR1, SIGUSR2 (SLURM's `--signal`, Grid Engine's
-`-notify`) and SIGXCPU; but only where nobody else handles or, like nohup, ignores them. What is left behind is the same
-for all; the exit code is 128 and the signal's number.
+The first stop signal asks the run to save and exit, a second SIGINT exits at once. Stop signals are SIGINT and SIGTERM,
+and those that would end the process by default, unsaved: SIGHUP, when a terminal or a connection is closed, and the
+signals of batch systems before the end of a job's time, SIGUSR1, SIGUSR2 (SLURM's `--signal`, Grid Engine's `-notify`)
+and SIGXCPU; but only where no other code handles or, like nohup, ignores them. All leave the same files; the exit code
+is 128 and the signal's number.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any, TextIO
 
 from tapedist.errors import InputError, Interrupted, StorageError, TapedistError
 
-# Address space that TensorFlow takes to start: libraries, thread stacks, compilers. With less it aborts the process.
+# Address space that TensorFlow needs to start: libraries, thread stacks, compilers. With less it aborts the process.
 _LEAST_ADDRESS_SPACE = 4 * 1024**3
 
 _TRAININGS_A_COLLECTION = 8
@@ -44,10 +44,10 @@ _shown = False
 
 
 def check_memory_limit() -> None:
-    """Whether the limit on address space lets TensorFlow start, which it could not say itself.
+    """Raises if the limit on address space is too low for TensorFlow, which would abort without a message.
 
     Raises:
-        InputError: if it does not.
+        InputError: if it is.
     """
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit not in (-1, resource.RLIM_INFINITY) and limit < _LEAST_ADDRESS_SPACE:
@@ -58,23 +58,23 @@ def check_memory_limit() -> None:
 
 
 def release_memory() -> None:
-    """Gives memory that is free back to the system, after a training.
+    """Returns free memory to the system, after a training.
 
-    A training leaves about a MiB in cycles that Python's collector comes to after some fifty of them, and glibc keeps
-    what lies between blocks in use. To look for cycles takes as long as a third of a small training, so that is done
-    after some of them only.
+    A training leaves about a MiB in reference cycles, which Python's collector reaches after some fifty of them, and
+    glibc keeps free memory between blocks in use. A collection takes a third of the time of a small training, so it is
+    done after some of them only.
     """
     global _trainings
     _trainings += 1
     if _trainings % _TRAININGS_A_COLLECTION == 0:
         gc.collect()
-    with contextlib.suppress(OSError, AttributeError):  # Another C library has its own ways.
+    with contextlib.suppress(OSError, AttributeError):  # Other C libraries have no `malloc_trim`.
         ctypes.CDLL(None)["malloc_trim"](0)
 
 
 @contextlib.contextmanager
 def importing() -> Iterator[None]:
-    """For a long import: what it makes stays, so that Python's collector need look through it neither now nor later."""
+    """A context for a long import: its objects stay, so that Python's collector need not visit them now or later."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -86,7 +86,8 @@ def importing() -> Iterator[None]:
 
 
 def _tensorflow_has_started() -> bool:
-    """Whether TensorFlow has made the threads that serve its operations, in this process or the one that it forked."""
+    """Returns whether TensorFlow has made its threads, in this process or in the one that it was forked from."""
+    # By private attributes, and without an import: the question must not start TensorFlow.
     module = sys.modules.get("tensorflow.python.eager.context")
     context = getattr(module, "_context", None)
     return getattr(context, "_context_handle", None) is not None
@@ -101,7 +102,7 @@ os.register_at_fork(after_in_child=_note_fork)
 
 
 def check_fork() -> None:
-    """Refuses a process whose TensorFlow would hang or crash, because its threads have stayed behind a fork.
+    """Raises in a process whose TensorFlow would hang or crash, because a fork does not copy its threads.
 
     Raises:
         InputError: if TensorFlow had started before this process was forked.
@@ -114,10 +115,10 @@ def check_fork() -> None:
 
 
 class _Stream:
-    """A text stream whose reader may go away: what is written after that is dropped, and the run goes on.
+    """A text stream whose reader may be closed: later output is dropped, and the run goes on.
 
     Attributes:
-        failure: why something was dropped although nobody went away, such as a full disk; else None.
+        failure: the error if output was dropped for another reason, such as a full disk; else None.
     """
 
     def __init__(self, inner: TextIO):
@@ -144,7 +145,8 @@ class _Stream:
             self._drop(error)
 
     def _drop(self, error: OSError) -> None:
-        """Points the stream's descriptor, and with it whatever is still buffered, at nothing."""
+        """Redirects the stream's descriptor, and with it what is still buffered, to the null device."""
+        # Else Python would fail once more when it flushes the stream at exit.
         if error.errno not in _READER_GONE:
             self.failure = error
         nothing = os.open(os.devnull, os.O_WRONLY)
@@ -153,10 +155,10 @@ class _Stream:
 
 
 def check_output() -> None:
-    """Whether standard output took what was printed.
+    """Raises if standard output could not be written.
 
     Raises:
-        StorageError: if the file behind it could not be written; that a reader went away is no error.
+        StorageError: if the file behind it could not be written; a closed reader is no error.
     """
     getattr(sys.stdout, "flush", lambda: None)()  # `cli.main` may be called where it is another program's object.
     failure = getattr(sys.stdout, "failure", None)
@@ -166,7 +168,7 @@ def check_output() -> None:
 
 
 def harden_streams() -> None:
-    """Makes stdout and stderr safe to print to: closed, with the reader gone, on a full disk, in any locale."""
+    """Makes stdout and stderr safe to print to, if they are closed, without a reader, on a full disk, in any locale."""
     for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(descriptor)
@@ -180,7 +182,7 @@ def harden_streams() -> None:
 
 
 class Terminated(BaseException):
-    """A signal, as KeyboardInterrupt is SIGINT: no `except Exception` on the way up may swallow it.
+    """A signal's exception, as KeyboardInterrupt is SIGINT's: no `except Exception` catches it.
 
     Attributes:
         signum: its number.
@@ -196,14 +198,15 @@ def _raise_terminated(signum: int, frame: FrameType | None) -> None:
 
 
 def unhandled() -> list[int]:
-    """Those of `UNLESS_HANDLED` that would end this process, or raise `Terminated` in it."""
+    """Returns those of `UNLESS_HANDLED` that would end this process, or raise `Terminated` in it."""
     return [number for number in UNLESS_HANDLED if signal.getsignal(number) in (signal.SIG_DFL, _raise_terminated)]
 
 
 @contextlib.contextmanager
 def signals_raise() -> Iterator[None]:
-    """Lets these signals, SIGINT apart, raise `Terminated`, where this thread may say so and nobody else has said what
-    they do; for a command, before anything else handles them.
+    """A context in which stop signals other than SIGINT raise `Terminated`, unless they have another handler.
+
+    For a command, before the run handles them. Without effect outside of the main thread.
     """
     own: list[int] = []
     if threading.current_thread() is threading.main_thread():
@@ -219,18 +222,18 @@ def signals_raise() -> Iterator[None]:
 
 
 class StopSignals:
-    """While entered, turns signals into `Interrupted`; only the main thread may, elsewhere nothing is installed.
+    """A context that turns signals into `Interrupted`; without effect outside of the main thread.
 
-    Where nothing is lost, the first signal raises at once. Inside `deferred` there is something to save first:
-    there it is noted, and whoever runs there asks for `signum` now and then.
+    The first signal raises at once, except inside `deferred`, where there is something to save first: there it is only
+    recorded, and the code checks `signum` regularly.
 
-    Where a library turns what was raised at once into another error, the block ends by `Interrupted` all the same.
+    If a library turns an `Interrupted` into another error, the block still ends with `Interrupted`.
 
     Args:
-        always_noted: whether never to raise at once, because other processes must be told first.
+        always_noted: whether to record signals only, because other processes must agree first.
 
     Attributes:
-        signum: the signal that asked for the stop; None while nobody did.
+        signum: the signal that asked for the stop; None before.
     """
 
     def __init__(self, *, always_noted: bool = False) -> None:
@@ -249,18 +252,18 @@ class StopSignals:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         for number, handler in self._before.items():
-            # None is a handler that is not Python's, which Python cannot put back.
+            # None is a handler that was not set by Python, which cannot restore it.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        # The signal may have come inside a library that took `Interrupted` for an error of its own.
+        # The signal may have come inside a library that converted `Interrupted` to an error of its own.
         if self._raised and self.signum and isinstance(error, Exception) and not isinstance(error, TapedistError):
             raise Interrupted(self.signum) from error
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """A part of the run that a signal must not break off: it leaves by itself, or is so short that it ends first.
+        """A part of the run that a signal must not interrupt: it checks `signum`, or is short.
 
         Raises:
-            Interrupted: at its end, if a signal came and nobody in it has left.
+            Interrupted: at its end, if a signal came and the code in it has not raised.
         """
         self._noting = True
         try:
@@ -271,6 +274,7 @@ class StopSignals:
             raise Interrupted(self.signum)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
+        # A second Ctrl-C ends at once, even while the run saves; a second SIGTERM does not.
         if number == signal.SIGINT and self.signum is not None:
             raise KeyboardInterrupt
         self.signum = number
@@ -281,7 +285,7 @@ class StopSignals:
 
 @contextlib.contextmanager
 def noise_shown(shown: bool) -> Iterator[None]:
-    """Decides what `quiet_start` does inside: with `shown`, nothing."""
+    """A context in which `quiet_start` does nothing if `shown`."""
     global _shown
     before, _shown = _shown, shown
     try:
@@ -296,9 +300,10 @@ def _flush() -> None:
 
 @contextlib.contextmanager
 def quiet_start() -> Iterator[None]:
-    """Keeps back what is written to descriptor 2 inside; lets it out if the body fails with an error that is not ours.
+    """Captures what is written to descriptor 2 inside; writes it out if the body raises an error of a library.
 
-    A process that dies inside says where: its last words are not kept back.
+    By the descriptor, because TensorFlow's C++ code does not write to `sys.stderr`. A crash of the process is reported
+    by `faulthandler` on the real descriptor.
     """
     _flush()
     with contextlib.ExitStack() as stack:
@@ -306,22 +311,22 @@ def quiet_start() -> Iterator[None]:
             yield
             return
         try:
-            said = stack.enter_context(tempfile.TemporaryFile())
+            captured = stack.enter_context(tempfile.TemporaryFile())
             stderr = os.dup(2)
-        except OSError:  # No room for a temporary file, or no descriptor left: noise is the smaller evil.
+        except OSError:  # No room for a temporary file, or no descriptor left: then messages are shown.
             yield
             return
         stack.callback(os.close, stderr)
         was_enabled = faulthandler.is_enabled()
         if not was_enabled:
             faulthandler.enable(file=stderr)
-        os.dup2(said.fileno(), 2)
+        os.dup2(captured.fileno(), 2)
         try:
             yield
         except Exception as error:
             if not isinstance(error, (TapedistError, MemoryError)):
-                said.seek(0)
-                os.write(stderr, said.read())
+                captured.seek(0)
+                os.write(stderr, captured.read())
             raise
         finally:
             _flush()

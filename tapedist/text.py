@@ -1,4 +1,4 @@
-"""How values are written as text and read back, and made fit to show, in flags, flagfiles, messages and files."""
+"""Conversion of values to text and back, for flags, flagfiles, messages and files."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def display(value: Any) -> str:
     """`value` as an error message may show it: short, on one line, without control characters."""
     try:
         text = to_text(value)
-    except ValueError:  # An int of thousands of digits.
+    except ValueError:  # Python refuses to print an int of more than 4,300 digits in decimal.
         text = hex(value)
     text = _short(text)
     return text if text.isprintable() else repr(text)
 
 
 def quoted(text: str) -> str:
-    """A user's word that stands in a sentence of its own."""
+    """A user's word in quotes, for a sentence."""
     return repr(_short(text))
 
 
@@ -34,10 +34,9 @@ def _short(text: str) -> str:
 
 
 def plain(value: Any) -> Any:
-    """A scalar of NumPy, an array of one without dimensions, or a member of an enumeration, as the Python value that it
-    stands for; anything else as it is.
+    """Converts a scalar of NumPy, an array without dimensions, or a member of an enumeration to its Python value.
 
-    A float32 stands for its own decimal number: `np.float32(0.1)` is 0.1.
+    Anything else is returned as it is. A float32 becomes its shortest decimal number: `np.float32(0.1)` is 0.1.
     """
     if isinstance(value, enum.Enum):
         return plain(value.value)
@@ -52,7 +51,7 @@ def plain(value: Any) -> Any:
 
 
 def wrong_characters(text: str) -> str:
-    """The rule that a user's word breaks by its characters, and the fix; empty if one can type and store it.
+    """The rule that the characters of a user's word break, and the fix; empty if it can be typed and stored.
 
     Blanks of every language are allowed inside: columns have such names.
     """
@@ -66,7 +65,7 @@ def wrong_characters(text: str) -> str:
 
 
 def to_text(value: Any) -> str:
-    """`value` as a flag says it; the functions of `READERS` read it back.
+    """Converts `value` to the text of a flag; the functions of `READERS` read it back.
 
     Args:
         value: a bool, int, float, str, or a tuple of them.
@@ -75,7 +74,7 @@ def to_text(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, tuple):
         words, line = [to_text(item) for item in value], io.StringIO()
-        bare = all(word == word.strip() for word in words)  # The blanks at a line's ends are nobody's.
+        bare = all(word == word.strip() for word in words)  # Unquoted words lose blanks at their ends when read.
         csv.writer(line, lineterminator="", quoting=csv.QUOTE_MINIMAL if bare else csv.QUOTE_ALL).writerow(words)
         return line.getvalue()
     return value if isinstance(value, str) else repr(value)
@@ -131,7 +130,7 @@ def _parse_names(text: str) -> tuple[str, ...]:
     return tuple(names if '"' in text else [name.strip() for name in names])  # Quotes keep a name as it is.
 
 
-# How a field is read, by its annotation as written. A reader raises ValueError with the rule that the text breaks.
+# The reader of a field, by its annotation as written. It raises ValueError with the rule that the text breaks.
 READERS: dict[str, Callable[[str], Any]] = {
     "bool": _parse_bool,
     "int": _parse_int,
@@ -151,7 +150,7 @@ def printable(word: str, longest: int | None = None) -> str:
 
 
 def number(value: float, digits: int = 4, *, padded: bool = False) -> str:
-    """A number with a true minus sign; `padded`: with its zeros, as a measured one is told (`1.000`)."""
+    """A number with a true minus sign; `padded`: with trailing zeros, for measured ones (`1.000`)."""
     text = f"{value:#.{digits}g}".removesuffix(".") if padded else f"{value:.{digits}g}"
     if 1e4 <= abs(value) < 1e7:
         text = f"{value:,.0f}"  # As on the axes of figures.

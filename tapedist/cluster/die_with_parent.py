@@ -1,7 +1,7 @@
-"""Ties a process to its parent, then becomes the program: `python die_with_parent.py PARENT_PID PROGRAM [ARGUMENT...]`.
+"""Runs a program that ends with its parent: `python die_with_parent.py PARENT_PID PROGRAM [ARGUMENT...]`.
 
 Run as a file, not as a module, so that it starts in a few milliseconds. On Linux the kernel kills the program as soon
-as the parent is gone, whatever ended it. Elsewhere the program is only started.
+as the parent has ended for any reason. Elsewhere the program is only started.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main(argv: list[str]) -> None:
-    """Ties and executes; returns only by an exception or by exiting."""
+    """Sets the signal and executes the program; does not return."""
     parent, program = int(argv[1]), argv[2:]
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-    if os.getppid() != parent:  # It died before it could be watched.
-        os._exit(75)  # As `PeerLostError` does, which an import would bring along with all of the package.
+    # After `prctl`, not before: a parent that ended in between would send no signal any more.
+    if os.getppid() != parent:
+        os._exit(75)  # `PeerLostError.exit_code`, which is not imported because that would import the whole package.
     try:
         os.execvp(program[0], program)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""`tapedist doctor`: what is here, does it work, what to fix; one line per check.
+"""`tapedist doctor`: checks of this machine with fixes, one line each.
 
 TensorFlow itself runs in other processes, with a time limit.
 """
@@ -30,7 +30,7 @@ _PROBE_SECS = 120.0
 _LOW_DISK_BYTES = 2**30
 _INSTALL = "pip install --force-reinstall tapedist"
 _INSTALL_GPU = "pip install 'tapedist[gpu]'"
-# What TensorFlow 2.20 and 2.21 open for a GPU, by the folder of the nvidia wheels that holds it.
+# The libraries that TensorFlow 2.20 and 2.21 load for a GPU, by their folder in the nvidia wheels.
 _GPU_LIBRARIES = {
     "cuda_runtime": "libcudart.so.12",
     "cublas": "libcublas.so.12",
@@ -46,13 +46,13 @@ _GPU_LIBRARIES = {
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """One finding.
+    """The result of a check.
 
     Attributes:
-        name: what was looked at.
+        name: the subject.
         status: "ok", "warning" or "failed".
-        detail: what was found.
-        fix: what to do about it; empty if ok.
+        detail: the finding.
+        fix: the remedy; empty if ok.
     """
 
     name: str
@@ -61,7 +61,7 @@ class Check:
     fix: str = ""
 
     def line(self) -> str:
-        """The check on one line, whatever its texts hold."""
+        """The check on one line, without control characters."""
         text = f"{self.status:8}{self.name}: {self.detail}" + (f"; fix: {self.fix}" if self.fix else "")
         return "".join(c if c.isprintable() else " " for c in text)
 
@@ -74,13 +74,14 @@ def python(version: Sequence[int] = tuple(sys.version_info[:3])) -> Check:
 
 
 def probe_devices(argv: Sequence[str] = (), timeout_secs: float = _PROBE_SECS) -> Findings:
-    """What a process that imports TensorFlow found; under "problem", why it found nothing more.
+    """Runs the probe, which imports TensorFlow; "problem" in the findings is the reason why some are missing.
 
     Args:
         argv: the program; by default the probe.
         timeout_secs: how long it may take.
     """
     argv = argv or (sys.executable, "-m", "tapedist.cluster.probe", "devices")
+    # Without the cluster: TensorFlow would wait for its other workers.
     environ = {key: value for key, value in os.environ.items() if key != "TF_CONFIG"}
     try:
         done = subprocess.run(argv, capture_output=True, text=True, timeout=timeout_secs, env=environ, check=False)
@@ -119,12 +120,12 @@ def devices(findings: Findings) -> Check:
 
 
 def has_nvidia_driver() -> bool:
-    """Whether this machine has an NVIDIA GPU with its driver."""
+    """Returns whether this machine has an NVIDIA GPU with its driver."""
     return Path("/proc/driver/nvidia/version").exists() or Path("/dev/nvidiactl").exists()
 
 
 def missing_gpu_libraries() -> list[str]:
-    """Those of CUDA's libraries that neither the nvidia wheels nor the system's loader have."""
+    """CUDA's libraries that neither the nvidia wheels nor the system's loader have."""
     spec = importlib.util.find_spec("nvidia")
     wheels = [Path(place) for place in spec.submodule_search_locations or ()] if spec else []
     missing = []
@@ -138,12 +139,12 @@ def missing_gpu_libraries() -> list[str]:
 
 
 def gpu_libraries(findings: Findings, *, driver: bool | None = None, missing: Sequence[str] | None = None) -> Check:
-    """Says why a GPU that is there is not used.
+    """Checks whether a GPU of this machine can be used, and why not.
 
     Args:
         findings: of `probe_devices`.
-        driver: whether there is an NVIDIA driver; None looks.
-        missing: libraries that are not found; None looks.
+        driver: whether there is an NVIDIA driver; None to find out.
+        missing: libraries that are not found; None to find out.
     """
     name = "GPU libraries"
     if "GPU" in findings.get("devices", ()):
@@ -161,12 +162,12 @@ def gpu_libraries(findings: Findings, *, driver: bool | None = None, missing: Se
 
 
 def tpu(findings: Findings, environ: Mapping[str, str], *, chips: bool | None = None) -> Check:
-    """Whether TensorFlow can use the TPU of this machine, if there is one.
+    """Returns whether TensorFlow can use the TPU of this machine, if there is one.
 
     Args:
         findings: of `probe_devices`.
         environ: environment variables.
-        chips: whether there are TPU chips; None looks.
+        chips: whether there are TPU chips; None to find out.
     """
     named = [name for name in ("TPU_NAME", "TPU_WORKER_ID", "TPU_ACCELERATOR_TYPE") if environ.get(name)]
     if chips is None:
@@ -181,7 +182,7 @@ def tpu(findings: Findings, environ: Mapping[str, str], *, chips: bool | None = 
 
 
 def cluster(environ: Mapping[str, str], workers: Sequence[str], worker_index: int | None) -> Check:
-    """Who computes with whom, and whether this process's port is free."""
+    """Checks the cluster's settings, this process's port, and whether the others answer."""
     try:
         spec = resolve(environ, workers=workers, worker_index=worker_index)
     except InputError as error:
@@ -200,7 +201,7 @@ def cluster(environ: Mapping[str, str], workers: Sequence[str], worker_index: in
 
 
 def run_dir(path: str) -> Check:
-    """Whether a run could be kept in `path`; nothing is created there."""
+    """Checks whether `path` could be a run folder; nothing is created there."""
     folder = Path(path).absolute()
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
@@ -218,7 +219,7 @@ def run_dir(path: str) -> Check:
 
 
 def exchange(argv: Sequence[str] = (), timeout_secs: float = 60.0) -> Check:
-    """Whether two processes of this machine can add up numbers, as training does.
+    """Checks whether two processes of this machine can exchange sums, as training does.
 
     Args:
         argv: the program of both; by default the probe.
@@ -280,7 +281,7 @@ class DoctorConfig(Options):
 
 
 def run_checks(config: DoctorConfig, environ: Mapping[str, str]) -> Iterator[Check]:
-    """The checks in order, each as soon as it is known."""
+    """Yields the checks in order, each as soon as it is done."""
     yield python()
     findings: Findings = probe_devices()
     yield tensorflow(findings)

@@ -1,4 +1,4 @@
-"""Where a run computes. Stored in `env.json`; exact sums do not depend on it, fast ones and those of own models do."""
+"""The environment of a run, stored in `env.json`; exact sums do not depend on it, fast ones and custom models' do."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tapedist.version import __version__
 
 
 def numerics_class() -> dict[str, Any]:
-    """Versions, flags and kind of device: where these are equal, the bits are, of whatever arithmetic."""
+    """Versions, flags and kind of device: with equal ones, results have equal bits under any arithmetic."""
     kinds = sorted({device.device_type for device in tf.config.list_physical_devices()})
     gpus = tf.config.list_physical_devices("GPU")
     accelerators = sorted({str(tf.config.experimental.get_device_details(g).get("device_name")) for g in gpus})
@@ -33,7 +33,7 @@ def numerics_class() -> dict[str, Any]:
 def environment(
     strategy: tf.distribute.Strategy, *, choice: str, devices: Sequence[str], arithmetic: str
 ) -> dict[str, Any]:
-    """`numerics_class`, and what else helps to read a run later."""
+    """`numerics_class`, and further facts about the run."""
     return {
         **numerics_class(),
         "arithmetic": arithmetic,
@@ -48,7 +48,7 @@ def environment(
 
 
 def _instruction_sets() -> list[str]:
-    """Vector extensions that compiled code may use, where the system tells."""
+    """Vector extensions that compiled code may use; empty where the system does not list them."""
     try:
         with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
             flags = next((line for line in file if line.startswith(("flags", "Features"))), "")

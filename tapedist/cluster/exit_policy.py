@@ -1,4 +1,4 @@
-"""What the launcher does about workers that have left: a pure function of their exit codes.
+"""The launcher's decisions about workers that have exited: a pure function of their exit codes.
 
 Exit codes are `subprocess`'s: negative means death by that signal.
 """
@@ -16,14 +16,14 @@ from tapedist.errors import MEANINGS, PeerLostError
 _PEER_LOST = PeerLostError.exit_code
 _STOPPED = tuple(128 + number for number in (*process.ALWAYS, *process.UNLESS_HANDLED))
 
-# A worker that lost a peer leaves by itself within a moment; one that does not is the one that hangs.
+# A worker that lost a peer exits by itself within a moment; one that does not is the one that hangs.
 _SETTLE_SECS = 5.0
-# After a real error the others have nothing to wait for, but may be writing a checkpoint.
+# After a real error the others have no reason to wait, but may be writing a checkpoint.
 _ABANDON_SECS = 10.0
 
 
 class Action(enum.Enum):
-    """What happens to the attempt."""
+    """The next action on the attempt."""
 
     CONTINUE = "continue"
     RESTART = "restart"
@@ -32,14 +32,14 @@ class Action(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What to do with the workers that still run, and how the attempt ends.
+    """The treatment of the workers that still run, and the end of the attempt.
 
     Attributes:
-        action: what happens to the attempt.
+        action: the next action on the attempt.
         code: the launcher's exit code if it finishes.
-        rank: the worker that decided it; None where all agree.
-        terminate: whether the others are asked to leave by SIGTERM.
-        grace_secs: how long they may take; then they are killed.
+        rank: the worker that caused it; None if all exited alike.
+        terminate: whether the others get SIGTERM.
+        grace_secs: how long they may take before they are killed.
     """
 
     action: Action
@@ -57,14 +57,14 @@ def judge(
     stop_signal: int | None = None,
     stop_timeout_secs: float = 0.0,
 ) -> Verdict:
-    """Decides what the exits seen so far mean.
+    """Decides on the exits so far.
 
-    A real error beats everything, because repeating it would not help; a stop that the user asked for beats a lost
-    peer, because whoever leaves first is lost to the others.
+    A real error has priority over everything, because a restart would repeat it; a stop that the user requested has
+    priority over a lost peer, because a worker that stops first is a lost peer to the others.
 
     Args:
-        exits: exit code by rank of the workers that left by themselves, in the order in which they left.
-        num_workers: how many were started.
+        exits: exit code by rank of the workers that exited by themselves, in order of time.
+        num_workers: the number of workers started.
         restarts_left: how often the cluster may still be restarted.
         stop_signal: the signal that the launcher received and forwarded, if any.
         stop_timeout_secs: how long the workers may take to save after `stop_signal`.
@@ -77,7 +77,7 @@ def judge(
     if stop_signal is not None:
         return Verdict(Action.FINISH, 128 + stop_signal, grace_secs=stop_timeout_secs)
     for rank, code in exits.items():
-        if code in _STOPPED:  # Somebody stopped one worker; the cluster stops with it.
+        if code in _STOPPED:  # A signal to one worker stops the whole cluster.
             return Verdict(Action.FINISH, code, rank, terminate=True, grace_secs=_ABANDON_SECS)
     for rank, code in exits.items():
         if code == _PEER_LOST or code < 0:
@@ -87,7 +87,7 @@ def judge(
 
 
 def describe(code: int) -> str:
-    """What an exit code says, as the end of a sentence about a worker."""
+    """Describes an exit code, as the end of a sentence about a worker."""
     if code < 0:
         return f"was killed by {signal.Signals(-code).name}"
     meaning = MEANINGS.get(code, "")

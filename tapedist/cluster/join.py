@@ -1,9 +1,9 @@
-"""Joining a cluster: wait for the workers, agree on what all need, make the strategy, watch over the peers.
+"""Joining a cluster: wait for the workers, compare their devices, make the strategy, start the watchdog.
 
-TensorFlow itself waits for ever, without a word and deaf to signals, and fails late and with obscure messages where
-workers bring different devices. So each worker first opens its own port and connects to all others. The accepting side
-sends who it is, then the connecting one does (`_Info`). Once all have answered, each closes its port and leaves the
-rest to TensorFlow's server there, which is also what a worker that is a moment late then finds.
+TensorFlow itself waits forever, without a message and without handling signals, and fails late and with obscure
+messages where workers have different devices. So each worker first opens its own port and connects to all others. The
+accepting side sends its `_Info`, then the connecting one does. Once all have answered, each closes its port, and
+TensorFlow's server opens it again; a worker that is a moment late may find that server.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ _RETRY_SECS = 0.1
 _PROBE_SECS = 2.0
 _SILENCE_SECS = 0.5
 _MAX_PROBES = 64
-# So long the others can still hear what is wrong.
+# Before an error ends the process, so that the others still get its `_Info` and can report the same error.
 _LINGER_SECS = 1.0
 _GREETING = b"tapedist "
 _MAX_INFO_BYTES = 2**20
-# What TensorFlow may take to connect workers that are all there.
+# Least time for TensorFlow to connect workers that are all there.
 _CONNECT_SECS = 30.0
 
 
@@ -79,13 +79,15 @@ def deadline(seconds: float, *, words: str, code: int) -> Iterator[None]:
     The C library's timers call `warnx` and `_exit` in threads of their own. Without them (not Linux), there is no
     deadline.
     """
+    # Not a Python thread: TensorFlow holds the interpreter's lock while it waits for peers, so no Python code runs.
     if not sys.platform.startswith("linux") or ctypes.sizeof(ctypes.c_void_p) != 8:
         yield
         return
     libc = ctypes.CDLL(None)
     text = ctypes.create_string_buffer(f"error: {words}".replace("%", "%%").encode())
-    with contextlib.suppress(ValueError):  # warnx begins with the program's name; only glibc lets us say it.
+    with contextlib.suppress(ValueError):  # `warnx` begins with the program's name, which only glibc lets us set.
         ctypes.c_char_p.in_dll(libc, "program_invocation_short_name").value = b"tapedist"
+    # `text` must stay alive until the timers are deleted: they hold its address, not a reference.
     timers = [
         _start_timer(libc, seconds, libc.warnx, ctypes.addressof(text)),
         _start_timer(libc, seconds + _AFTER_WORDS_SECS, libc._exit, code),
@@ -103,20 +105,20 @@ def _start_timer(libc: ctypes.CDLL, seconds: float, function: object, argument: 
     timer = ctypes.c_void_p()
     if libc.timer_create(_CLOCK_MONOTONIC, ctypes.byref(event), ctypes.byref(timer)):
         raise OSError("timer_create failed")
-    times = _Times(0, 0, int(seconds), max(1, int(seconds % 1 * 1e9)))
+    times = _Times(0, 0, int(seconds), max(1, int(seconds % 1 * 1e9)))  # All zeros would disarm the timer.
     libc.timer_settime(timer, 0, ctypes.byref(times), None)
     return timer
 
 
 @dataclasses.dataclass(frozen=True)
 class _Info:
-    """What a process sends about itself.
+    """The message of a process about itself.
 
     Attributes:
-        process: a number of its own, by which it is known again at another address.
+        process: a random number, the same at each address that leads to this process.
         rank: its rank.
-        num_workers: how many workers it knows of.
-        facts: what must be equal on all workers.
+        num_workers: the number of workers in its configuration.
+        facts: values that must be equal on all workers.
     """
 
     process: str
@@ -129,10 +131,12 @@ class _Info:
 
     @classmethod
     def of_line(cls, line: bytes) -> _Info | None:
-        """None if it is none: another program, such as TensorFlow's server, says something else."""
+        """Parses a line; None if another program sent it, such as TensorFlow's server."""
         try:
-            told = json.loads(line.removeprefix(_GREETING)) if line.startswith(_GREETING) else {}
-            return cls(str(told["process"]), int(told["rank"]), int(told["num_workers"]), dict(told["facts"]))
+            content = json.loads(line.removeprefix(_GREETING)) if line.startswith(_GREETING) else {}
+            return cls(
+                str(content["process"]), int(content["rank"]), int(content["num_workers"]), dict(content["facts"])
+            )
         except (ValueError, KeyError, TypeError, RecursionError):
             return None
 
@@ -145,25 +149,26 @@ def await_peers(
     stopped: Callable[[], bool] = lambda: False,
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
-    """Returns once every other worker of `spec` has answered, or somebody asked to stop.
+    """Returns once every other worker of `spec` has answered, or a stop was requested.
 
     Args:
         spec: the cluster.
         timeout_secs: how long to wait.
         facts: by name, JSON values that must be equal on all workers.
-        stopped: asked several times a second.
+        stopped: called several times a second.
         clock: monotonic seconds.
 
     Raises:
-        InputError: if this worker's address cannot be its own, two addresses lead to one process, a process takes
-            itself for another worker, or facts differ; ranks and keys are named.
-        PeerLostError: if some did not answer in time; they are named.
+        InputError: if this worker's address cannot be its own, two addresses lead to one process, a process has
+            another rank than expected, or facts differ; with ranks and keys.
+        PeerLostError: if some did not answer in time, with their addresses.
     """
     check_own_name(spec.address, stopped=stopped, timeout_secs=timeout_secs)
     own = _Info(secrets.token_hex(16), spec.index, spec.num_workers, facts or {})
     registry = _Registry(spec, own)
     end = clock() + timeout_secs
     with _Listener(spec.address, own, registry):
+        # This worker asks its own address, too: it may lead to another process, or to this one under a second rank.
         missing = dict.fromkeys(range(spec.num_workers), "")
         while missing.keys() - {spec.index} and not stopped():
             missing = _ask(registry, own, missing, min(_PROBE_SECS, max(0.1, end - clock())))
@@ -180,10 +185,10 @@ def await_peers(
 
 
 def missed(missing: Mapping[int, str], spec: ClusterSpec, timeout_secs: float) -> str:
-    """Who did not come, and what to do.
+    """The message about workers that did not answer.
 
     Args:
-        missing: rank -> what is known of why; the own rank does not count.
+        missing: rank -> the reason, if known; this worker's own rank does not count.
         spec: the cluster.
         timeout_secs: how long they were waited for.
     """
@@ -197,7 +202,7 @@ def missed(missing: Mapping[int, str], spec: ClusterSpec, timeout_secs: float) -
 
 
 def _ask(registry: _Registry, own: _Info, ranks: Mapping[int, str], timeout_secs: float) -> dict[int, str]:
-    """Connects to workers, side by side; those that did not answer, each with what is known of why."""
+    """Connects to workers in parallel; returns those that did not answer, each with the reason, if known."""
 
     def one(rank: int) -> tuple[int, str | None]:
         return rank, _visit(registry, own, rank, timeout_secs)
@@ -211,8 +216,9 @@ def _visit(registry: _Registry, own: _Info, rank: int, timeout_secs: float) -> s
     host, port = split_address(registry.spec.workers[rank])
     try:
         with socket.create_connection((host, port), timeout=timeout_secs) as connection:
-            # Who has come here, and left, has TensorFlow's server there by now, which says nothing. So does a stopped
-            # process, for which the kernel accepts; but that one never came.
+            # Two kinds of peers accept and send nothing: TensorFlow's server, in a worker that has connected to this
+            # one before and gone on; and a stopped process, for which the kernel accepts, but which never connected
+            # here.
             has_called = registry.has_called(rank)
             connection.settimeout(_SILENCE_SECS if has_called else timeout_secs)
             stream = connection.makefile("rwb")
@@ -226,25 +232,26 @@ def _visit(registry: _Registry, own: _Info, rank: int, timeout_secs: float) -> s
             registry.add_answer(rank, info)
             stream.write(own.line())
             stream.flush()
-            stream.readline(_MAX_INFO_BYTES)  # It has been read.
+            # Its acknowledgement: it has this worker's `_Info`, so that this one may close its port.
+            stream.readline(_MAX_INFO_BYTES)
             return None
     except (socket.gaierror, UnicodeError) as error:
         return f", whose name cannot be looked up: {getattr(error, 'strerror', None) or error}"
     except ConnectionError:
-        # Who has called here and closed its port by now is on its way to TensorFlow's server, which opens it again.
+        # A worker that has connected here and closed its port by now is about to start TensorFlow's server there.
         return None if registry.has_called(rank) else _why(host, registry)
     except OSError:
         return _why(host, registry)
 
 
 def _why(host: str, registry: _Registry) -> str:
-    """What may be wrong with an address at which nobody answers; empty if nothing is known."""
+    """A possible reason why an address does not answer; empty if none is known."""
     own_host = split_address(registry.spec.address)[0]
     return ", which every machine takes for itself" if is_this_machine(host) and not is_this_machine(own_host) else ""
 
 
 class _Registry:
-    """What is known of all workers, as it comes in from several threads.
+    """The `_Info` of all workers, filled by several threads.
 
     Attributes:
         spec: the cluster.
@@ -260,7 +267,7 @@ class _Registry:
         self._lock = threading.Lock()
 
     def add_answer(self, rank: int, info: _Info) -> None:
-        """Notes that the process at the address of worker `rank` has sent `info`."""
+        """Records that the process at the address of worker `rank` has sent `info`."""
         with self._lock:
             if problem := self._wrong_place(rank, info):
                 self.problems.append(problem)
@@ -269,14 +276,14 @@ class _Registry:
                 self._infos[rank] = info
 
     def has_called(self, rank: int) -> bool:
-        """Whether worker `rank` is known already."""
+        """Returns whether worker `rank` has connected to this process, or answered it."""
         with self._lock:
             return rank in self._infos and rank != self._own.rank
 
     def add_caller(self, info: _Info) -> None:
-        """Notes that a process has connected here and sent `info`."""
+        """Records that a process has connected here and sent `info`."""
         with self._lock:
-            if info.process == self._own.process:
+            if info.process == self._own.process:  # This process has visited its own address.
                 return
             if problem := self._wrong_worker(info):
                 self.problems.append(f"a process that connected to this one {problem}")
@@ -322,7 +329,7 @@ class _Registry:
         )
 
     def differences(self) -> list[str]:
-        """Facts that are not those of rank 0, as far as workers are known."""
+        """Messages about facts that differ from those of rank 0, or of this worker if rank 0 is not known."""
         chief = self._infos.get(0, self._own)
         return [
             f"rank {rank} ({self.spec.workers[rank]}): {key} is {json.dumps(info.facts.get(key))}, but "
@@ -360,7 +367,7 @@ class _Listener:
 
     def __exit__(self, *_: object) -> None:
         self._closing = True
-        # Wakes the thread; closing the socket under its feet would not.
+        # `shutdown` wakes a thread that blocks in `accept`; `close` would not.
         self._server.shutdown(socket.SHUT_RDWR)
         self._thread.join(timeout=5)
         self._server.close()
@@ -376,7 +383,7 @@ class _Listener:
             threading.Thread(target=self._receive, args=[connection], daemon=True).start()
 
     def _receive(self, connection: socket.socket) -> None:
-        with connection, contextlib.suppress(OSError):  # Others only look whether somebody is here.
+        with connection, contextlib.suppress(OSError):  # `unreachable` connects and closes without a word.
             connection.settimeout(_PROBE_SECS)
             stream = connection.makefile("rwb")
             stream.write(self._own.line())
@@ -392,18 +399,18 @@ class _Listener:
 def joined(
     config: TrainConfig, spec: ClusterSpec, *, stop_signal: Callable[[], int | None], quiet: bool
 ) -> Iterator[tuple[tf.distribute.Strategy, Choice, Team | SingleProcessTeam]]:
-    """A strategy over all workers of `spec`, and the team they make, watched until the block is left.
+    """A strategy over all workers of `spec`, and their team, with a watchdog until the block is left.
 
     Args:
         config: the run's settings.
-        spec: the cluster; one process makes a team of its own.
+        spec: the cluster; a single process has a team of its own.
         stop_signal: the signal that asked this process to stop, if one did.
-        quiet: whether not to say which port is open.
+        quiet: whether to omit the notice of the open port.
 
     Raises:
         InputError: as `strategies.create`.
         PeerLostError: if the cluster did not form in time.
-        Interrupted: if a stop was asked for meanwhile.
+        Interrupted: if a signal asked to stop meanwhile.
     """
     if spec.num_workers == 1:
         yield *strategies.create(config, spec=spec), SingleProcessTeam()
@@ -423,6 +430,7 @@ def _form(
     await_peers(spec, limit, facts=strategies.shared_facts(config), stopped=lambda: stop_signal() is not None)
     if signum := stop_signal():
         raise Interrupted(signum, " before the cluster had formed; nothing to save")
+    # What is left of the limit, but not less than a connection takes: the last peer may have come just in time.
     seconds = max(limit - (time.monotonic() - begun), min(_CONNECT_SECS, limit))
     late = (
         f"the cluster did not form within --cluster_timeout_secs={limit:g}, though all workers had answered: one of "
@@ -440,7 +448,7 @@ def _form(
 
 @contextlib.contextmanager
 def _handlers_kept() -> Iterator[None]:
-    """TensorFlow's server takes SIGTERM for itself; what handled it before does so again afterwards."""
+    """Restores the handler of SIGTERM, which TensorFlow's server replaces by its own."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,7 +1,7 @@
 """`tapedist launch`: a cluster of processes on this machine, restarted together from the last checkpoint.
 
-The launcher starts processes, tells each by `TF_CONFIG` who the others are, watches and restarts them. The training
-itself, and noticing that a peer is lost, is the workers' affair.
+The launcher starts processes, passes the cluster to each by `TF_CONFIG`, and restarts them. Training, and the detection
+of lost peers, are the workers' own.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _HOST = "127.0.0.1"
 
 
 def found_gpus(environ: Mapping[str, str]) -> tuple[str, ...]:
-    """UUIDs of this machine's GPUs, in the driver's order; none where there is no NVIDIA driver at work."""
+    """UUIDs of this machine's GPUs, in the driver's order; none without a working NVIDIA driver."""
     try:
         done = subprocess.run(
             _LIST, capture_output=True, text=True, timeout=_LIST_SECS, env=dict(environ), stdin=subprocess.DEVNULL,
@@ -41,7 +41,7 @@ def found_gpus(environ: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def visible_gpus(found: Sequence[str], visible: str | None) -> tuple[str, ...]:
-    """What CUDA lets a program see: the words of `visible` that name a GPU, up to the first that does not.
+    """The GPUs that CUDA shows to a program: the words of `visible` that name one, up to the first that does not.
 
     Args:
         found: UUIDs of the machine's GPUs.
@@ -69,11 +69,11 @@ def _named(found: Sequence[str], word: str) -> str | None:
 
 
 def shares(visible: Sequence[str], *, workers: int, per_worker: int) -> list[dict[str, str]]:
-    """What is added to the environment of each of `workers`, so that each has GPUs of its own; nothing without GPUs.
+    """The additions to the environment of each worker that give it GPUs of its own; empty without GPUs.
 
     Args:
-        visible: the GPUs that a program sees here, as CUDA_VISIBLE_DEVICES names them.
-        workers: how many.
+        visible: the visible GPUs, as CUDA_VISIBLE_DEVICES names them.
+        workers: the number of workers.
         per_worker: GPUs of each; 0 divides them evenly.
 
     Raises:
@@ -145,13 +145,13 @@ class LaunchConfig(Options):
 
 
 def check_training(options: LaunchConfig, config: TrainConfig) -> None:
-    """Refuses what every worker would refuse, before any is started.
+    """Raises before any worker is started, if every worker would raise.
 
     Raises:
         InputError: if the strategy cannot use several workers.
     """
     if options.num_workers == 1:
-        return  # As its surroundings say.
+        return  # Its cluster comes from the environment.
     check_strategy(ClusterSpec(("",) * options.num_workers, 0, "--num_workers"), config.strategy)
 
 
@@ -161,14 +161,14 @@ def main(
     program: Sequence[str] = _PROGRAM,
     environ: Mapping[str, str] = os.environ,
 ) -> int:
-    """Runs `config.worker_argv` in `config.num_workers` processes until they are done, or cannot be.
+    """Runs `config.worker_argv` in `config.num_workers` processes until they are done, or cannot go on.
 
     Must be called in the main thread.
 
     Args:
-        config: what to run, and how often.
-        program: what `config.worker_argv` is passed to.
-        environ: what the workers inherit.
+        config: the launcher's settings.
+        program: the program that gets `config.worker_argv`.
+        environ: the environment that the workers inherit.
 
     Returns:
         The exit code: 0, the code of a worker with a real error, 75 if a worker was lost once too often, or 128 and the
@@ -190,6 +190,7 @@ def main(
     with SignalInbox() as inbox:
         supervisor = Supervisor(inbox, console, stop_timeout_secs=config.stop_timeout_secs)
         while True:
+            # Free ports, reserved until the attempt ends: no other program can take one while the workers start.
             reservation = PortReservation(config.num_workers if config.num_workers > 1 else 0)
             addresses = tuple(f"{_HOST}:{port}" for port in reservation.ports)
             console.log(f"starting {_workers_at(config.num_workers, addresses)}; logs in {log_dir}")
@@ -211,7 +212,7 @@ def main(
 
 
 def _shares_of_gpus(config: LaunchConfig, environ: Mapping[str, str]) -> list[dict[str, str]]:
-    """What is added to each worker's environment, so that no two of them take one GPU."""
+    """The additions to each worker's environment, so that no two of them use the same GPU."""
     on_cpus = any(word.lstrip("-").startswith("num_virtual_devices=") for word in config.worker_argv)
     if config.virtual_devices_per_worker or (on_cpus and not config.gpus_per_worker):
         return [{}] * config.num_workers
@@ -248,20 +249,20 @@ def _command(
     argv: Sequence[str],
     environ: Mapping[str, str],
 ) -> Command:
-    """What worker `rank` runs; of a flag given twice, the last counts."""
+    """The command of worker `rank`; of a flag given twice, the last counts."""
     flags = []
     if config.virtual_devices_per_worker:
         flags.append(f"--num_virtual_devices={config.virtual_devices_per_worker}")
-    if restarts:  # "never" and "must" were about what the first start found.
+    if restarts:  # `--resume=never` and `--resume=must` are about the state before the first start.
         flags.append("--resume=auto")
-    own = {"PYTHONUNBUFFERED": "1"}
+    own = {"PYTHONUNBUFFERED": "1"}  # Into a pipe, Python would hold back output until its buffer is full.
     if addresses:
         own["TF_CONFIG"] = ClusterSpec(addresses, rank, "tapedist launch").to_tf_config()
     return Command([*argv, *flags], dict(environ) | own, log_dir / f"worker-{rank}.log")
 
 
 def _report_failure(verdict: Verdict, workers: Sequence[Worker], console: Console) -> None:
-    """Repeats the last lines of the worker that ended the run; a lone worker's are the last on the screen anyway."""
+    """Repeats the last lines of the worker that ended the run; those of a single worker are at the end already."""
     if not verdict.code or verdict.rank is None or len(workers) == 1:
         return
     worker = workers[verdict.rank]

@@ -1,4 +1,4 @@
-"""Which addresses answer, where this process listens, and calls into the network that may never return. No TensorFlow.
+"""Checks of addresses and ports, and calls into the network that may never return. Without TensorFlow.
 
 Plain TCP, no protocol; used before a cluster forms and when a peer seems lost.
 """
@@ -27,18 +27,18 @@ _LOOKUP_EVERY_SECS = 0.5
 _LISTEN_EVERY_SECS = 0.2
 
 Result = TypeVar("Result")
-# gRPC looks at the first of these that is set, and at no other.
+# gRPC reads only the first of these that is set.
 _EXEMPTIONS = ("no_grpc_proxy", "no_proxy")
 
 
 def unreachable(addresses: Iterable[str], timeout_secs: float) -> list[str]:
-    """Those of `addresses` where nothing accepts a TCP connection in time, in their order.
+    """Returns those of `addresses` where nothing accepts a TCP connection in time, in their order.
 
     A stopped process still accepts connections, because its kernel does: an address that answers may belong to a
     process that hangs.
 
     Args:
-        addresses: `host:port` each; they are tried side by side.
+        addresses: `host:port` each; they are tried in parallel.
         timeout_secs: how long to try one address, above 0. Resolving a host's name is not bounded by it.
 
     Raises:
@@ -56,13 +56,13 @@ def unreachable(addresses: Iterable[str], timeout_secs: float) -> list[str]:
 def _answers(target: tuple[str, int], timeout_secs: float) -> bool:
     try:
         socket.create_connection(target, timeout=timeout_secs).close()
-    except (OSError, UnicodeError):  # A part of a name may be empty, or too long for any name.
+    except (OSError, UnicodeError):  # UnicodeError: a part of a host's name is empty or too long.
         return False
     return True
 
 
 def check_tpu(address: str) -> None:
-    """Refuses a TPU given by `grpc://host:port` where nothing listens, for which TensorFlow would wait for ever.
+    """Raises for a TPU `grpc://host:port` where nothing listens, for which TensorFlow would wait forever.
 
     Raises:
         InputError: if the address is malformed, or nothing accepts a connection within seconds.
@@ -72,7 +72,7 @@ def check_tpu(address: str) -> None:
     target = address.removeprefix("grpc://")
     try:
         silent = call_with_timeout(_TPU_SECS + 1, lambda: unreachable([target], _TPU_SECS))
-    except CallTimeoutError:  # The name server's fault.
+    except CallTimeoutError:  # The connection has a timeout of its own, so it is the name server that hangs.
         silent = [target]
     except InputError as error:
         raise InputError(*(f"--tpu={display(address)}: {problem}" for problem in error.problems)) from None
@@ -85,7 +85,7 @@ def check_tpu(address: str) -> None:
 
 
 def port_in_use(address: str) -> bool:
-    """Whether a server on this machine could not open the port of `address`.
+    """Returns whether a server on this machine could not open the port of `address`.
 
     All interfaces count, because TensorFlow's server binds them all, whatever host the address names.
 
@@ -98,18 +98,18 @@ def port_in_use(address: str) -> bool:
             with socket.socket(family, socket.SOCK_STREAM) as probe:
                 if family == socket.AF_INET6:
                     probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                # As servers do: connections of an earlier server that linger in TIME_WAIT are no obstacle.
+                # As servers do, so that connections of an earlier server in TIME_WAIT do not count.
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind((host, port))
         except OSError as error:
             if error.errno in (errno.EADDRINUSE, errno.EACCES):
                 return True
-            # Anything else means that this machine lacks the address family.
+            # Any other error means that this machine does not have the address family.
     return False
 
 
 def check_own_port(address: str) -> None:
-    """Refuses to start a worker whose own port is taken.
+    """Raises if a worker's own port is taken.
 
     Raises:
         InputError: if the port of `address` is in use on this machine, or may not be opened.
@@ -134,13 +134,12 @@ def check_own_name(
     timeout_secs: float = 0.0,
     environ: Mapping[str, str] = os.environ,
 ) -> None:
-    """Refuses to start a worker whose own host cannot be looked up; none of the others could reach it.
+    """Raises if a worker's own host cannot be looked up; none of the others could reach it.
 
     Args:
-        address: its `host:port`; empty for a lone process.
-        stopped: asked now and then.
-        timeout_secs: how long to try again where names take their time: Kubernetes publishes a pod's name after its
-            start.
+        address: its `host:port`; empty for a single process.
+        stopped: ends the wait early.
+        timeout_secs: how long to retry on Kubernetes, which publishes a pod's name after its start.
         environ: environment variables.
 
     Raises:
@@ -165,7 +164,7 @@ class PortReservation:
     """Free TCP ports of this machine that stay reserved until `close`, though a server may open them.
 
     Each port is bound, but never listens, by a socket with `SO_REUSEADDR`: Linux then lets a server with that option
-    (gRPC sets it) bind and listen, while nobody is given the port by chance. Without this, another process could take
+    (gRPC sets it) bind and listen, and gives the port to no process by chance. Without this, another process could take
     the port in the seconds that a worker needs to start.
 
     Attributes:
@@ -190,13 +189,13 @@ def _bound_socket() -> socket.socket:
     else:
         sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     sock.bind(("", 0))
-    # After the bind, so that the kernel picked a port that nobody else holds.
+    # After the bind: with the option set before it, the kernel could choose a port that another such socket holds.
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     return sock
 
 
 def listening(port: int) -> list[str]:
-    """Local addresses `host:port` on which this process listens at `port`; empty where the system does not tell."""
+    """Local addresses `host:port` on which this process listens at `port`; empty if the system does not list them."""
     try:
         sockets = psutil.Process().net_connections("tcp")
     except psutil.Error:
@@ -206,7 +205,7 @@ def listening(port: int) -> list[str]:
 
 
 def listening_notice(rank: int, address: str) -> str:
-    """One line that says where rank `rank`, told to use `address`, can be reached and by whom."""
+    """The notice of where worker `rank`, configured as `address`, can be reached and by whom."""
     port = int(address.rpartition(":")[2])
     bound = listening(port)
     everywhere = not bound or any(one.startswith(("[::]:", "0.0.0.0:")) for one in bound)
@@ -218,18 +217,18 @@ def listening_notice(rank: int, address: str) -> str:
 
 
 class CallTimeoutError(Exception):
-    """The call had not returned in time; it may still be under way."""
+    """The call has not returned in time; it may still be running."""
 
 
 def call_with_timeout(seconds: float, call: Callable[[], Result]) -> Result:
-    """What `call` returns or raises, if it does so in time.
+    """Returns or raises what `call` does, if it does so in time.
 
-    It runs in a thread of its own, so that the caller's thread can go on and, if it is the main thread, hears signals
-    meanwhile. The call must let other threads run while it waits.
+    It runs in a thread of its own, so that the caller's thread can go on and, if it is the main thread, handles signals
+    meanwhile. The call must release the interpreter's lock while it waits.
 
     Args:
         seconds: the limit.
-        call: what to do.
+        call: the function to call.
 
     Raises:
         CallTimeoutError: if the limit has passed.
@@ -246,7 +245,7 @@ def call_with_timeout(seconds: float, call: Callable[[], Result]) -> Result:
     thread = threading.Thread(target=work, daemon=True, name="tapedist-call")
     thread.start()
     while thread.is_alive() and seconds > 0:
-        # In small parts: where a wait is not broken off by a signal, Python still hears it in between.
+        # In short waits: Python runs signal handlers between them, even where a signal does not end a wait.
         thread.join(min(_LISTEN_EVERY_SECS, seconds))
         seconds -= _LISTEN_EVERY_SECS
     if errors:
@@ -258,7 +257,7 @@ def call_with_timeout(seconds: float, call: Callable[[], Result]) -> Result:
 
 @contextlib.contextmanager
 def without_proxy(workers: Sequence[str], environ: MutableMapping[str, str] = os.environ) -> Iterator[None]:
-    """While entered, gRPC uses no proxy for `workers`, `host:port` each; nobody but gRPC reads the variable."""
+    """A context in which gRPC uses no proxy for `workers`, `host:port` each; only gRPC reads the variable."""
     name = _EXEMPTIONS[0]
     before = environ.get(name)
     hosts = [split_address(address)[0] for address in workers]

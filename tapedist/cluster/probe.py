@@ -1,6 +1,6 @@
 """Small programs for `tapedist doctor`, each in a process of its own: `python -m tapedist.cluster.probe NAME`.
 
-A TensorFlow that crashes or hangs must not take the doctor with it. Each prints JSON objects, one a line.
+A TensorFlow that crashes or hangs must not end the doctor. Each program prints JSON objects, one a line.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 
 def devices() -> None:
-    """Prints TensorFlow's version, its devices, and whether it was built for CUDA; then the speed of this machine."""
+    """Prints TensorFlow's version, its devices, and whether it was built for CUDA; then the machine's speed."""
     import tensorflow as tf
 
     build = tf.sysconfig.get_build_info()
@@ -56,7 +56,7 @@ def speed_estimate(seconds: float, *, rows: int = 2**20) -> float:
 
 
 def exchange() -> None:
-    """One sum over the cluster that TF_CONFIG names, in which each worker's number is at its own place; prints it."""
+    """Prints a sum over the cluster of TF_CONFIG, in which each worker's number is at its own place."""
     import tensorflow as tf
 
     from tapedist.cluster.network import without_proxy

@@ -1,7 +1,7 @@
-"""Who computes with whom: environment and flags in, one `ClusterSpec` out. Pure and TensorFlow-free.
+"""Resolves environment and flags to one `ClusterSpec`. Pure, without TensorFlow.
 
-The first of these that says something decides: `TF_CONFIG`, the variables of a SLURM step of several tasks, `--workers`
-with `--worker_index`. If none does, the run is one process.
+The first of these that is set decides: `TF_CONFIG`, the variables of a SLURM step of several tasks, `--workers` with
+`--worker_index`. If none is, the run is one process.
 
 Of SLURM only the step's own variables count. The job's (`SLURM_NTASKS`, `SLURM_PROCID`) are also set in the batch
 script, where one process runs and not the whole cluster. See the "output environment variables" of `man srun`.
@@ -84,7 +84,7 @@ def _split_outside_brackets(text: str) -> list[str]:
 
 
 def _expand(item: str, text: str) -> Iterator[str]:
-    """Names that one item stands for; brackets may follow one another, the last counts fastest."""
+    """The names of one item; with several brackets, the last one varies fastest."""
     match = re.fullmatch(r"([\w.-]*)\[([\d,-]+)\](.*)", item, re.ASCII)
     if match is None:
         if not re.fullmatch(r"[\w.-]+", item, re.ASCII):
@@ -97,6 +97,7 @@ def _expand(item: str, text: str) -> Iterator[str]:
         if bounds is None or int(bounds[2] or bounds[1]) < int(bounds[1]):
             raise _malformed(text)
         for number in range(int(bounds[1]), int(bounds[2] or bounds[1]) + 1):
+            # Leading zeros are part of a name: `node[08-10]` is node08, node09, node10.
             name = f"{head}{number:0{len(bounds[1])}d}"
             yield from (name + rest for rest in _expand(tail, text)) if tail else (name,)
 
@@ -119,7 +120,7 @@ def _tasks_per_node(environ: Mapping[str, str], num_nodes: int, num_tasks: int) 
 
 
 def _check_layout(environ: Mapping[str, str], tasks: list[int], rank: int) -> None:
-    """Refuses a layout other than blocks, under which the ranks would name other tasks' nodes."""
+    """Raises for a layout other than blocks, in which ranks would have other tasks' nodes."""
     if "SLURM_NODEID" not in environ:
         return
     node = _integer(environ, "SLURM_NODEID", least=0)
@@ -153,13 +154,13 @@ def _integer(environ: Mapping[str, str], name: str, *, least: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class ClusterSpec:
-    """The processes of a run, in rank order, and which of them this one is.
+    """The processes of a run, in rank order, and the rank of this one.
 
     Attributes:
-        workers: `host:port` of each; empty for one process that talks to nobody.
+        workers: `host:port` of each; empty for a single process.
         index: this process's rank; rank 0 is the chief.
-        source: what said so, in words for a log line.
-        ignored: settings that also name a cluster but lost against `source`.
+        source: the setting that it comes from, in words for a log line.
+        ignored: settings that also name a cluster, but have a lower priority than `source`.
     """
 
     workers: tuple[str, ...]
@@ -177,11 +178,11 @@ class ClusterSpec:
 
     @property
     def address(self) -> str:
-        """This process's own `host:port`; empty for a lone process."""
+        """This process's own `host:port`; empty for a single process."""
         return self.workers[self.index] if self.workers else ""
 
     def to_tf_config(self) -> str:
-        """The value of `TF_CONFIG` that tells TensorFlow the same; ranks are worker indices, without a chief job."""
+        """The value of `TF_CONFIG` for this cluster; ranks are worker indices, without a chief job."""
         if not self.workers:
             return "{}"
         task = {"type": "worker", "index": self.index}
@@ -197,7 +198,7 @@ def resolve(environ: Mapping[str, str], *, workers: Sequence[str] = (), worker_i
         worker_index: `--worker_index`, this process's rank; None where the flag is not given.
 
     Raises:
-        InputError: if the deciding setting is malformed; `problems` lists what is wrong with it.
+        InputError: if the deciding setting is malformed; `problems` lists all of its errors.
     """
     flags = ("--workers",) if workers else ("--worker_index",) if worker_index is not None else ()
     if environ.get("TF_CONFIG", "").strip() not in ("", "{}"):
@@ -215,7 +216,7 @@ def resolve(environ: Mapping[str, str], *, workers: Sequence[str] = (), worker_i
 
 
 def _of_several(spec: ClusterSpec) -> ClusterSpec:
-    """`spec`, of which one process is no cluster: managers of jobs name it even where it is alone."""
+    """Returns `spec`, or a single process for a cluster of one, which job managers set, too."""
     if len(spec.workers) > 1:
         return spec
     return ClusterSpec((), 0, f"{spec.source} names this process alone", spec.ignored)
@@ -238,7 +239,7 @@ def of_run(config: TrainConfig, environ: Mapping[str, str]) -> ClusterSpec:
 
 
 def check_strategy(spec: ClusterSpec, strategy: str) -> None:
-    """Refuses a strategy that would leave the other workers of `spec` waiting.
+    """Raises for a strategy with which the other workers of `spec` would wait forever.
 
     Raises:
         InputError: if a cluster is set and `strategy` is neither "auto" nor "multiworker".
@@ -287,7 +288,7 @@ def _wrong_addresses(setting: str, addresses: Sequence[Any]) -> Iterator[str]:
 
 
 def is_this_machine(host: str) -> bool:
-    """Whether `host` means, on any machine, that machine itself."""
+    """Returns whether `host` is a name of the machine itself on every machine."""
     if host.lower().removesuffix(".") in _LOCAL_NAMES:
         return True
     try:
@@ -299,10 +300,10 @@ def is_this_machine(host: str) -> bool:
 
 
 def _meaning(address: str) -> tuple[str, int]:
-    """One host and port for all spellings of an address that can be known for one without a name server."""
+    """A canonical host and port, equal for all spellings of an address that need no name server."""
     host, port = split_address(address)
     if is_this_machine(host):
-        return "localhost", port  # TensorFlow's server listens on all interfaces.
+        return "localhost", port  # Also for 0.0.0.0: TensorFlow's server listens on all interfaces anyway.
     try:
         ip = ipaddress.ip_address(host)
     except ValueError:
@@ -311,7 +312,7 @@ def _meaning(address: str) -> tuple[str, int]:
 
 
 def _wrong_address(address: Any) -> str:
-    """What is wrong with `address`; empty if it is `host:port`."""
+    """The error in `address`; empty if it is `host:port`."""
     if not isinstance(address, str):
         return "must be a string host:port"
     if "://" in address:

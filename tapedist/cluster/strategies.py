@@ -1,4 +1,4 @@
-"""From a name to a `tf.distribute.Strategy`. Exactly one is made per process, before any other TensorFlow operation."""
+"""Makes the `tf.distribute.Strategy` of a run: one in a process, before any other TensorFlow operation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tapedist.text import display
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """Which strategy, and why.
+    """The chosen strategy and the reason.
 
     Attributes:
         name: "default", "mirrored", "multiworker" or "tpu".
@@ -34,7 +34,7 @@ class Choice:
 
 @dataclasses.dataclass(frozen=True)
 class Devices:
-    """What one process computes on; a replica each.
+    """The devices of one process; each has a replica.
 
     Attributes:
         kind: "GPU" or "CPU".
@@ -49,7 +49,7 @@ class Devices:
 
 
 def worker_devices(config: TrainConfig) -> Devices:
-    """What a worker of a cluster computes on: the logical CPUs that are asked for, else its GPUs, else its CPU."""
+    """The devices of a worker: the logical CPUs of `--num_virtual_devices`, else its GPUs, else its CPU."""
     if config.num_virtual_devices:
         return Devices("CPU", config.num_virtual_devices)
     num_gpus = len(tf.config.list_physical_devices("GPU"))
@@ -57,7 +57,7 @@ def worker_devices(config: TrainConfig) -> Devices:
 
 
 def shared_facts(config: TrainConfig) -> dict[str, Any]:
-    """What must be equal on all workers for their collectives to work, by name.
+    """Facts by name that must be equal on all workers for their collectives to work.
 
     Raises:
         InputError: if `--collective` does not fit this worker's devices.
@@ -71,7 +71,7 @@ def shared_facts(config: TrainConfig) -> dict[str, Any]:
 
 
 def choose(config: TrainConfig, *, num_workers: int, num_gpus: int, environ: Mapping[str, str] = os.environ) -> Choice:
-    """What `--strategy` means here; `auto` goes by what is found, in a fixed order."""
+    """Resolves `--strategy`; `auto` depends on the devices found, in a fixed order."""
     if config.strategy != "auto":
         return Choice(config.strategy, "asked for")
     if num_workers > 1:
@@ -90,13 +90,13 @@ def split_cpu(num_devices: int, *, look: bool = True) -> None:
 
     Args:
         num_devices: how many.
-        look: whether to see that it worked, which starts TensorFlow.
+        look: whether to check the result, which starts TensorFlow.
 
     Raises:
         InputError: if TensorFlow has already started with another number of devices.
     """
     cpu = tf.config.list_physical_devices("CPU")[0]
-    # A RuntimeError says that TensorFlow has started; all is well if it has what we need.
+    # A RuntimeError means that TensorFlow has started, which is fine if it has as many devices already.
     with contextlib.suppress(RuntimeError):
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * num_devices)
     found = len(tf.config.list_logical_devices("CPU")) if look else num_devices
@@ -123,8 +123,9 @@ def create(config: TrainConfig, *, spec: ClusterSpec = ONE_PROCESS) -> tuple[tf.
         try:
             tf.config.experimental.set_memory_growth(gpu, True)
         except RuntimeError:
-            break  # Started already: the program that did so has decided.
+            break  # Started already, with the setting of the program that did so.
     choice = choose(config, num_workers=spec.num_workers, num_gpus=len(gpus))
+    # Without a look for several workers: their strategy must be made before TensorFlow starts.
     if config.num_virtual_devices > 0 and choice.name != "tpu":
         split_cpu(config.num_virtual_devices, look=choice.name != "multiworker")
     strategy = {
@@ -151,8 +152,8 @@ def _mirrored(config: TrainConfig, num_gpus: int) -> tf.distribute.Strategy:
 @functools.cache
 def _mirrored_on(devices: tuple[str, ...], *, without_nccl: bool = False) -> tf.distribute.Strategy:
     """One strategy for all runs of a process: a second one would number its collectives from the start again, and
-    TensorFlow takes equal numbers for one collective, which fails where shapes differ."""
-    # On GPUs TensorFlow takes NCCL, unless it is given another way.
+    TensorFlow identifies collectives by their numbers, which fails where shapes differ."""
+    # On GPUs TensorFlow uses NCCL unless it gets other operations.
     other_way = tf.distribute.ReductionToOneDevice() if without_nccl else None
     return tf.distribute.MirroredStrategy(devices or None, cross_device_ops=other_way)
 
@@ -167,14 +168,14 @@ def _multiworker(spec: ClusterSpec, devices: Devices, *, collective: str) -> tf.
                 f"--strategy=multiworker: TensorFlow has already started in this process ({error}); train in a new one"
             ) from None
     check_replicas(spec, devices, strategy.num_replicas_in_sync, strategy.extended.worker_devices)
-    # All workers take equally many elements of fixed shapes. Else TensorFlow would ask all workers for each element
-    # whether any has one left, and give up the first dimension, which the compiled programs need to know.
+    # All workers take equally many elements of fixed shapes. Otherwise TensorFlow adds an all-reduce for each element,
+    # to find out whether any worker has one left, and makes the first dimension unknown, which XLA needs.
     strategy.extended.experimental_enable_get_next_as_optional = False
     return strategy
 
 
 def _communication(collective: str, devices: Devices) -> tf.distribute.experimental.CommunicationImplementation:
-    """How replicas on such devices exchange sums; TensorFlow's own AUTO never takes NCCL."""
+    """The implementation of collectives on such devices; TensorFlow's own AUTO never chooses NCCL."""
     kinds = tf.distribute.experimental.CommunicationImplementation
     if collective == "nccl" and devices.kind != "GPU":
         raise InputError(
@@ -184,7 +185,7 @@ def _communication(collective: str, devices: Devices) -> tf.distribute.experimen
 
 
 def resolver(spec: ClusterSpec, devices: Devices) -> tf.distribute.cluster_resolver.SimpleClusterResolver:
-    """The cluster as TensorFlow takes it. It looks for GPUs by itself only where TF_CONFIG names the cluster."""
+    """The cluster as a resolver of TensorFlow, which counts GPUs by itself only for a cluster of TF_CONFIG."""
     jobs = {"worker": list(spec.workers)} if spec.num_workers > 1 else {}
     return tf.distribute.cluster_resolver.SimpleClusterResolver(
         tf.train.ClusterSpec(jobs),
@@ -196,16 +197,16 @@ def resolver(spec: ClusterSpec, devices: Devices) -> tf.distribute.cluster_resol
 
 
 def check_replicas(spec: ClusterSpec, devices: Devices, num_replicas: int, found: Sequence[str]) -> None:
-    """Refuses to train on other devices than were asked for.
+    """Raises if TensorFlow made replicas on other devices than requested.
 
     Args:
         spec: the cluster.
         devices: of each of its workers.
-        num_replicas: what TensorFlow made, of all workers.
-        found: its devices of this worker.
+        num_replicas: of all workers, as TensorFlow made them.
+        found: the devices of this worker's replicas.
 
     Raises:
-        InputError: if it made others.
+        InputError: if they differ.
     """
     kinds = {tf.DeviceSpec.from_string(name).device_type for name in found}
     if num_replicas == spec.num_workers * devices.count and kinds == {devices.kind}:
@@ -224,7 +225,8 @@ def check_replicas(spec: ClusterSpec, devices: Devices, num_replicas: int, found
 
 @contextlib.contextmanager
 def _all_cpus(count: int) -> Iterator[None]:
-    """Lets a worker compute on all its logical CPUs: TensorFlow takes all GPUs, but the first CPU only."""
+    """Makes a worker's strategy use all its logical CPUs: TensorFlow uses all GPUs, but only the first CPU."""
+    # By a private method of TensorFlow, as there is no public way; `check_replicas` notices if it has no effect.
     from tensorflow.python.distribute import collective_all_reduce_strategy as module
 
     def devices(extended: Any, resolver: Any, worker_device: str) -> tuple[tuple[str, ...], str]:
@@ -259,7 +261,7 @@ def _tpu(address: str, timeout_secs: float) -> tf.distribute.Strategy:
         if local:
             return tf.distribute.TPUStrategy(connect())
         check_tpu(address)
-        # TensorFlow waits for ever for a server that accepts and says nothing, and deaf to signals.
+        # TensorFlow waits forever for a server that accepts and sends nothing, and does not handle signals meanwhile.
         return tf.distribute.TPUStrategy(call_with_timeout(timeout_secs, connect))
     except CallTimeoutError:
         raise PeerLostError(

@@ -1,6 +1,6 @@
-"""Attends to one attempt of a local cluster: output, exits and signals as events of one loop; no polling, no thread.
+"""Runs one attempt of a local cluster: output, exits and signals are events of one loop, without polling or threads.
 
-A worker process is tied to its launcher, its output is logged and echoed, and it leaves no trace.
+A worker process ends with its launcher, its output is logged and echoed, and no process of it is left behind.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _TAIL_LINES = 20
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """What a worker runs.
+    """The command of a worker.
 
     Attributes:
         argv: program and arguments.
@@ -43,7 +43,7 @@ class Command:
 
 
 class Console:
-    """The launcher's own stdout and stderr; a reader that goes away does not disturb the workers."""
+    """The launcher's own stdout and stderr; workers go on when their reader is closed."""
 
     def __init__(self, out: TextIO, err: TextIO):
         self.out = out
@@ -59,7 +59,7 @@ class Console:
         try:
             stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
             stream.flush()
-        except (OSError, ValueError):  # The reader of a pipe left, or a file's disk is full.
+        except (OSError, ValueError):  # The reader of a pipe was closed, or a file's disk is full.
             # Without this, Python would fail once more when it flushes at exit.
             with contextlib.suppress(OSError, ValueError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
@@ -82,7 +82,8 @@ class Worker:
         self._prefix = prefix
         self._partial = {"out": b"", "err": b""}
         self._log: IO[bytes] | None = open(command.log, "ab", buffering=0)  # noqa: SIM115 (closed by poll)
-        # Its own process group: Ctrl-C in the terminal reaches the launcher only, which forwards it once.
+        # Its own process group: Ctrl-C in the terminal reaches the launcher only, which forwards it once. `-I -S` skip
+        # the site packages: the little program that ties the worker to the launcher starts in milliseconds.
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-S", _DIE_WITH_PARENT, str(os.getpid()), *command.argv],
             stdin=subprocess.DEVNULL,
@@ -92,6 +93,7 @@ class Worker:
             process_group=0,
         )
         for pipe in self.pipes().values():
+            # A partial line must not hold up the loop, and with it the output of all other workers.
             os.set_blocking(pipe.fileno(), False)
 
     def pipes(self) -> dict[str, IO[bytes]]:
@@ -101,12 +103,13 @@ class Worker:
         return {"out": self._process.stdout, "err": self._process.stderr}
 
     def pump(self, name: str) -> bool:
-        """Passes on what has arrived in pipe `name`; False once it is at its end."""
+        """Forwards the output in pipe `name`; returns False at its end."""
         try:
             data = os.read(self.pipes()[name].fileno(), _CHUNK)
         except BlockingIOError:
             return True
         *lines, rest = (self._partial[name] + data).split(b"\n")
+        # Lines are forwarded whole, so that those of workers do not mix; a last or endless one is cut.
         if rest and (not data or len(rest) >= _CHUNK):
             lines, rest = [*lines, rest], b""
         self._partial[name] = rest
@@ -136,8 +139,8 @@ class Worker:
                 os.kill(self._process.pid, signum)
 
     def poll(self) -> int | None:
-        """Its exit code once it has left, with nothing of it left behind; else None."""
-        # Left unreaped for a moment, so that the number of its process group cannot become another's.
+        """Returns its exit code once it has exited, after killing whatever it has started; else None."""
+        # WNOWAIT leaves it unreaped, so that the number of its process group cannot be another's when it is killed.
         if os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
             return None
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -150,13 +153,13 @@ class Worker:
         return self._process.wait()
 
     def kill(self) -> None:
-        """Kills it and all that it has started, and waits until it is gone."""
+        """Kills it and all that it has started, and waits for its end."""
         self.signal(signal.SIGKILL)
         os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
         self.poll()
 
     def _drain(self, name: str) -> None:
-        """Passes on what is left in pipe `name`, without waiting for strangers that still hold its other end."""
+        """Forwards the rest of pipe `name`, without waiting for other processes that still hold its other end."""
         for _ in range(16):  # A pipe holds 64 KiB by default, at most 1 MiB.
             if not self.pump(name):
                 return
@@ -169,6 +172,8 @@ class SignalInbox:
     """Signals as numbers to read from a file descriptor; must be used in the main thread."""
 
     def __enter__(self) -> SignalInbox:
+        # Python's handlers run only between bytecodes of the main thread: a signal just before `select` would be
+        # noticed after it. The wake-up descriptor is written to at once, and makes `select` return.
         self._read, self._write = os.pipe()
         os.set_blocking(self._read, False)
         os.set_blocking(self._write, False)
@@ -198,11 +203,11 @@ class SignalInbox:
 
 
 def _wake_only(signum: int, frame: FrameType | None) -> None:
-    """The wake-up descriptor carries the news."""
+    """Does nothing: the wake-up descriptor reports the signal, which needs a handler to be caught at all."""
 
 
 class Supervisor:
-    """Runs workers until all have left and says what that means.
+    """Runs workers until all have exited, and returns the verdict.
 
     Attributes:
         stop_signal: the signal that asked the whole cluster to stop, once one has.
@@ -218,8 +223,8 @@ class Supervisor:
         """Starts one worker per command and returns when none is left.
 
         Args:
-            commands: what each rank runs.
-            restarts_left: how often the caller is willing to restart.
+            commands: the command of each rank.
+            restarts_left: how often the caller may still restart.
 
         Returns:
             The verdict, and the workers, for their tails.
@@ -250,6 +255,7 @@ class Supervisor:
             for worker in attempt.alive():
                 for name, pipe in worker.pipes().items():
                     selector.register(pipe, selectors.EVENT_READ, (worker, name))
+            # Verdict first: it may set a deadline, which bounds the wait that follows.
             while attempt.alive():
                 attempt.enforce(verdict())
                 for key, _ in selector.select(attempt.seconds_left()):
@@ -281,7 +287,7 @@ def _forget(selector: selectors.BaseSelector, pipe: Any) -> None:
 
 
 class _Attempt:
-    """The workers of one attempt: who has left and how, and by when the others must."""
+    """The workers of one attempt: exit codes, and the deadline of those that still run."""
 
     def __init__(self, workers: list[Worker], console: Console):
         self.exits: dict[int, int] = {}
@@ -301,13 +307,13 @@ class _Attempt:
             worker.signal(signum)
 
     def enforce(self, verdict: Verdict) -> None:
-        """Asks the others to leave, sets their deadline, and kills them once it has passed."""
+        """Asks the other workers to exit, sets their deadline, and kills them after it."""
         if verdict.action is Action.CONTINUE or self._killed:
             return
         if verdict.terminate and not self._asked:
             self._asked = True
             self.send(signal.SIGTERM)
-        # Another reason to leave, such as a signal after a lost peer, brings its own time.
+        # A new reason to exit, such as a signal after a lost peer, has a deadline of its own.
         if self._deadline is None or verdict.grace_secs != self._grace_secs:
             self._grace_secs = verdict.grace_secs
             self._deadline = time.monotonic() + verdict.grace_secs
@@ -325,7 +331,7 @@ class _Attempt:
         return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
 
     def reap(self) -> list[Worker]:
-        """Workers that have left since the last call."""
+        """Returns the workers that have exited since the last call."""
         left = []
         for worker in self.alive():
             code = worker.poll()
@@ -333,14 +339,14 @@ class _Attempt:
                 continue
             self._gone.add(worker.rank)
             left.append(worker)
-            if not self._killed:  # A death that we caused says nothing about the worker.
+            if not self._killed:  # The exit of a worker that the launcher killed is no reason for a verdict.
                 self.exits[worker.rank] = code
                 if code:
                     self._console.log(f"worker {worker.rank} {describe(code)}")
         return left
 
     def kill(self) -> None:
-        """Kills and reaps whatever still runs."""
+        """Kills and reaps the workers that still run."""
         for worker in self.alive():
             worker.kill()
             self._gone.add(worker.rank)

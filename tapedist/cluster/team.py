@@ -1,4 +1,4 @@
-"""The workers of a run as one: what each knows, gathered by TensorFlow's own collectives; the chief's word for all.
+"""The workers of a run: exchange of small values by TensorFlow's collectives, and decisions that hold for all of them.
 
 Legend: `W` workers. Every method is a collective: all workers call it, in the same order.
 """
@@ -31,12 +31,12 @@ Result = TypeVar("Result")
 
 
 class Team:
-    """See the module's docstring.
+    """The team of several workers.
 
     Args:
         strategy: the multi-worker strategy.
         spec: the cluster.
-        watchdog: told about every agreement.
+        watchdog: notified of every exchange.
         clock: monotonic seconds.
     """
 
@@ -61,23 +61,24 @@ class Team:
         self._last_ask = clock()
 
     def gather(self, mine: np.ndarray) -> np.ndarray:
-        """Everybody's `mine` int64 `[k]`, as `[W, k]` in rank order."""
+        """All workers' `mine` int64 `[k]`, as `[W, k]` in rank order."""
         rows = np.zeros([self.spec.num_workers, *np.shape(mine)], np.int64)
         rows[self.spec.index] = mine
         return self._total(rows)
 
     def _total(self, mine: np.ndarray) -> np.ndarray:
-        """The sum of everybody's `mine`, int64 of one shape.
+        """The sum of all workers' `mine`, int64 of one shape.
 
-        Where each number is somebody's, and 0 everywhere else, the sum is a gather whose order cannot be wrong:
-        TensorFlow's own puts rank 10 before rank 2.
+        Where each worker has zeros at the others' places, the sum is a gather in rank order; TensorFlow's own gather
+        sorts by name, rank 10 before rank 2.
         """
-        if not mine.size:  # TensorFlow crashes on a sum of nothing, which all workers have alike.
+        if not mine.size:  # TensorFlow crashes on an empty sum. It is empty on all workers, so none waits here.
             return mine
         replicas = self._strategy.num_replicas_in_sync // self.spec.num_workers
 
         def value(context: tf.distribute.ValueContext) -> tf.Tensor:
-            first = context.replica_id_in_sync_group % replicas == 0  # A worker's other replicas add nothing.
+            # Each replica contributes to the sum, so that only the first one of a worker has its number.
+            first = context.replica_id_in_sync_group % replicas == 0
             return tf.constant(mine if first else np.zeros_like(mine), tf.int64)
 
         found = self._sum(self._strategy.experimental_distribute_values_from_function(value)).numpy()
@@ -85,17 +86,18 @@ class Team:
         return found
 
     def exchange(self, mine: bytes) -> list[bytes]:
-        """Everybody's `mine`, in rank order."""
+        """All workers' `mine`, in rank order."""
+        # Lengths first: a collective needs one shape, so that the bytes are padded to the longest.
         lengths = self.gather(np.array([len(mine)]))[:, 0]
         gathered = self.gather(_as_numbers(mine, int(lengths.max())))
         return [row.tobytes()[:length] for row, length in zip(gathered, lengths, strict=True)]
 
     def _from_chief(self, payload: bytes) -> bytes:
-        """The chief's `payload`; others give an empty one. One copy travels, however many workers there are."""
+        """The chief's `payload`; other workers pass an empty one. It is sent once, not once for each worker."""
         length = int(self._total(np.array([len(payload)], np.int64))[0])
         return self._total(_as_numbers(payload, length)).tobytes()[:length]
 
-    # What `training.consensus.Consensus` asks for.
+    # The methods of `training.interfaces.Consensus`.
 
     def agree(self, mine: Decision) -> Decision:
         gathered = self.gather(np.array(mine, np.int64))
@@ -104,7 +106,8 @@ class Team:
         return Decision(int(gathered[:, 0].max()), int(gathered[0, 1]), bool(gathered[0, 2]))
 
     def interrupted(self, stop: int) -> bool:
-        # Asked for every block, which may take less time than a gather: the chief's clock says how often is enough.
+        # Called for every block, which may take less time than a gather. So workers gather every so many calls, a
+        # number that the chief sets by its clock; counting calls keeps all of them in step without an exchange.
         self._silent_rounds += 1
         self._watchdog.beat()
         if self._silent_rounds < self._rounds_per_ask:
@@ -123,21 +126,21 @@ class Team:
     # The start and the end of a run.
 
     def broadcast(self, make: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-        """What `make` returns on the chief, which alone calls it; an error of its is everybody's.
+        """Calls `make` on the chief alone, and returns its result on all workers.
 
         Raises:
-            TapedistError: what `make` raised.
+            TapedistError: on all workers, if `make` raised it.
         """
         return _unpacked(self._from_chief(_packed(make) if self.spec.is_chief else b""))
 
     def compare(self, facts: Mapping[str, Any]) -> None:
-        """Refuses to go on with workers that would compute another answer, or another number of steps.
+        """Raises if workers would compute different results, or different numbers of steps.
 
         Args:
             facts: by name, JSON values that must be equal everywhere.
 
         Raises:
-            InputError: on every worker, naming ranks and keys.
+            InputError: on every worker, with ranks and keys.
         """
         mine = json.dumps(facts, sort_keys=True).encode()
         chief, *others = (json.loads(words) for words in self.exchange(mine))
@@ -153,19 +156,19 @@ class Team:
             raise InputError(*problems)
 
     def run_with_stop_agreement(self, request: StopRequest, work: Callable[[Callable[[], None]], Result]) -> Result:
-        """What `work` returns, once every worker's has returned; see `run_with_stop_agreement`."""
+        """Returns the result of `work` once every worker's has returned; see `run_with_stop_agreement`."""
         return run_with_stop_agreement(self, request, work)
 
     def smallest(self, value: int) -> int:
-        """The smallest of everybody's `value`."""
+        """The smallest of all workers' `value`."""
         return int(self.gather(np.array([value])).min())
 
     def leave(self) -> None:
-        """Waits until all are here, so that nobody takes the first who leaves for lost."""
+        """Waits for all workers, so that none takes the first that exits for lost."""
         self.gather(np.zeros(1))
 
     def lost(self, error: tf.errors.OpError) -> PeerLostError | None:
-        """What TensorFlow's `error` says about the other workers; None if nothing. Not a collective."""
+        """Converts TensorFlow's `error` to `PeerLostError`; None if it is not about workers. Not a collective."""
         return peer_lost(error, self.spec, self._watchdog)
 
 
@@ -179,7 +182,7 @@ class SingleProcessTeam(SingleProcess):
         pass
 
     def run_with_stop_agreement(self, request: StopRequest, work: Callable[[Callable[[], None]], Result]) -> Result:
-        return work(lambda: None)  # A signal is heard at once.
+        return work(lambda: None)  # A single process is interrupted by the signal's own exception.
 
     def smallest(self, value: int) -> int:
         return value
@@ -197,7 +200,7 @@ def _shown(value: Any) -> str:
 
 
 def _as_numbers(words: bytes, length: int) -> np.ndarray:
-    """`words`, filled up by zeros to `length` bytes, as int64."""
+    """`words` as int64, padded with zeros to `length` bytes."""
     return np.frombuffer(words.ljust(-(-length // 8) * 8, b"\0"), np.int64)
 
 
@@ -211,37 +214,37 @@ def _packed(make: Callable[[], Mapping[str, np.ndarray]]) -> bytes:
 
 
 def _unpacked(payload: bytes) -> dict[str, np.ndarray]:
-    if payload.startswith(b"{"):
-        told = json.loads(payload)
-        kind = getattr(errors, told["error"])
-        raise InputError(*told["message"].split("\n")) if kind is InputError else kind(told["message"])
+    if payload.startswith(b"{"):  # An error; an `.npz` begins with "PK".
+        content = json.loads(payload)
+        kind = getattr(errors, content["error"])
+        raise InputError(*content["message"].split("\n")) if kind is InputError else kind(content["message"])
     with np.load(io.BytesIO(payload), allow_pickle=False) as arrays:
         return dict(arrays)
 
 
 class Gathering(Protocol):
-    """What `run_with_stop_agreement` asks of a team of several workers."""
+    """The method of a team that `run_with_stop_agreement` needs."""
 
     def gather(self, mine: np.ndarray) -> np.ndarray:
-        """Everybody's `mine` int64 `[k]`, as `[W, k]`."""
+        """All workers' `mine` int64 `[k]`, as `[W, k]`."""
 
 
 def run_with_stop_agreement(
     team: Gathering, request: StopRequest, work: Callable[[Callable[[], None]], Result]
 ) -> Result:
-    """What `work` returns, once every worker's has returned; a collective of all workers.
+    """Returns the result of `work` once every worker's has returned; a collective of all workers.
 
-    It runs in a thread of its own, because workers take different times for it and have nothing to count along with:
-    the main thread agrees by the clock with those of the others on whether all are done or any was asked to stop.
+    `work` runs in a thread of its own, because workers take different times for it and have no steps to count: the main
+    threads exchange, by the clock, whether all are done or any was asked to stop.
 
     Args:
         team: the workers.
-        request: whether this worker was asked to stop.
-        work: takes `check_stop`, which it calls now and then and which raises to break it off.
+        request: the signal that asked this worker to stop, if one did.
+        work: called with `check_stop`, which it calls regularly and which raises to end it.
 
     Raises:
         Interrupted: on all workers, if any of them was asked to stop.
-        Exception: what `work` raised here. The others' work goes on, to meet the same.
+        Exception: the exception of `work` on this worker. The other workers' `work` goes on, to fail in the same way.
     """
     stop = threading.Event()
 
@@ -255,6 +258,7 @@ def run_with_stop_agreement(
         signum = _watched(team, request, future)
     finally:
         stop.set()
+        # Without waiting: `work` may be in a long read, and the signal should end the run now.
         pool.shutdown(wait=False)
     if signum:
         raise Interrupted(signum)
@@ -262,7 +266,7 @@ def run_with_stop_agreement(
 
 
 def _watched(team: Gathering, request: StopRequest, future: concurrent.futures.Future[Result]) -> int:
-    """Waits for the end of everybody's work: the signal that asked a worker to stop, else 0."""
+    """Waits for the end of all workers' work; returns the signal that asked one of them to stop, else 0."""
     while True:
         concurrent.futures.wait([future], timeout=_HEAR_EVERY_SECS)
         state = (_FAILED if future.exception() else _DONE) if future.done() else _GOES_ON
@@ -273,7 +277,8 @@ def _watched(team: Gathering, request: StopRequest, future: concurrent.futures.F
             break
         if (gathered[:, 1] == _DONE).all():
             return 0
-    while not future.done():  # With nobody to agree with.
+    # A worker has failed and leaves, so that there is nothing more to gather: the others end by themselves.
+    while not future.done():
         if request.signum:
             return request.signum
         concurrent.futures.wait([future], timeout=_HEAR_EVERY_SECS)

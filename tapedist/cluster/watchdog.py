@@ -1,9 +1,9 @@
-"""Notices that a peer is lost or stuck while this process waits for it, and that this process itself has stalled.
+"""Detects that a peer is lost or stuck while this process waits for it, and that this process itself has stalled.
 
-A worker that hangs while its TensorFlow server still answers cannot be told from outside from one that computes for
-long. From inside it can, because the threads of the interpreter go on: the main thread waits, but not in TensorFlow,
-and nothing is computed, read or written meanwhile. What this cannot see: a loop that computes for ever, and a library
-that hangs while it holds the interpreter's lock; both are left to the others' patience.
+From outside, a worker that hangs while its TensorFlow server still answers cannot be distinguished from one that
+computes for long. From inside it can, because the threads of the interpreter go on: the main thread waits, but not in
+TensorFlow, and nothing is computed, read or written meanwhile. This does not detect an endless loop, nor a library that
+hangs while it holds the interpreter's lock; for those, the other workers' timeout remains.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from tapedist.cluster.network import unreachable
 from tapedist.cluster.resolve import ClusterSpec
 from tapedist.errors import PeerLostError
 
-# Share of one core below which a process counts as idle; watching and answering its peers takes less.
+# Share of one core below which a process counts as idle; the watchdog and TensorFlow's server take less.
 _IDLE = 0.05
 # Bytes read and written per second below which files do not count as being read.
 _QUIET = 100_000
 _TCP_SECS = 2.0
 _PING_SECS = 5.0
 _LEAVE_SECS = 10.0
-# If all answer and none of them stands still, the wait may be long and right: a compilation, a scan of a table.
+# Timeouts to wait if all answer and none has stalled: a compilation or a scan of a table may take that long.
 _PATIENCE = 10
 
 
 class StallDetector:
-    """Judges the thread that made it.
+    """Detects a stall of the thread that made it.
 
     Args:
         seconds: how long it must have been idle.
         clock: monotonic seconds.
-        cpu_clock: seconds of computing of the whole process.
+        cpu_clock: processor seconds of the whole process.
         moved: bytes that the process has read and written.
     """
 
@@ -59,14 +59,15 @@ class StallDetector:
         self._samples: collections.deque[tuple[float, float, float]] = collections.deque()
 
     def where(self) -> str:
-        """Where the thread stands still; empty if it does not, or not long enough. To be asked now and then."""
+        """The place where the thread has stalled; empty if it has not, or not long enough. Call it regularly."""
         now, cpu, moved = self._clock(), self._cpu_clock(), self._moved()
         frame = sys._current_frames().get(self._thread)
-        # Inside TensorFlow it may wait for a peer, or for a device that computes.
+        # By the innermost Python frame. Inside TensorFlow it may wait for a peer, or for a device that computes.
         if frame is None or str(frame.f_globals.get("__name__", "")).startswith("tensorflow"):
             self._samples.clear()
             return ""
         self._samples.append((now, cpu, moved))
+        # Keeps the newest sample that is at least `seconds` old, so that the window never gets shorter than that.
         while len(self._samples) > 1 and self._samples[1][0] <= now - self._seconds:
             self._samples.popleft()
         first, first_cpu, first_moved = self._samples[0]
@@ -77,7 +78,7 @@ class StallDetector:
 
 
 def _bytes_moved() -> float:
-    """Bytes that this process has read from and written to files and pipes; 0 where the system does not tell."""
+    """Bytes that this process has read from and written to files and pipes; 0 where the system does not count them."""
     try:
         counters = psutil.Process().io_counters()
         return float(counters.read_chars + counters.write_chars)
@@ -86,16 +87,16 @@ def _bytes_moved() -> float:
 
 
 class Watchdog:
-    """A thread that expects a sign of progress now and then.
+    """A thread that expects regular progress.
 
-    After half of the time without one it asks who is still there; whoever is not ends the run: the collectives under
-    way are aborted, so that the main thread raises `PeerLostError`; if it does not get to it, the process exits by 75.
-    It exits likewise when its own main thread stands still, by which the others learn that it was this one.
+    After half of the timeout without any it checks the peers. If one is lost, running collectives are aborted, so that
+    the main thread raises `PeerLostError`; if that does not happen, the process exits with 75. It also exits with 75
+    when its own main thread has stalled, so that the others see which worker it was.
 
     Args:
         spec: the cluster.
         timeout_secs: `--peer_timeout_secs`.
-        ask: whom to call lost; by default `lost_peers`.
+        ask: returns the addresses of lost peers; by default `lost_peers`.
     """
 
     def __init__(
@@ -118,7 +119,7 @@ class Watchdog:
         self._done.set()
 
     def beat(self) -> None:
-        """Something was done."""
+        """Records progress."""
         self._last = time.monotonic()
 
     def _watch(self) -> None:
@@ -126,11 +127,13 @@ class Watchdog:
         while not self._done.wait(min(1.0, self._timeout_secs / 8)):
             beat = self._last
             waited = time.monotonic() - beat
+            # In every turn, because the detector needs samples of the whole window.
             stuck = self._standstill.where()
             if stuck and waited >= self._timeout_secs:
                 self._give_up(stuck, waited)
             if waited < self._timeout_secs / 2:
                 continue
+            # Asking takes seconds. If there was progress meanwhile, an answer that is missing means nothing.
             lost = self._ask(self._spec)
             if self._done.is_set() or beat != self._last:
                 continue
@@ -155,6 +158,7 @@ class Watchdog:
         mine = named([self._spec.address], self._spec)
         words = f"this worker, {mine}, has done nothing for {waited:.0f} s in {where}, and nobody keeps it waiting"
         print(f"tapedist: error: {advised(words)}", file=sys.stderr, flush=True)
+        # Not `sys.exit`, which would end this thread only, and wait for the one that has stalled.
         os._exit(PeerLostError.exit_code)
 
     def _end(self, verdict: str) -> None:
@@ -162,6 +166,7 @@ class Watchdog:
         with contextlib.suppress(Exception):
             from tensorflow.python.eager import context
 
+            # No public function wakes a main thread that waits in a collective for a peer that is gone.
             context.context().abort_collective_ops(tf.errors.UNAVAILABLE, verdict)
         if not self._done.wait(_LEAVE_SECS):
             print(f"tapedist: error: {advised(verdict)}", file=sys.stderr, flush=True)
@@ -170,7 +175,7 @@ class Watchdog:
 
 
 def lost_peers(spec: ClusterSpec) -> list[str]:
-    """Addresses of the other workers that do not answer: by TCP, then by TensorFlow's own health check.
+    """Addresses of the other workers that do not answer, by TCP, then by TensorFlow's health check.
 
     A stopped process still accepts connections, because its kernel does; TensorFlow's server in it does not answer.
     """
@@ -180,7 +185,7 @@ def lost_peers(spec: ClusterSpec) -> list[str]:
 
 
 def _healthy(rank: int) -> bool:
-    """Whether the TensorFlow server of worker `rank` answers; true where TensorFlow cannot be asked."""
+    """Returns whether the TensorFlow server of worker `rank` answers; true if TensorFlow has no such check."""
     try:
         from tensorflow.python.eager import context
 
@@ -189,15 +194,16 @@ def _healthy(rank: int) -> bool:
         )
     except (tf.errors.UnavailableError, tf.errors.DeadlineExceededError, tf.errors.FailedPreconditionError):
         return False
-    except Exception:  # Another version without it: TCP has to do.
+    except Exception:  # Another version without it: the TCP check remains.
         return True
     return True
 
 
 def peer_lost(error: tf.errors.OpError, spec: ClusterSpec, watchdog: Watchdog) -> PeerLostError | None:
-    """What a collective's `error` says about the peers; None if it has nothing to do with them."""
+    """Converts a collective's `error` to `PeerLostError`; None if it is not about peers."""
     if watchdog.verdict:
         return PeerLostError(advised(watchdog.verdict))
+    # TensorFlow reports a lost peer as any of these, depending on where it notices first.
     kinds = (
         tf.errors.UnavailableError, tf.errors.DeadlineExceededError, tf.errors.FailedPreconditionError,
         tf.errors.AbortedError, tf.errors.InternalError, tf.errors.CancelledError,
@@ -208,6 +214,7 @@ def peer_lost(error: tf.errors.OpError, spec: ClusterSpec, watchdog: Watchdog) -
     lost = unreachable(others, _TCP_SECS) or _blamed(str(error), spec)
     if lost:
         return PeerLostError(advised(f"lost {named(lost, spec)}"))
+    # Without the first letter, which is a capital in some messages.
     if "ollective" not in str(error) and "oordination" not in str(error):
         return None
     return PeerLostError(advised(f"lost contact with one of {named(others, spec)}"))

@@ -58,7 +58,7 @@ class Factor:
         """2-norm condition of the kept columns at unit length; None if there are none."""
         if not self.kept:
             return None
-        square = self.upper.hi[:, self.kept]
+        square = self.upper.hi[:, self.kept]  # At unit length: units of the features are not ill conditioning.
         return condition(square / np.sqrt(folded(square * square, axis=0)))
 
     def coefficients(self) -> Extended:

@@ -83,6 +83,7 @@ def _panels(start: float, width: float, df: float) -> int:
 
 def _log_cosh(v: np.ndarray) -> Any:
     """`log(cosh(v))` without cancellation near 0 or overflow far from it."""
+    # `cosh(v) = 1 + 2 sinh(v / 2)**2`; `np.where` computes both sides, so the first is kept from overflow.
     small = np.minimum(v, 1.0)
     return np.where(v < 1, np.log1p(2 * np.sinh(small / 2) ** 2), v + np.log1p(np.exp(-2 * v)) - math.log(2))
 

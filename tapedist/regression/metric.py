@@ -58,7 +58,7 @@ class Metric:
 
     @functools.cached_property
     def counts(self) -> np.ndarray:
-        """Whether each feature is trained and not left out by the optimum, bool `[d]`."""
+        """Returns whether each feature is trained and not left out by the optimum, bool `[d]`."""
         return (self._factor > 0) & (np.abs(self.fit.form.inverse.hi).max(axis=1, initial=0.0) > 0)
 
     def length(self, move: np.ndarray) -> float:
@@ -194,6 +194,7 @@ class NewtonGap:
         matrix = np.ldexp(products, np.add.outer(exponents, exponents)) + 2 * np.diag(l2[free])
         means = curved.means()[0][:d] if intercept else np.zeros(d)
         right = slope[:d] - means * (slope[d] if intercept else 0.0)
+        # At unit diagonal, so that each pivot is the share of a column's square that is left; see `_DEPENDENT`.
         lengths = np.sqrt(np.where(np.diag(matrix) > 0, np.diag(matrix), 1.0))
         solved, pivots = eliminated(matrix / lengths / lengths[:, np.newaxis], (right[free] / lengths)[:, np.newaxis])
         if not (pivots > _DEPENDENT).all():
@@ -218,6 +219,7 @@ class NewtonGap:
         curved = ExactMoments(known, names=metric.fit.names, num_slices=3)
         largest = np.maximum(np.abs(known.low), np.abs(known.high))
         most = (float(folded(largest[:d] * np.abs(parameters[:d]))) + largest[d] + abs(float(parameters[-1]))) * 2
+        # Sums need a bound of their terms, as in training; a residual is cut at `delta` in all of them.
         most = min(most, delta)
         if not most * most < np.inf:
             return curved, 1.0, np.full(1 + len(parameters), np.nan)

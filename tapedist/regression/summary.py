@@ -1,5 +1,5 @@
-"""What a linear model's rows say about its parameters: the least-squares optimum of the training rows, how sure it is,
-and how far what was learned is from it.
+"""Statistics of a linear model: the least-squares optimum of the training rows, its standard errors, and the distance
+of the learned parameters from it.
 
 Legend: `n` training rows, `d` features.
 """
@@ -48,13 +48,13 @@ __all__ = [
 ]
 
 
-# Learned parameters so near the optimum, in standard errors, are it for every purpose: one column shows both.
+# Within so many standard errors, learned parameters and the optimum are shown in one column.
 AGREES_WITHIN = 0.01
 # About two seconds of arithmetic on one core.
 _AFFORDABLE = 5e8
-# With so few columns the pass costs about what it cost to open the table and check its cells, however many rows it has.
+# With so few columns the pass takes about as long as opening the table and checking its cells, for any number of rows.
 _FEW_COLUMNS = 16
-# What one look at a number for the absolute errors costs, in the same arithmetic.
+# Operations on a number for the absolute errors, relative to one of the moments.
 _LOOK = 8
 _MOST_INTERVAL_NUMBERS = 1_000_000
 _MOST_SURVEYED = 512  # Features.
@@ -63,15 +63,15 @@ _FEW_SLICES = 3  # Of long tables: 63 bits of the square of a column's largest n
 
 @dataclasses.dataclass(frozen=True)
 class Distance:
-    """How far given parameters are from the optimum.
+    """The distance of given parameters from the optimum.
 
     Attributes:
         loss: data loss at the parameters, without penalty; None if it is not finite.
-        excess_loss: how much of it is above the optimum's; None likewise.
+        excess_loss: its excess over the optimum's; None likewise.
         standard_errors: per parameter (weights, then the intercept if there is one) `|given - optimum|` in standard
             errors; None where that is undefined, as for aliased features.
         max_standard_errors: the largest of them; None if one is undefined. An aliased feature of weight 0 does not
-            count; one of any other weight is as far from the optimum as nobody can tell.
+            count; with any other weight its distance is undefined.
     """
 
     loss: float | None
@@ -81,16 +81,16 @@ class Distance:
 
     @property
     def agrees(self) -> bool:
-        """Whether the parameters are the optimum to within `AGREES_WITHIN`."""
+        """Returns whether the parameters are the optimum to within `AGREES_WITHIN`."""
         return self.max_standard_errors is not None and self.max_standard_errors <= AGREES_WITHIN
 
 
 def distance(fit: LeastSquares, weights: np.ndarray, bias: float | Extended = 0.0) -> Distance:
     """Distance of `weights [d]` and `bias`, float64 in raw units, to the optimum of `fit`.
 
-    The differences are taken in extended precision, so that they mean something below one rounding of the parameters.
+    Differences are in extended precision, because they may be below one rounding of the parameters.
     """
-    with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"):  # Diverged parameters may overflow; the result has None then.
         excess = fit.excess_loss(weights, bias)
         gaps = (Extended.of(weights) - fit.form.weights).hi.tolist()
         if fit.fit_intercept:
@@ -154,7 +154,7 @@ def residual_metrics(
         x, y, used = x[used > 0], y[used > 0], used[used > 0]
         if not len(y):
             continue
-        # Weights count in units of the largest power of two among them: neither their sum nor a product overflows.
+        # Weights are divided by the largest power of two among them, so that neither their sum nor a product overflows.
         heaviest = float(np.ldexp(1.0, np.frexp(used.max())[1] - 1))
         if heaviest > unit:
             sums, unit = sums.scaled(unit / heaviest), heaviest
@@ -195,11 +195,11 @@ def _finite(value: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Statistics:
-    """The optimum, and the learned parameters beside it.
+    """The optimum, and the learned parameters' distance from it.
 
     Attributes:
         fit: the least-squares optimum of the training rows.
-        learned: how far the learned parameters are from it.
+        learned: the distance of the learned parameters.
         parameters: float64 `[P]`, the learned ones: the weights, then the bias if there is one.
         truth: `(optimum - truth) / standard error` per parameter; None where no truth is known.
         mae: the learned parameters' weighted mean absolute error over the training rows; None if it was not computed.
@@ -228,7 +228,8 @@ class Statistics:
         at_zero = intercept_at_zero(weights, bias, center)
         parameters = np.append(weights, Extended.of(at_zero).hi) if fit.fit_intercept else np.array(weights, np.float64)
         learned = distance(fit, weights, at_zero)
-        # Predictions are rounded, which the quadratic form knows nothing of, and no mean square is below a mean's.
+        # Predictions are rounded, which the quadratic form does not include; a mean square is at least the mean's
+        # square.
         if learned.loss is not None and mae is not None:
             learned = dataclasses.replace(learned, loss=max(learned.loss, mae * mae))
         return cls(fit=fit, learned=learned, parameters=parameters, truth=errors, mae=mae)
@@ -257,10 +258,10 @@ class Statistics:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Survey:
-    """What the training rows of a linear model say before training.
+    """The analysis of a linear model's training rows before training.
 
     Attributes:
-        fit: the least-squares optimum; it says which features are linear combinations of others.
+        fit: the least-squares optimum, with the features that are linear combinations of others.
         exact: whether its coefficients and standard errors have nine digits and more.
     """
 
@@ -269,7 +270,7 @@ class Survey:
 
 
 def surveyed_moments(source: Source, known: Ranges) -> ExactMoments:
-    """The moments that `survey` judges by, in extended precision where that does not take long: one pass.
+    """The moments for `survey` by one pass, in extended precision where that does not take long.
 
     Args:
         source: the rows, raw.
@@ -284,7 +285,7 @@ def surveyed_moments(source: Source, known: Ranges) -> ExactMoments:
 
 
 def survey(source: Source, moments: ExactMoments, *, fit_intercept: bool) -> Survey | None:
-    """What moments of the training rows say before training; None for too many features.
+    """The survey from moments of the training rows; None for too many features.
 
     Args:
         source: the rows, raw.
@@ -299,6 +300,7 @@ def survey(source: Source, moments: ExactMoments, *, fit_intercept: bool) -> Sur
     known: dict[str, Any] = {"fit_intercept": fit_intercept, "names": source.feature_names}
     if moments.num_slices == MOST_SLICES:
         return Survey(from_exact(moments, precision=_precision(source), **known), exact=True)
+    # Nine digits if a few slices give them, else a fit that is good enough for units and rates, but not for statistics.
     for digits in (9, 0):
         if (fit := from_rough(moments, digits=digits, **known)) is not None:
             return Survey(fit, exact=digits > 0)
@@ -317,8 +319,8 @@ def optimum(
     Args:
         source: the rows, raw.
         fit_intercept: whether the model has a bias.
-        moments: second moments of the rows, if somebody has them; used where they are good enough and save a pass that
-            is not quick, or where they are all there is.
+        moments: second moments of the rows, if there are any; used if they are accurate enough and save a pass that is
+            not quick, or if no pass is made.
         force: whether to read the rows however many there are.
 
     Raises:
@@ -327,9 +329,10 @@ def optimum(
     n, d = source.num_rows("train"), source.num_features
     known: dict[str, Any] = {"fit_intercept": fit_intercept, "names": source.feature_names}
     if moments is not None and source.weighted:
-        moments = None  # How many rows have a positive weight is not among them.
+        moments = None  # They do not have the number of rows of positive weight, which standard errors need.
     quick = n * (d + 2) * max(d + 2, 8) <= _AFFORDABLE
-    if moments is not None and not (source.dtype is not None and quick):  # A table's own digits are worth a quick look.
+    # A quick pass over a table is worth its exact digits; training's moments are of rounded rows.
+    if moments is not None and not (source.dtype is not None and quick):
         fit = _from_moments(moments, n, digits=9, **known)
         if fit is not None:
             return fit
@@ -340,7 +343,7 @@ def optimum(
 
 
 def _is_quick(source: Source) -> bool:
-    """Whether a pass in extended precision does not take long."""
+    """Returns whether a pass in extended precision does not take long."""
     n, columns = source.num_rows("train"), source.num_features + 2
     return n * columns * max(columns, 8) <= _AFFORDABLE or (source.dtype is not None and columns <= _FEW_COLUMNS)
 
@@ -357,7 +360,7 @@ def mean_absolute_error(
     center: np.ndarray | None = None,
     force: bool = False,
 ) -> float | None:
-    """Of parameters in raw units over the training rows, or None where a pass over them would take long.
+    """The mean absolute error over the training rows, or None where a pass over them would take long.
 
     Args:
         source: the rows, raw.
@@ -368,14 +371,14 @@ def mean_absolute_error(
     """
     if not force and source.num_rows("train") * (source.num_features + 2) * _LOOK > _AFFORDABLE:
         return None
-    with np.errstate(over="ignore", invalid="ignore"):  # Whatever was learned, this is only a look at it.
+    with np.errstate(over="ignore", invalid="ignore"):  # Diverged parameters give None, not a warning.
         blocks = row_blocks(source, "train")
         errors = residual_metrics(blocks, weights, bias, 0.0 if center is None else center)
     return errors.mae if errors and math.isfinite(errors.mae) else None
 
 
 def intercept_at_zero(weights: np.ndarray, bias: float, center: np.ndarray | None) -> float | Extended:
-    """The intercept with more digits than float64 has, where `bias` is the prediction at `center`."""
+    """The intercept in extended precision, where `bias` is the prediction at `center`."""
     if center is None or not center.any():
         return bias
     with np.errstate(over="ignore", invalid="ignore"):
@@ -399,10 +402,10 @@ def _from_moments(moments: Moments, n: int, *, digits: int, **known: Any) -> Lea
 def linear_units(
     config: TrainConfig, source: Source, *, custom_loss: bool, surveyed: bool
 ) -> tuple[RawUnits | StandardUnits, Survey | None]:
-    """The units that the masters of a linear model are in, and what is known of the rows.
+    """The units of a linear model's masters, and the survey of the rows.
 
-    A feature that is a linear combination of others is left out, so that what is fitted has one optimum, which does not
-    depend on where training starts.
+    A feature that is a linear combination of others is left out, so that there is one optimum, which does not depend on
+    the initial parameters.
     """
     if not surveyed and not config.standardizes:
         return RawUnits(), None
@@ -419,7 +422,7 @@ def linear_units(
     if not config.standardizes:
         units = StandardUnits.raw(source.num_features, fit_intercept=config.fit_intercept, left_out=left_out)
         return units, found
-    # The target may only be shifted where the loss is known to depend on the difference alone.
+    # The target may be shifted only if the loss depends on the residual alone, which a custom one need not.
     units = StandardUnits.of(
         source, fit_intercept=config.fit_intercept, center_target=not custom_loss, left_out=left_out, columns=columns
     )

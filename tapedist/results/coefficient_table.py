@@ -13,7 +13,7 @@ from tapedist.regression.summary import AGREES_WITHIN, Distance
 _SHOWN_COEFFICIENTS = 20
 _SHOWN_REASONS = 8
 _SHORTEST_NAME = 12
-_FACTS_WIDTH = 100  # Of the lines of short facts where nothing else limits them.
+_FACTS_WIDTH = 100  # Of lines of short facts in a file, which has no width.
 
 
 def format_table(
@@ -30,10 +30,10 @@ def format_table(
     Args:
         fit: the optimum.
         learned: the trained parameters' distance to it, for a column of its own and a closing sentence.
-        truth: what `truth_errors` gave, for a column of its own.
-        parameters: the trained parameters `[P]`; where they are the optimum, one column stands for both.
+        truth: the result of `truth_errors`, for a column of its own.
+        parameters: the trained parameters `[P]`; where they agree with the optimum, one column shows both.
         mae: the trained parameters' mean absolute error.
-        width: columns of the terminal (at least 80 are needed); None in a file, where nothing is wrapped or left out.
+        width: columns of the terminal (at least 80 are needed); None for a file, where nothing is wrapped or left out.
     """
     rows = "1 row" if fit.num_rows == 1 else f"{fit.num_rows} rows"
     heading = [f"Least squares: {rows}", f"{fit.degrees_of_freedom} residual degrees of freedom"]
@@ -49,7 +49,7 @@ def format_table(
 
 
 def _closing(learned: Distance, mae: float | None) -> list[str]:
-    """The closing sentence, by its parts."""
+    """The parts of the closing sentence."""
     if learned.loss is None or learned.excess_loss is None:
         return ["Learned parameters: not finite, or their loss is not"]
     side = "below" if learned.excess_loss < 0 else "above"
@@ -92,7 +92,7 @@ def _coefficient_lines(
 
 
 def _aliased_lines(fit: LeastSquares, width: int | None) -> list[str]:
-    """Which features are left out, and why."""
+    """The lines about aliased features and the reasons."""
     if not fit.aliased:
         return []
     reasons = fit.left_out()
@@ -103,7 +103,7 @@ def _aliased_lines(fit: LeastSquares, width: int | None) -> list[str]:
 
 
 def _aligned(columns: list[tuple[str, list[str]]], width: float, spare: list[str]) -> Iterator[str]:
-    """Lines of a table. Where it is too wide, its first column gives way, then the columns named in `spare`."""
+    """Lines of a table. If it is too wide, its first column is narrowed, then the columns in `spare` are left out."""
     widths = [max(len(cell) for cell in (head, *cells)) for head, cells in columns]
     room = width - sum(widths[1:]) - 2 * len(widths)
     if room < min(widths[0], _SHORTEST_NAME) and spare:
@@ -131,6 +131,7 @@ def _number(value: float, entry: Coefficient) -> str:
     """Digits down to the third of the standard error; exponents only for very small or large numbers."""
     if not entry.standard_error:
         return f"{value:.8g}"
+    # Further digits are below the error of the estimate, and differ from sample to sample.
     decimals = max(0, 2 - math.floor(math.log10(entry.standard_error)))
     if decimals <= 9 and max(abs(entry.optimum), abs(value), entry.standard_error) < 1e9:
         return f"{value:.{decimals}f}"
@@ -156,12 +157,12 @@ def _quality(fit: LeastSquares) -> list[str]:
 def _r2(fit: LeastSquares) -> list[tuple[str, float | None]]:
     if fit.fit_intercept:
         return [("R2", fit.r2)]
-    # Without an intercept there are two of them, and either is called R2 somewhere.
+    # Without an intercept there are two of them, and other programs report either as R2.
     return [("R2 about 0", fit.r2), ("R2 about the mean", fit.r2_about_mean)]
 
 
 def _wrapped(parts: list[str], width: float, *, separator: str, indent: str = "") -> Iterator[str]:
-    """Lines of whole parts."""
+    """Joins parts to lines; a part is never broken."""
     line = indent + parts[0]
     for part in parts[1:]:
         if len(line) + len(separator) + len(part) > width:

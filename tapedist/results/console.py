@@ -1,6 +1,6 @@
-"""What a run says on standard output: a progress bar on a terminal, plain lines elsewhere.
+"""A run's standard output: a progress bar on a terminal, plain lines elsewhere.
 
-Nothing that happens to the output may reach the run: when a reader goes away (`| head`), the console falls silent.
+No error of the output ends the run: when its reader is closed (`| head`), the console prints nothing more.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _SI = ((1e12, "T "), (1e9, "G "), (1e6, "M "), (1e3, "k "), (1.0, ""))
 
 
 def format_loss(loss: float) -> str:
-    """Three decimals, as in `51.641`; four significant digits where those would say nothing."""
+    """Three decimals, as in `51.641`; four significant digits for very small or large losses."""
     if math.isfinite(loss) and loss != 0 and not 0.1 <= abs(loss) < 1e9:
         return f"{loss:.4g}"
     return f"{loss:.3f}"
@@ -32,7 +32,7 @@ def format_rate(rows_per_sec: float) -> str:
     """Three digits and a decimal unit prefix, as in `1.65 G rows/s`."""
     if not math.isfinite(rows_per_sec) or rows_per_sec <= 0:
         return "- rows/s"
-    # The half digit keeps 999.6 from reading "1e+03".
+    # 0.9995, because 999.6 rounds to four digits: it is shown as `1.00 k`.
     scale, prefix = next(((s, p) for s, p in _SI if rows_per_sec >= s * 0.9995), _SI[-1])
     value = rows_per_sec / scale
     digits = max(0, 2 - max(0, math.floor(math.log10(value * 1.0005))))
@@ -83,18 +83,18 @@ class Console:
 
     @contextlib.contextmanager
     def _output(self) -> Iterator[TextIO | None]:
-        """The stream, if it still listens; the body's output errors silence the console for good."""
+        """The stream, or None after an error; an output error in the body ends all output."""
         if self._stream is None:
             yield None
             return
         try:
             yield self._stream
-        except Exception as error:  # A program's own stream may raise anything.
+        except Exception as error:  # A stream object of the caller's may raise anything.
             stream, self._stream = self._stream, None
             bar, self._bar = self._bar, None
             if bar is not None:
                 with contextlib.suppress(Exception):
-                    bar.stop()  # It replaced `sys.stdout` and `sys.stderr`, which must come back.
+                    bar.stop()  # Restores `sys.stdout` and `sys.stderr`, which the bar has replaced.
             if not isinstance(error, BrokenPipeError):
                 logging.warning("standard output cannot be written (%s); the run goes on without it", error)
             _discard(stream)
@@ -113,7 +113,7 @@ class Console:
                 _write(stream, line + "\n")
 
     def begin(self, *, epochs: int, first_epoch: int, train_rows: int, test_rows: int, steps_per_epoch: int) -> None:
-        """Says how many rows there are and, on a terminal, draws the bar."""
+        """Prints the numbers of rows and, on a terminal, draws the bar."""
         self._epochs, self._train_rows, self._steps_per_epoch = epochs, train_rows, steps_per_epoch
         self.log(f"Training samples: {train_rows}")
         self.log(f"Test samples: {test_rows}")
@@ -127,7 +127,7 @@ class Console:
                 self._bar.start()
 
     def record(self, row: Row) -> None:
-        """Prints the loss line that is due at this row, if one is."""
+        """Prints the loss line of this row, if one is due."""
         if row.split == "train":
             self._loss = row.loss
         due = row.epoch % self._log_every == 0 and self._last_line != (row.split, row.epoch)
@@ -140,7 +140,7 @@ class Console:
         self._last_line = (row.split, row.epoch)
 
     def advance(self, *, epoch: int, step: int, loss: float | None, examples_per_sec: float) -> None:
-        """Moves the bar, or hands the lines printed so far to the reader."""
+        """Updates the bar, or flushes the lines printed so far."""
         if loss is not None:
             self._loss = loss
         with self._output() as stream:
@@ -152,7 +152,7 @@ class Console:
             done = step if self._steps_per_epoch else epoch
             self._bar.update(self._bar.task_ids[0], completed=done, **facts)
             now, total = self._clock(), self._epochs * max(1, self._steps_per_epoch)
-            ends = done >= total and not self._full  # What comes last stays on the screen for long.
+            ends = done >= total and not self._full  # The last state is always drawn, because it stays on the screen.
             if ends or now - self._drawn >= _REFRESH_SECONDS:
                 self._drawn, self._full = now, done >= total
                 self._bar.refresh()
@@ -168,7 +168,7 @@ class Console:
         }
 
     def close(self) -> None:
-        """Leaves the bar where it is and gives the terminal back; lines can still be printed."""
+        """Leaves the bar on the screen and releases the terminal; lines can still be printed."""
         with self._output() as stream:
             bar, self._bar = self._bar, None
             if bar is not None:
@@ -178,10 +178,10 @@ class Console:
 
 
 def _is_terminal(stream: Any) -> bool:
-    """Whether `stream` is a terminal that a bar can be drawn on; an object that cannot say so is none."""
+    """Returns whether `stream` is a terminal on which a bar can be drawn."""
     try:
         return hasattr(stream, "flush") and bool(stream.isatty()) and os.environ.get("TERM") != "dumb"
-    except Exception:  # A program's own stream may lack the method, or raise anything.
+    except Exception:  # A stream object of the caller's may lack the method, or raise anything.
         return False
 
 
@@ -194,13 +194,13 @@ def _write(stream: TextIO, text: str) -> None:
 
 
 def _flush(stream: TextIO) -> None:
-    flush = getattr(stream, "flush", None)  # `print` asks for `write` alone.
+    flush = getattr(stream, "flush", None)  # An object that `print` can write to need not have it.
     if flush is not None:
         flush()
 
 
 def _discard(stream: TextIO) -> None:
-    """Sends what `stream` still buffers to nowhere, or the interpreter complains about it when it exits."""
+    """Sends what `stream` still buffers to the null device; else Python reports an error when it flushes at exit."""
     with contextlib.suppress(Exception):
         null = os.open(os.devnull, os.O_WRONLY)
         try:
@@ -221,7 +221,7 @@ def _progress_bar(stream: TextIO, clock: Callable[[], float]) -> Any:
         TextColumn("{task.fields[rate]}"),
         TextColumn("{task.fields[left]}"),
         console=RichConsole(file=stream, force_terminal=True),
-        auto_refresh=False,  # A drawing thread could meet a closed terminal where nothing can catch it.
+        auto_refresh=False,  # In a thread of its own, an error of a closed terminal could not be caught.
         expand=True,
         get_time=clock,
     )

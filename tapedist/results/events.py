@@ -1,6 +1,6 @@
 """TensorBoard event files, without the tensorboard package.
 
-An event file is a TFRecord file of `Event` messages. They are made here directly: `tf.summary.write` gives the same
+An event file is a TFRecord file of `Event` messages. They are made here directly: `tf.summary.write` writes the same
 file, but runs an operation per scalar, which is 80 times slower when thousands of epochs arrive at once.
 """
 
@@ -22,7 +22,7 @@ class EventFiles:
     """Writes `loss/train`, `loss/test` and `examples_per_sec` over steps into a folder for TensorBoard.
 
     TensorFlow is imported, and the file made, by the first row. Each run or resume has its own file; its first event
-    tells TensorBoard to forget what an earlier file holds from that step on.
+    makes TensorBoard discard the events of earlier files from that step on.
 
     Args:
         directory: the folder; made if absent.
@@ -60,6 +60,7 @@ class EventFiles:
         self._writer = self._guarded(tf.io.TFRecordWriter, str(self._path))
         self._event = event = tf.compat.v1.Event
         self._write(event(wall_time=row.seconds, file_version="brain.Event:2"))
+        # TensorBoard takes SessionLog.START at a step as a restart there, and drops later events of earlier files.
         start = tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START)
         self._write(event(wall_time=row.seconds, step=row.step, session_log=start))
 
@@ -78,12 +79,12 @@ class EventFiles:
         self._write(event)
 
     def tick(self) -> None:
-        """Flushes if the last flush is some seconds old, for a TensorBoard that watches."""
+        """Flushes if the last flush is some seconds old, for a TensorBoard that follows the run."""
         if self._writer is not None and self._clock() - self._flushed >= _FLUSH_SECONDS:
             self.flush()
 
     def flush(self) -> None:
-        """Hands everything recorded to the operating system."""
+        """Writes everything recorded to the operating system."""
         if self._writer is not None:
             self._guarded(self._writer.flush)
             self._flushed = self._clock()

@@ -1,7 +1,7 @@
 """A fitted linear model as a SavedModel: `serving_default` takes raw rows and gives raw predictions.
 
 The sums are those of `prediction.predict_rows`, term by term in the same order, so a prediction has the same bits there
-and here, in batches of any size. A loop keeps the order: TensorFlow may merge a chain of additions into one sum.
+and here, in batches of any size.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tapedist.storage.model_file import FittedModel
 
 
 class ServedModel(tf.Module):
-    """What is saved.
+    """The module of the SavedModel.
 
     Args:
         model: the fitted model.
@@ -29,7 +29,7 @@ class ServedModel(tf.Module):
     def __init__(self, model: FittedModel):
         super().__init__()
         self.weights = tf.Variable(model.weights, trainable=False, name="weights")
-        self.bias = tf.Variable(model.bias, trainable=False, dtype=tf.float64, name="bias")  # For who looks inside.
+        self.bias = tf.Variable(model.bias, trainable=False, dtype=tf.float64, name="bias")  # For readers only.
         self.center = tf.Variable(model.center, trainable=False, name="center")
         self.bias_at_center = tf.Variable(
             model.bias_at_center, trainable=False, dtype=tf.float64, name="bias_at_center"
@@ -42,10 +42,11 @@ class ServedModel(tf.Module):
         Raises:
             tf.errors.InvalidArgumentError: when it runs, for rows of another width or rank.
         """
-        # A saved signature only documents its shape: nothing holds what is fed against it. Where a converter removes
-        # the check, the subtraction of whole rows still needs the width.
+        # A saved signature only documents its shape: TensorFlow does not check it. Where a converter removes this
+        # check, the subtraction of whole rows still fails for another width.
         columns = tf.transpose(tf.ensure_shape(x, [None, self._count]) - self.center)
         weights = tf.convert_to_tensor(self.weights)
+        # A loop keeps the order of the sum: grappler may merge a chain of additions into one `AddN`, with other bits.
         _, total = tf.while_loop(
             lambda j, _: j < self._count,
             lambda j, total: (j + 1, total + columns[j] * weights[j]),
@@ -65,9 +66,8 @@ def export_model(model: FittedModel, directory: Path) -> Path:
         The new version's folder.
 
     Raises:
-        InputError: if something that is no folder has the directory's name, or in a fork of a process that has used
-            TensorFlow.
-        StorageError: if it cannot be written; no half version is left.
+        InputError: if `directory` exists and is no folder, or in a fork of a process that has used TensorFlow.
+        StorageError: if it cannot be written; no partial version is left.
     """
     check_fork()
     if directory.exists() and not directory.is_dir():
@@ -91,12 +91,13 @@ def _save(model: FittedModel, directory: Path) -> None:
 
 
 def _placed(temporary: Path, directory: Path) -> Path:
-    """Gives a finished version its number; another process may take numbers at the same time."""
+    """Renames a complete version to the next free number; other processes may do the same at the same time."""
     while True:
         numbers = [int(path.name) for path in directory.iterdir() if path.name.isdecimal()]
         target = directory / str(max(numbers, default=0) + 1)
         try:
-            POSIX.rename(temporary, target)  # Fails on a folder that holds anything.
+            # Fails if another process has taken the number since: a folder that is not empty is never replaced.
+            POSIX.rename(temporary, target)
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise

@@ -1,6 +1,6 @@
-"""How every figure looks: one quiet style, set on each object so that no global matplotlib state is touched.
+"""The style of all figures, set on each object, so that no global state of matplotlib is touched.
 
-Colours are from the palette of Okabe and Ito ("Color Universal Design", 2008), which the colour-blind can tell apart.
+Colours are from the palette of Okabe and Ito ("Color Universal Design", 2008), which the colour-blind can distinguish.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ INK, QUIET, GRID = "#1F2328", "#6A737D", "#E4E7EB"
 SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
 
 _WIDTH, _HEIGHT, _DPI = 8.0, 5.0, 144
-_LEFT, _RIGHT, _BOTTOM, _TOP = 0.85, 0.25, 0.62, 0.98  # Margins in inches; left and right give way to what is wider.
+_LEFT, _RIGHT, _BOTTOM, _TOP = 0.85, 0.25, 0.62, 0.98  # Margins in inches; left and right are minimums.
 _EDGE = 0.12  # Inches kept free at the left and right edges.
 _LONGEST_NAME = 32
 
@@ -47,8 +47,8 @@ def new_figure(
     """A figure with a title at its top left and a grid of axes, row by row.
 
     Args:
-        title: says what is shown.
-        subtitle: what a reader must know beside it, such as how many rows are drawn.
+        title: the title.
+        subtitle: further facts, such as how many rows are drawn.
         columns: columns of axes; they share their y axis.
         row_heights: relative heights of the rows of axes; they share their x axis.
     """
@@ -111,10 +111,10 @@ def count_axis(axes: Axes) -> None:
 
 
 def legend(axes: Axes, where: str = "best", beside: bool = False) -> None:
-    """A legend on a light ground, so that points behind it do not disturb; or one `beside` the axes."""
+    """A legend on a light background, so that it can be read over points; or one `beside` the axes."""
     place = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.04), "handlelength": 1.6} if beside else {"loc": where}
     shown = axes.legend(fontsize=10 if beside else 10.5, framealpha=0.92, edgecolor="none", labelcolor=INK, **place)
-    shown.set_in_layout(beside)  # One within the axes needs no margin, and looking for its place takes long.
+    shown.set_in_layout(beside)  # One within the axes needs no margin, and to find its place takes long.
     for handle in shown.legend_handles:
         if isinstance(handle, Line2D) and handle.get_marker() == "o":
             handle.set_alpha(1)
@@ -128,7 +128,7 @@ def dots(axes: Axes, x: np.ndarray, y: np.ndarray, color: str, name: str = "") -
 
 
 def fit_margins(figure: Figure) -> None:
-    """Widens the margins to what is drawn in them: long tick labels at the left, a legend at the right."""
+    """Widens the margins to fit long tick labels at the left and a legend at the right."""
     renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
     inner = [axes.get_window_extent(renderer) for axes in figure.axes]
     outer = [axes.get_tightbbox(renderer) or box for axes, box in zip(figure.axes, inner, strict=True)]
@@ -149,7 +149,7 @@ def save(figure: Figure, path: Path) -> Path:
     """
     buffer = io.BytesIO()
     with warnings.catch_warnings():
-        # A user's column may be named in a script that the built-in font lacks; boxes are all that can be drawn.
+        # A column's name may be in a script that the built-in font lacks; boxes are drawn then, without a warning.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         fit_margins(figure)
         figure.savefig(buffer, format="png", pil_kwargs={"compress_level": 2})

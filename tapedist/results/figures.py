@@ -1,9 +1,9 @@
-"""The figures of a run, as PNG files: which rows are drawn, what is known beside them, and how.
+"""The figures of a run, as PNG files.
 
 They are drawn with matplotlib's objects on its Agg canvas: no pyplot, no backend switch, no window, so that a program
 that uses tapedist keeps its own matplotlib state.
 
-Legend: `k` rows at hand, `d` features.
+Legend: `k` rows, `d` features.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Points:
     Attributes:
         x: features, `[k, d]`.
         y: targets, `[k]`.
-        total: rows that these stand for, if they are a sample already; `k` by default.
+        total: the number of rows that these are a sample of; `k` by default.
     """
 
     x: np.ndarray
@@ -58,14 +58,14 @@ class Points:
 
     @property
     def caption(self) -> str:
-        """How many rows are drawn, as in `showing 5,000 of 8,000,000 rows`."""
+        """The number of rows drawn, as in `showing 5,000 of 8,000,000 rows`."""
         return caption(len(self.y), self.rows)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Line:
-    """Parameters of a linear model: `weights` `[d]` and `bias`, or what predicts with more digits than `bias` has: the
-    `center` `[d]` and the prediction there.
+    """A linear model: `weights` `[d]` and `bias`; for predictions without cancellation far from 0, also the `center`
+    `[d]` and the prediction there.
     """
 
     weights: np.ndarray
@@ -105,7 +105,7 @@ def draw_all(
     feature_names: Sequence[str] = ("x",),
     target_name: str = "y",
 ) -> list[Path]:
-    """Draws what there is to draw: `training_data`, `test_data`, `test_fit`, `loss_curve`, `parameter_path`.
+    """Draws the figures that the data allow: `training_data`, `test_data`, `test_fit`, `loss_curve`, `parameter_path`.
 
     Args:
         directory: where the PNG files go; made if absent.
@@ -117,7 +117,7 @@ def draw_all(
         optimum: the least-squares optimum, if known.
         path: the parameters over time, if kept.
         feature_names: `d` names.
-        target_name: what is predicted.
+        target_name: the target's name.
 
     Returns:
         The files drawn.
@@ -151,6 +151,7 @@ def data_figure(
     chosen = np.arange(len(features))
     subtitle = points.caption
     if len(features) > MOST_FEATURES:
+        # By the effect on the prediction, as coefficients depend on the units of their features.
         moves = np.std(points.x, axis=0) * (np.abs(fitted.weights) if fitted else 1)
         chosen = np.sort(np.argsort(-moves, kind="stable")[:MOST_FEATURES])
         subtitle += f" · the {MOST_FEATURES} of {len(features)} features that move the prediction most"
@@ -174,7 +175,7 @@ def fit_figure(
     figure, (axes,) = style.new_figure("Test data with the fitted line", points.caption)
     style.dots(axes, points.x[:, 0], points.y, style.TEST, "test rows")
     ends = np.array([points.x.min(), points.x.max()])[:, None]
-    if truth:  # Wide and below, so that it shows as a halo where the two agree.
+    if truth:  # Wider and below the fitted line, so that both are visible where they agree.
         formula = truth.formula(features[0], target)
         axes.plot(ends, truth(ends), color=style.TRUTH, alpha=0.55, linewidth=5.5, label=f"truth:  {formula}")
     formula = fitted.formula(features[0], target)
@@ -278,8 +279,8 @@ def draw(directory: Path, result: TrainResult, *, source: Source, path: Sequence
 
     Args:
         directory: where the files go.
-        result: what was found.
-        source: where rows come from; a few thousand of each split are drawn.
+        result: the run's result.
+        source: the rows; a few thousand of each split are drawn.
         path: `(epoch, parameters)` over time.
 
     Raises:
@@ -312,7 +313,7 @@ def _optimum(result: TrainResult) -> Line | None:
 
 
 def _path(result: TrainResult, path: Sequence[tuple[int, np.ndarray]]) -> ParameterPath:
-    """The path of a linear model, to its end: what was kept lies at the logged epochs, before their updates."""
+    """The path of a linear model and its end: the points kept are those at logged epochs, before their updates."""
     d = len(result.weights)
     before = [(epoch, theta) for epoch, theta in path if epoch < result.epochs]
     steps = [*before, (result.epochs, result.parameters)]
@@ -328,6 +329,7 @@ def _sample(source: Source, split: str) -> Points:
     if total == 0:
         return Points(x=np.zeros([0, source.num_features]), y=np.zeros(0))
     count = min(total, _MOST_ROWS)
+    # Python's integers: the product overflows int64 for the largest splits.
     indices = (np.arange(count, dtype=object) * total // count).astype(np.int64)
     x, y, _ = row_arrays(source, split, indices)
     return Points(x=x, y=y, total=total)

@@ -13,13 +13,13 @@ from tapedist.training.interfaces import Row
 
 
 class Monitor:
-    """Hands what the trainer tells to the console and to the run folder's files.
+    """Passes the trainer's reports to the console and to the run folder's files.
 
     Args:
-        console: shows the run; None for silence, as in library calls.
-        metrics: keeps the rows; None where there is no run folder.
-        events: keeps the scalars; None where there is no run folder.
-        warns: whether notices become Python warnings where there is no console.
+        console: shows the run; None for no output, as in library calls.
+        metrics: keeps the rows; None without a run folder.
+        events: keeps the scalars; None without a run folder.
+        warns: whether notices become Python warnings if there is no console.
 
     Attributes:
         rows: every row of the run so far, those of earlier calls included.
@@ -46,7 +46,7 @@ class Monitor:
     def of_run(
         cls, folder: RunFolder | None, *, log_every_epochs: int, quiet: bool = False, warns: bool = False
     ) -> Monitor:
-        """The usual monitor: console unless `quiet`, files if there is a run folder."""
+        """The monitor of a run: a console unless `quiet`, files if there is a run folder."""
         return cls(
             console=None if quiet else Console(log_every_epochs=log_every_epochs),
             metrics=MetricsFile(folder.metrics) if folder else None,
@@ -86,7 +86,7 @@ class Monitor:
             self._events.tick()
 
     def end(self) -> None:
-        """All steps are done: the progress bar is left as it is, and what is said from now on stands below it."""
+        """Ends the progress bar after the last step; later lines are printed below it."""
         if self._console:
             self._console.close()
 
@@ -100,23 +100,23 @@ class Monitor:
 
     @property
     def width(self) -> int | None:
-        """Columns of the terminal that lines go to; None where there is none."""
+        """Columns of the terminal; None without one."""
         return self._console.width if self._console else None
 
     def log(self, line: str) -> None:
-        """Prints one line where the run's other lines go; a closed output is no error."""
+        """Prints one line on the console; a closed output is no error."""
         if self._console:
             self._console.log(line)
 
     def notice(self, sentence: str, category: type[Warning] = UserWarning) -> None:
-        """Says what the user should see once: on the console, or as a warning at the line that called the package."""
+        """Shows a notice to the user: on the console, or as a warning at the line that called the package."""
         if self._console:
             self._console.log(f"Notice: {sentence}")
         elif self._warns:
             warnings.warn(sentence, category, stacklevel=_frames_inside() + 1)
 
     def close(self) -> None:
-        """Gives the terminal back, then closes the files; all are closed even if one of them fails."""
+        """Releases the terminal, then closes the files; all are closed even if one of them fails."""
         try:
             if self._console:
                 self._console.close()
@@ -130,7 +130,7 @@ class Monitor:
 
 
 def _frames_inside() -> int:
-    """How many frames on the stack are the package's, its caller's included."""
+    """The number of the package's frames on the stack, including the caller of this function."""
     frame, count = sys._getframe(1), 1
     while frame.f_back and frame.f_back.f_globals.get("__name__", "").partition(".")[0] == "tapedist":
         frame, count = frame.f_back, count + 1

@@ -19,7 +19,7 @@ _SUFFIXES = (".csv", ".parquet", ".pq")
 
 
 def check_output(output: str, *, data: str, overwrite: bool) -> None:
-    """Judges where predictions are to go; touches nothing.
+    """Checks the path of the output; touches nothing.
 
     Args:
         output: the file to make.
@@ -57,14 +57,15 @@ def write_columns(output: str, blocks: Iterator[dict[str, np.ndarray]]) -> int:
         blocks: the same columns in each.
 
     Returns:
-        How many rows were written.
+        The number of rows written.
 
     Raises:
-        StorageError: if it cannot be written; what was there before is kept.
+        StorageError: if it cannot be written; an earlier file is kept.
     """
     path = Path(output)
     with replacing(path) as temporary:
         rows = _write(temporary, path.suffix.lower() == ".csv", blocks)
+        # Before the rename at the end of the block: else a crash may leave the name of an empty file.
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
     return rows

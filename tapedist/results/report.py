@@ -1,7 +1,7 @@
 """One self-contained HTML page about a run: no outside resource, no script, readable on a phone and in print.
 
-`render` takes plain values only; whoever knows the run fills a `ReportData`. What is unknown is None or empty, and its
-column or line is left out; a section that has nothing to show says why.
+`render` takes plain values only, in a `ReportData`. Unknown ones are None or empty, and their column or line is left
+out; an empty section has the reason.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ class Parameter:
 
     Attributes:
         name: the feature's name, or "intercept".
-        learned: what training found.
+        learned: the learned value.
         optimum: the least-squares optimum with its standard error, t, p and interval.
-        off_by: how far `learned` is from it, in standard errors.
-        truth: what made the rows, if known.
+        off_by: the distance of `learned` from it, in standard errors.
+        truth: the value that made the rows, if known.
         truth_off_by: the optimum minus the truth, in standard errors.
     """
 
@@ -46,16 +46,16 @@ class Parameter:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReportData:
-    """What the page says.
+    """The content of the page.
 
     Attributes:
         title: the page's title.
         subtitle: one line under it, such as when and on what the run was made.
-        advice: sentences on how far training ended from its optimum, which come first.
-        highlights: the few facts shown large; at most six look good.
-        notes: what the reader must know, such as that training stopped early.
-        parameters: what was learned; empty if the model is not linear.
-        learned_is_optimum: whether it is the optimum for every purpose: then one column stands for both.
+        advice: sentences on how far training ended from its optimum; they come first.
+        highlights: the few facts in large print; at most six look good.
+        notes: important facts, such as that training stopped early.
+        parameters: the learned parameters; empty if the model is not linear.
+        learned_is_optimum: whether they agree with the optimum: then one column shows both.
         left_out: why features have no coefficient of their own.
         quality: goodness of fit by name, such as R2 and RMSE; None where undefined.
         history: rows of metrics.
@@ -63,7 +63,7 @@ class ReportData:
         no_predictions: why there are none, one sentence.
         settings: the run's settings by name.
         changed: names of the settings that differ from the defaults.
-        speed: what was fast or slow, by name.
+        speed: measured rates and times by name.
         digest: SHA-256 of the parameters.
         environment: versions and devices by name.
     """
@@ -192,7 +192,7 @@ def _coefficient_table(report: ReportData) -> str:
 
 
 def _columns(parameters: Sequence[Parameter], *, learned_is_optimum: bool) -> dict[str, list[str | None]]:
-    """The table's columns by name, without those in which nothing is known."""
+    """The table's columns by name, without empty ones."""
 
     def number(value: float | None, digits: int = 6) -> str | None:
         return None if value is None or math.isnan(value) else _float(value, digits)

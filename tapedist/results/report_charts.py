@@ -33,6 +33,7 @@ def sampled(count: int, most: int) -> np.ndarray:
     """Up to `most` of `count` indices, drawn at random from a fixed seed, in ascending order."""
     if count <= most:
         return np.arange(count)
+    # Seeded, so that the same rows give the same page.
     return np.sort(np.random.default_rng(0).choice(count, most, replace=False, shuffle=False))
 
 
@@ -42,7 +43,7 @@ def thinned(count: int, most: int) -> np.ndarray:
 
 
 def caption(drawn: int, total: int) -> str:
-    """How many rows are shown, as in `showing 5,000 of 8,000,000 rows`."""
+    """The number of rows shown, as in `showing 5,000 of 8,000,000 rows`."""
     return f"{drawn:,} rows" if drawn == total else f"showing {drawn:,} of {total:,} rows"
 
 
@@ -73,7 +74,7 @@ def _tick_text(value: float) -> str:
 
 
 def _fitting_ticks(low: float, high: float, width: float) -> list[float]:
-    """As many ticks as have room for their labels side by side."""
+    """As many ticks as there is room for labels."""
     for about in (6, 4, 2):
         found = ticks(low, high, about)
         if sum(len(_tick_text(value)) + 2 for value in found) * _CHARACTER <= width:
@@ -86,7 +87,7 @@ def _extent(parts: Sequence[np.ndarray], logarithmic: bool) -> tuple[float, floa
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 1.0)
     if logarithmic:
         return (low / 1.15, high * 1.15)
-    # Never narrower than float64 can tell apart.
+    # At least as wide as differences that float64 can represent.
     pad = max(0.04 * (high - low), 1e-12 * max(abs(low), abs(high))) if high > low else max(abs(low), 1.0) * 0.5
     return low - pad, high + pad
 
@@ -120,7 +121,7 @@ class Chart:
         self._add("line", style, x, y)
 
     def render(self, title: str) -> str:
-        """The `svg` element; `title` is what a screen reader says."""
+        """The `svg` element; `title` is for screen readers."""
         x_low, x_high = _extent([x for _, _, x, _ in self._marks] or [np.zeros(0)], False)
         y_low, y_high = _extent([y for _, _, _, y in self._marks] or [np.ones(1)], self._log)
         y_ticks = log_ticks(y_low, y_high) if self._log else ticks(y_low, y_high)
@@ -146,7 +147,7 @@ class Chart:
             parts.append(f'<text class="tick x" x="{x:.1f}" y="{bottom + 18}">{_tick_text(value)}</text>')
         for kind, style, x_values, y_values in self._marks:
             points = np.round(np.stack([x_at(x_values), y_at(y_values)], axis=1), 1).tolist()
-            # One path is painted once, however often it covers a spot; several let crowds look denser.
+            # Dots of one path do not add up where they overlap; several paths make dense places darker.
             length = _DOTS_PER_PATH if kind == "dots" else len(points)
             for start in range(0, len(points), length):
                 parts.append(f'<path class="{kind} {style}" d="{_path(kind, points[start : start + length])}"/>')
@@ -158,24 +159,24 @@ class Chart:
 
 
 def _path(kind: str, points: list[list[float]]) -> str:
-    if kind == "dots":  # A line of no length with round caps is a dot, and takes a third of a circle's bytes.
+    if kind == "dots":  # A line of no length with round caps is a dot, in a third of a circle's bytes.
         return "".join(f"M{x:g} {y:g}h0" for x, y in points)
     return "M" + "L".join(f"{x:g} {y:g}" for x, y in points)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Predictions:
-    """Rows and what the model says about them.
+    """Rows and their predictions.
 
     Attributes:
         actual: targets, `[k]`.
         predicted: predictions, `[k]`.
         x: the feature, `[k]` or `[k, 1]`, if there is just one; then the fit is drawn over it.
-        weights: of the rows, positive, `[k]`; None if all weigh alike.
-        split: which rows these are.
-        total: rows that these stand for, if they are a sample; `k` by default.
+        weights: of the rows, positive, `[k]`; None if they are equal.
+        split: the split of the rows.
+        total: the number of rows that these are a sample of; `k` by default.
         feature_name: name of the one feature.
-        target_name: what is predicted.
+        target_name: name of the target.
     """
 
     actual: np.ndarray
@@ -198,7 +199,7 @@ class Predictions:
 
 
 def text(value: str) -> str:
-    """`value` as HTML text, also fit for an attribute; control characters are shown, not obeyed."""
+    """`value` as HTML text, also for attributes; control characters are escaped."""
     return html.escape(printable(value))
 
 
@@ -267,7 +268,7 @@ def fit(rows: Predictions | None, missing: str = NO_ROWS) -> str:
 
 
 def residuals(rows: Predictions | None, missing: str = NO_ROWS) -> str:
-    """Residuals over predictions: a pattern means that the model misses something."""
+    """Residuals over predictions; a pattern is a sign of a wrong model."""
     if rows is None or not len(rows.actual):
         return _missing("residuals", "Residuals", missing)
     picked = sampled(len(rows.actual), _MOST_DOTS)
@@ -286,12 +287,12 @@ def residuals(rows: Predictions | None, missing: str = NO_ROWS) -> str:
 def quantiles(rows: Predictions | None, missing: str = NO_ROWS) -> str:
     """Sorted residuals against the quantiles of a normal distribution (Q-Q plot).
 
-    The i-th of k sorted residuals is held against the quantile of (i - 1/2) / k (Hazen).
+    The i-th of k sorted residuals is drawn over the quantile of (i - 1/2) / k (Hazen).
     """
     title = "Normal Q-Q plot"
     if rows is None or not len(rows.actual):
         return _missing("quantiles", title, missing)
-    # A row of weight w stands for a mean of w rows, whose residuals vary less: only so scaled are they alike.
+    # A row of weight w is a mean of w rows, whose residual has a smaller deviation: scaled, all have the same one.
     scaled = rows.residuals if rows.weights is None else rows.residuals * np.sqrt(rows.weights)
     left = np.sort(scaled[np.isfinite(scaled)])
     spread = left.std() if len(left) else 0.0
@@ -310,7 +311,7 @@ def quantiles(rows: Predictions | None, missing: str = NO_ROWS) -> str:
 
 
 def _quantile_places(count: int) -> np.ndarray:
-    """Ranks to draw: both tails whole, since they tell most, and the middle thinned."""
+    """Ranks to draw: both tails whole, because deviations show there, and the middle thinned."""
     tail = min(count, _MOST_QUANTILES // 4)
     middle = thinned(count, _MOST_QUANTILES // 2)
     return np.unique(np.concatenate([np.arange(tail), middle, np.arange(count - tail, count)]))

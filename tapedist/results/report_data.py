@@ -1,4 +1,4 @@
-"""From a run's files and rows to its HTML page."""
+"""Makes the HTML page of a run from its files and rows."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def report_page(
 
 
 def _settings(config: TrainConfig, *, custom_source: bool) -> dict[str, object]:
-    """All settings that mean something for these rows."""
+    """The settings that apply to these rows."""
     of_table = ("target", "features", "weight", "on_bad_rows")
     without: tuple[str, ...]
     if custom_source:
@@ -84,7 +84,7 @@ def _settings(config: TrainConfig, *, custom_source: bool) -> dict[str, object]:
 
 
 def _changed(config: TrainConfig, *, custom_source: bool, custom_model: bool) -> list[str]:
-    """Names of the settings that differ from what they would be for these rows if nobody had set them."""
+    """Names of the settings that differ from their defaults for these rows."""
     unset = TrainConfig(data=config.data).resolved(custom_rows=custom_source, custom_model=custom_model)
     names = [field.name for field in dataclasses.fields(config)]
     changed = [name for name in names if getattr(config, name) != getattr(unset, name)]
@@ -143,7 +143,7 @@ def _parameters(model: Mapping[str, Any], fit: Mapping[str, Any], source: Source
 
 
 def _coefficient(row: Mapping[str, Any]) -> Coefficient | None:
-    """The optimum in a row of `model.json`; runs of version 0.1 call it otherwise."""
+    """The optimum in a row of `model.json`; version 0.1 has another name for it."""
     if not row:
         return None
     known = {field.name: row.get(field.name) for field in dataclasses.fields(Coefficient)}
@@ -197,6 +197,7 @@ def _errors(sample: Predictions | None, model: Mapping[str, Any]) -> dict[str, o
 def _sample_errors(sample: Predictions | None) -> Metrics | None:
     if sample is None:
         return None
+    # Predictions as the one feature of a model of weight 1, so that the errors are those of `evaluate`.
     return evaluate_rows([(sample.predicted[:, np.newaxis], sample.actual, sample.weights)], np.ones(1), 0.0)
 
 

@@ -1,4 +1,4 @@
-"""What a training run found: the result object, the files and lines made from it, and what to try for a better one."""
+"""The result of a training run, the files and lines made from it, and advice on a better one."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from tapedist.results.coefficient_table import format_table
 from tapedist.training.interfaces import Row
 from tapedist.training.stopping import SETTLED
 
-# The tutorial's own 3,000 epochs end two or three standard errors away, and are told so by its table.
+# The tutorial's 3,000 epochs end two or three standard errors away, which its table shows.
 _FAR = 10.0
-# A user's own rows end closer, unless something keeps them from it.
+# Training on a user's rows normally ends closer.
 _CLOSE = {"full_batch": 0.1, "mini_batch": 0.5}
 _HARDLY_FELL = 0.01
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """What `train` returns.
+    """The result of `train`.
 
     Attributes:
         parameters: float64 `[P]`, the masters: weights then bias, or the module's variables in order.
@@ -43,7 +43,7 @@ class TrainResult:
         digest: see `training.state.digest`.
         truth: `(weights, bias)` that made synthetic rows; else None.
         feature_names: `d` names.
-        target_name: what is predicted.
+        target_name: name of the target.
         fit_intercept: whether a linear model has a bias.
         loss: name of the per-example loss.
         statistics: the optimum and the distance to it; None where it is unknown or the model is not linear.
@@ -51,9 +51,9 @@ class TrainResult:
         run_dir: the run's folder, or None.
         advice: sentences on how far training ended from its optimum, and what to try; empty where it did not.
         model: the trained `tf.Module`, if one was given.
-        center: float64 `[d]`, what a linear model's predictions subtract from the features; None for zeros.
-        bias_at_center: the prediction at `center`, from which predictions are made, because `bias` has no digits for
-            them where 0 is far from all rows; None for `bias`.
+        center: float64 `[d]`, subtracted from the features in a linear model's predictions; None for zeros.
+        bias_at_center: the prediction at `center`, which predictions use, because with `bias` they would cancel where
+            all rows are far from 0; None for `bias`.
     """
 
     parameters: np.ndarray
@@ -86,8 +86,8 @@ class TrainResult:
                 Arrow table, a dict of arrays, a structured array), from which the columns are taken by name.
 
         Raises:
-            InputError: if `x` has another shape, lacks a feature or does not hold numbers, or if a module is asked in a
-                fork of a process that has used TensorFlow.
+            InputError: if `x` has another shape, lacks a feature or has other values than numbers, or if a module is
+                called in a fork of a process that has used TensorFlow.
         """
         frames.check_row_labels(x=x)
         x, _ = frames.matrix(x, "x", names=self.feature_names)
@@ -123,7 +123,7 @@ class TrainResult:
         }
 
     def summary(self) -> dict[str, Any]:
-        """Numbers that sum the training up, for `model.json` and `done.json`; no NaN."""
+        """A summary of the training in numbers, for `model.json` and `done.json`; no NaN."""
         return {
             "epochs": self.epochs,
             "steps": self.steps,
@@ -169,17 +169,17 @@ def _finite(value: float | None) -> float | None:
 
 
 def advice(config: TrainConfig, result: TrainResult, *, of_user: bool, gap: Gap | None = None) -> list[str]:
-    """Sentences on a run that is over.
+    """Sentences of advice on a finished run.
 
     Args:
         config: the run's settings, resolved.
-        result: what it found.
-        of_user: whether the rows are a table, arrays or a source of the user's.
+        result: its result.
+        of_user: whether the rows are a table, arrays or a custom source.
         gap: to the optimum of the run's own objective, where there are no statistics of squared error without penalty.
     """
     if not config.most_epochs:
         return []
-    # Where there is a penalty, the least-squares optimum is not where training goes.
+    # With a penalty, training has another optimum than least squares.
     if gap is None and result.statistics is not None and not config.l2:
         learned = result.statistics.learned
         gap = Gap(learned.max_standard_errors, learned.excess_loss)
@@ -201,7 +201,7 @@ def _far_away(config: TrainConfig, result: TrainResult, gap: Gap, *, limit: floa
 
 
 def _closer(config: TrainConfig, result: TrainResult) -> str:
-    """What would come closer to the optimum."""
+    """Advice on how to get closer to the optimum."""
     if result.stopped == SETTLED:
         return "rounding to float32 keeps it there; --dtype=float64 comes closer"
     if config.loss in ("squared", "huber") and config.optimizer == "sgd" and config.learning_rate != "auto":

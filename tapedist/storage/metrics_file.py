@@ -98,6 +98,7 @@ class MetricsFile:
         try:
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             self._descriptor = descriptor
+            # Synced before the checkpoint was, so it is shorter only if something else has cut it.
             size = os.fstat(descriptor).st_size
             self._size = keep if keep <= size else _whole_lines(descriptor, size)
             os.ftruncate(descriptor, self._size)

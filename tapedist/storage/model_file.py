@@ -133,7 +133,8 @@ def read_model(path: Path, *, run_dir: Path) -> FittedModel:
 
 
 def _center_agrees(model: FittedModel) -> bool:
-    """Whether `bias_at_center` is `bias + center . weights` but for two roundings; the digest covers the bias alone."""
+    """Returns whether `bias_at_center` is `bias + center . weights` but for two roundings."""
+    # The digest covers the weights and the bias, so this covers the other two.
     # In fractions, because float64 would cancel where the center is large: times in microseconds, for example.
     center, at_center, bias = model.center, model.bias_at_center, model.bias
     if center.shape != model.weights.shape or not np.isfinite([*center, *model.weights, at_center, bias]).all():

@@ -211,7 +211,7 @@ def _opened(path: Path) -> int:
 
 
 def _is_at(fd: int, path: Path) -> bool:
-    """Whether `path` is still the name of the open file."""
+    """Returns whether `path` is still the name of the open file."""
     try:
         found = os.stat(path, follow_symlinks=False)
     except FileNotFoundError:
@@ -393,6 +393,7 @@ def _make_directories(root: Path) -> list[Path]:
     missing = [parent for parent in (root, *root.parents) if not parent.exists()]
     try:
         for directory in reversed(missing):
+            # From the top down, each name durable before the next folder is made in it.
             with contextlib.suppress(FileExistsError):
                 POSIX.mkdir(directory)
             POSIX.sync_directory(directory.parent)

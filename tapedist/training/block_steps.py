@@ -86,6 +86,8 @@ class BlockSteps(RowPrograms):
             def add_block(block, sums):  # type: ignore[no-untyped-def]
                 return block + 1, sums + self.compiled_sums(theta, settings, blocks.rows(block), counts[block])
 
+            # A graph loop around compiled calls: iterations depend on each other only by the addition of sums, so that
+            # TensorFlow runs `parallel` of them at once.
             start = (tf.constant(0), self.row_sums.zero)
             sums = tf.while_loop(
                 lambda block, _: block < tf.shape(counts)[0], add_block, start, parallel_iterations=self.parallel

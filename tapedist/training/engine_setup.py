@@ -67,7 +67,7 @@ class Setup:
 
     @property
     def on_cpu(self) -> bool:
-        """Whether the replicas here are CPUs."""
+        """Returns whether the replicas here are CPUs."""
         return all("CPU" in device for device in local_devices(self.strategy))
 
     @property
@@ -101,7 +101,7 @@ class Setup:
         return max(1, min(_MOST_MODULE_ROWS, -(-rows // _MODULE_TILES)))
 
     def tiles(self, rows: int, tile_rows: int = 0) -> dict[str, Any]:
-        """How a replica's share of `rows` is laid out, as keyword arguments of the pipeline's elements.
+        """The layout of a replica's share of `rows`, as keyword arguments of the pipeline's elements.
 
         Args:
             rows: of all replicas.
@@ -158,7 +158,7 @@ class Setup:
             plan: the sizes of the blocks.
             split: "train" or "test".
             row_major: whether tiles are `[T, d]`.
-            on_host: the replicas whose elements are wanted from `pipeline.host_elements`, if any are.
+            on_host: the replicas whose elements come from `pipeline.host_elements`, if any.
         """
         whole = BlockOrder.whole(plan.num_rows, plan.block_rows, self.num_replicas)
 
@@ -168,6 +168,7 @@ class Setup:
             element = block_elements(
                 order, whole, split=split, tiles=plan.tiles, tile_rows=plan.tile_rows, row_major=row_major
             )
+            # For NumPy, without `tf.data`: a pass through a graph began 100 ms later, and its threads got in the way.
             if on_host:
                 return pipeline.host_elements(self.source, element, dtype=self.dtype, replicas=on_host)
             return self.elements(element, range(visits))

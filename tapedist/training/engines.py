@@ -124,6 +124,7 @@ class ResidentEngine(Engine):
         self._rows, self._counts = setup.split_at_hand(split)
 
     def run(self, call: Call) -> CallResult:
+        # All steps sum the one slot; most epochs are not logged, and their losses need one grid only.
         rough = call.rough(min(call.num_steps, MAX_STEPS_PER_CALL), 1)
         slots = np.zeros(len(rough), np.int32)
         result = self._steps.run(
@@ -168,7 +169,7 @@ class StreamedEngine(Engine):
     """Full batch on blocks that are made or read again in every epoch, in constant memory."""
 
     def __init__(self, setup: Setup, plan: BlockPlan, *, split: str, passes: int):
-        self.reason = f"{plan.num_blocks} blocks of {plan.block_rows} rows, streamed anew in every epoch"
+        self.reason = f"{plan.num_blocks} blocks of {plan.block_rows} rows, streamed again in every epoch"
         self._split, self._num_rows = split, plan.num_rows
         self._steps = _checked_steps(setup, plan, split)
         zero, row_major = self._steps.row_sums.zero.numpy(), setup.problem.row_major
@@ -307,7 +308,7 @@ class StreamedBatches(_Batches):
         # in the stream follows from the step alone. Only a resume asks for another place than the next one.
         number, offset = divmod(call.step, self._slots)
         if self._iterator is None or number not in (self._number, self._number + 1):
-            self._iterator = self._setup.elements(self._element, range(number, number + 2**40))
+            self._iterator = self._setup.elements(self._element, range(number, number + 2**40))  # Without end.
             self._number = number - 1
         if number != self._number:
             self._current = next(self._iterator)
@@ -343,6 +344,7 @@ class MomentsEngine(Engine):
         self._tile_rows = orders.product_tile_rows(rows, setup.source.num_features)
         plan = setup.block_plan(split, self._tile_rows)
         if on_host := _suits_host(setup, plan):
+            # Larger blocks where there are many, so that Python's part of each is small.
             size = rows * plan.num_features * plan.itemsize
             plan = dataclasses.replace(plan, stretched=max(1, min(_MOST_STRETCHED, size // (32 * orders.BLOCK_BYTES))))
         self.reason = f"one pass over {plan.num_rows} rows, then epochs on their second moments"
@@ -360,6 +362,7 @@ class MomentsEngine(Engine):
             on_host=self._pass_steps.local_replicas if on_host else range(0),
         )
         self._steps = QuadraticSteps(strategy=setup.strategy, problem=setup.problem)
+        # Integers rather than `Moments`: a checkpoint stores them, and `verify` compares them.
         self._sums: np.ndarray | None = None  # Known once a pass is done.
         tiles = setup.tiles(rows, self._tile_rows)["tiles"] if self._resident else plan.tiles
         if on_host:  # NumPy's code is the same for any number of tiles, so that a few are enough for the test.
@@ -417,7 +420,7 @@ def _pass_steps(setup: Setup, split: str, rows: int, *, on_host: bool) -> Moment
 
 
 def _suits_host(setup: Setup, plan: BlockPlan) -> bool:
-    """Whether NumPy sums the rows as fast as a compiled program: on a CPU, but not many narrow rows of TensorFlow's."""
+    """Returns whether NumPy sums the rows as fast as a compiled program: not many narrow rows that TensorFlow makes."""
     narrow = plan.num_features < NARROW and not plan.resident
     return setup.on_cpu and (setup.source.read_by_numpy or not narrow)
 

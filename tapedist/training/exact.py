@@ -201,7 +201,7 @@ def absolute_most(kind: Kind) -> float:
 
 
 def absolute_levels(kind: Kind) -> int:
-    """How many grids `absolute_steps` has."""
+    """The number of grids of `absolute_steps`."""
     return _absolute_window(kind)[1]
 
 
@@ -305,6 +305,7 @@ def grid_sums(
     Returns:
         int64 `[sums]`, or `[sums, parts]`: of the counts, then of each group, grid by grid.
     """
+    # Counts are summed as they are: the bits of their 0.0 are 0, and nothing is taken off.
     bits, zeros = [*counts], [tf.zeros([], tf.float64)] * len(counts)
     for group, steps in terms:
         for level, step in enumerate(steps):
@@ -340,7 +341,7 @@ def _added(columns: Sequence[tf.Tensor], first_axis: int) -> Sequence[tf.Tensor]
 
 @tf.function(autograph=False)
 def _pairwise_sum(*numbers: tf.Tensor) -> list[tf.Tensor]:
-    half = len(numbers) // 2
+    half = len(numbers) // 2  # XLA passes all accumulators, then all operands.
     return [a + b for a, b in zip(numbers[:half], numbers[half:], strict=True)]
 
 

@@ -65,6 +65,7 @@ def block_sums(
         else:
             _add_exact(products, of_columns, chunks, scales, room)
     sums = np.concatenate([products.ravel(), of_columns.ravel(), [count]])
+    # Halves as those of `exact.halves`: blocks, replicas and checkpoints add them.
     return np.stack([sums >> _HALF_BITS, sums & ((1 << _HALF_BITS) - 1)])
 
 
@@ -203,7 +204,7 @@ def _add_rounded(
     """Adds what `_add_exact` adds, with rounded products."""
     total, of_columns, weighted = np.zeros(products.shape[1:]), np.zeros(columns.shape[1]), False
     for left, right in chunks:
-        total += left[: len(right)] @ right.T
+        total += left[: len(right)] @ right.T  # The last row on the left are the weights.
         of_columns += left @ np.ones(right.shape[1])
         weighted = left is not right
     left_scale, right_scale = scales

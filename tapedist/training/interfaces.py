@@ -146,6 +146,7 @@ def check_stop(consensus: Consensus, request: StopRequest) -> bool:
     mine = request.signum or 0
     if not consensus.interrupted(mine):
         return False
+    # All processes raise the same signal, also those that did not receive it.
     raise Interrupted(consensus.agree(Decision(mine, 0, False)).stop)
 
 

@@ -65,7 +65,7 @@ def check_row_steps(
     rows = _rows_on_replicas(strategy, each, problem.dtype, tiles, tile_rows, slots)
     counts = _on_replicas(strategy, [np.array([count] + [0] * (slots - 1), np.int32)] * replicas, tf.int32)
     state = _fixed_state(problem, bounds)
-    # In the run's own shapes and layout: XLA compiles each shape anew, and another program would prove nothing.
+    # In the run's own shapes and layout: XLA compiles a program for each, and another program would prove nothing.
     found = run(state, rows, counts)
     chunks = [(x, y, rest[0] if rest else None) for x, y, *rest in each]
     limits = reference.Bounds(bounds[:-2], float(bounds[-2]), float(bounds[-1]) if weighted else None)
@@ -129,7 +129,7 @@ def check_moment_steps(
 
 
 def is_specified(problem: Problem) -> bool:
-    """Whether the specification covers the problem."""
+    """Returns whether the specification covers the problem."""
     known = isinstance(problem.model, LinearModel) and isinstance(problem.loss, ResidualLoss)
     return known and problem.arithmetic != "plain" and problem.optimizer.name in (*CONSTANTS, "gradient")
 

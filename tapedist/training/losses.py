@@ -41,7 +41,8 @@ class ResidualLoss:
         size = tf.abs(residual)
         if self.name == "absolute":
             return size
-        # Clipped rather than selected, so that the gradient has no branch that could overflow.
+        # `near * |r| - near**2 / 2` is both branches in one: `r**2 / 2` where `near` is `|r|`, else the line. Clipped
+        # rather than selected, so that the gradient has no branch that could overflow.
         near = tf.minimum(size, tf.constant(self.delta, size.dtype))
         return times(near, size) - times(near, near) * 0.5
 
@@ -67,7 +68,7 @@ def by_name(name: str, *, huber_delta: float) -> ResidualLoss:
 
 
 def is_custom(loss: Loss) -> bool:
-    """Whether a loss is the user's own."""
+    """Returns whether a loss is the user's own."""
     return not isinstance(loss, ResidualLoss)
 
 

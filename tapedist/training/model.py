@@ -80,7 +80,7 @@ class LinearModel:
     def bind(self, masters: tf.Tensor, dtype: tf.DType) -> tuple[Forward, Sequence[tf.Tensor]]:
         values = tf.cast(masters, dtype)
         d = self.num_features
-        # One feature needs no product of matrices: a scalar times a vector fuses with everything around it.
+        # One feature needs no product of matrices: XLA fuses a scalar times a vector with the rest of the step.
         weights = values[0] if d == 1 else values[:d]
         targets = [weights, values[d]] if self.fit_intercept else [weights]
 

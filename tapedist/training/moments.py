@@ -51,6 +51,7 @@ class MomentUnits:
     @classmethod
     def of(cls, bounds: Bounds) -> MomentUnits:
         tops = bounds.tops()
+        # The last one is that of the weights alone, whose column of `z` is ones, of top 1.
         return cls(bounds.shifts(), tops, pow2(bounds.weight * np.append(tops, 1.0)))
 
     def moments(self, sums: np.ndarray, *, weighted: bool) -> Moments:
@@ -107,7 +108,8 @@ def _moments(
         # Shift and gap are added before they are rounded: one rounding, however far the shift is from 0.
         means[i] = float(Fraction(shift) + gap)
     for j in range(count):
-        # Of the product and of what the means take from it, times the weight; without the left column's unit.
+        # Exponents of the units of `N_ij * W` and of `S_i * S_j`, without the left column's, which both share. Both are
+        # brought to the finer one as integers, so that their difference is exact: it may cancel nearly all digits.
         units = right[j] - 82, left[j] - 124 - weight_exponent
         unit = min(units)
         both = products[: j + 1, j] * weight * (1 << units[0] - unit)

@@ -65,7 +65,7 @@ class QuadraticForm:
 
     @property
     def parts(self) -> list[np.ndarray]:
-        """What the programs need, as vectors: the optimum `[P]`, the loss there `[1]`, `S` `[d * d]`, means `[d]`."""
+        """The form as vectors for the programs: the optimum `[P]`, the loss there `[1]`, `S` `[d * d]`, means `[d]`."""
         return [self.optimum, np.array([self.least]), self.spread.ravel(), self.means]
 
 

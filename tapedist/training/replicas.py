@@ -72,7 +72,7 @@ class Replicas:
 
     @functools.cached_property
     def on_cpu(self) -> bool:
-        """Whether the replicas here are CPUs."""
+        """Returns whether the replicas here are CPUs."""
         return all("CPU" in device for device in local_devices(self.strategy))
 
     @functools.cached_property

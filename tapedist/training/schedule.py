@@ -42,7 +42,7 @@ class Schedule:
         return self.num_epochs * self.steps_per_epoch
 
     def logs(self, epoch: int) -> bool:
-        """Whether `epoch` has a training row."""
+        """Returns whether `epoch` has a training row."""
         return epoch % self._pace(epoch, self.log_every_epochs) == 0
 
     def logged(self, epochs: range) -> Iterator[int]:
@@ -76,19 +76,19 @@ class Schedule:
         return (epoch // pace + 1) * pace
 
     def evaluates(self, step: int) -> bool:
-        """Whether a test row belongs at `step`."""
+        """Returns whether a test row belongs at `step`."""
         every = self.eval_every_epochs * self.steps_per_epoch
         return bool(every) and step % every == 0 and step < self.num_steps
 
     def checks(self, step: int) -> bool:
-        """Whether the stopping rules are checked at `step`."""
+        """Returns whether the stopping rules are checked at `step`."""
         if not self.check_every_epochs or step % self.steps_per_epoch:
             return False
         epoch = step // self.steps_per_epoch
         return epoch % self._pace(epoch, self.check_every_epochs) == 0
 
     def saves(self, step: int) -> bool:
-        """Whether a save belongs at `step`."""
+        """Returns whether a save belongs at `step`."""
         return bool(self.checkpoint_every_steps) and step % self.checkpoint_every_steps == 0
 
     def steps_to_milestone(self, step: int) -> int:
@@ -124,7 +124,7 @@ class CallLength:
         if self._fixed or not self._warm:
             self._warm = True
             return
-        affordable = int(_CALL_SECONDS * steps / max(seconds, 1e-9))
+        affordable = int(_CALL_SECONDS * steps / max(seconds, 1e-9))  # A coarse clock may measure 0.
         self._next = max(1, min(affordable, steps * _GROWTH, MAX_STEPS_PER_CALL))
 
 
@@ -157,7 +157,7 @@ class GatherCostMonitor(CallLength):
         cost = min(self._gather_secs, step_secs)
         remedy = "fewer devices or workers"
         if self._batch_size:
-            # Work grows with the rows, the gather does not.
+            # Work grows with the rows of a step, its exchange does not.
             work = max(step_secs - cost, 0.1 * step_secs)
             more = 2 ** max(1, int(cost / work - 1).bit_length())
             remedy += f", or --batch_size={self._batch_size * more} or more (another answer)"

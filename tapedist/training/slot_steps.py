@@ -33,7 +33,7 @@ class SlotSteps(RowPrograms):
 
     @property
     def _fused(self) -> bool:
-        """Whether the whole loop is one XLA program: without an exchange, and if any program may sum the rows."""
+        """Returns whether the whole loop is one XLA program: without an exchange, and with sums that fit into one."""
         return self.strategy.num_replicas_in_sync == 1 and self.row_sums.whole
 
     @functools.cached_property
@@ -86,7 +86,8 @@ class SlotSteps(RowPrograms):
 
     @functools.cached_property
     def _replicated_loop(self) -> Any:
-        """Many steps of several replicas: only the sums and the update are compiled, as XLA has no collective here."""
+        """Many steps of several replicas; the exchange is outside of the compiled sums and the compiled update."""
+        # `all_reduce` of int64 does not work inside `jit_compile`.
 
         def replica_step(state, rows, counts, slot, step, settings):  # type: ignore[no-untyped-def]
             piece, count = _slot(rows, counts, slot)

@@ -19,6 +19,7 @@ _MAX_PATH_POINTS = 2048
 
 def digest(parameters: np.ndarray) -> str:
     """SHA-256 of the float64 parameter bytes, little-endian, weights then bias."""
+    # "<f8": the same bytes on big-endian machines.
     return hashlib.sha256(np.ascontiguousarray(parameters, "<f8").tobytes()).hexdigest()
 
 

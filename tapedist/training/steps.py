@@ -39,7 +39,7 @@ from tapedist.training.row_sums import RowSums, Totals
 from tapedist.training.tape_sums import ModuleSums, PlainSums
 
 _PACKAGE = __name__.partition(".")[0] + "."
-_MAX_RECORDED_PARAMETERS = 16
+_MAX_RECORDED_PARAMETERS = 16  # More would make records of 4,096 steps large, for a path that no figure can show.
 _RECORD_HEAD = 4
 
 
@@ -137,7 +137,7 @@ class Problem:
 
     @property
     def row_major(self) -> bool:
-        """Whether the sums need tiles `[T, d]` rather than `[d, T]`."""
+        """Returns whether the sums need tiles `[T, d]` rather than `[d, T]`."""
         return self.row_sums_kind is not LinearSums
 
     def row_sums(self, *, weighted: bool, even: bool, on_cpu: bool) -> RowSums:
@@ -187,8 +187,7 @@ class StepPrograms(Replicas):
         """
         problem = self.problem
         rule, model = problem.optimizer.rule, problem.model
-        # A custom loss, model or rule may read variables outside of its arguments, so that its trace serves nobody
-        # else.
+        # A custom loss, model or rule may read variables outside of its arguments, so that its trace is not shared.
         if model.key is not None and not is_custom(problem.loss) and _is_plain(rule):
             kind = (bool(problem.l2), self._shapes, problem.optimizer.num_slots, problem.dtype, problem.arithmetic)
             self.share_traces((type(model), model.key, problem.loss, rule, kind, len(self.bounds), more))
@@ -289,6 +288,7 @@ class StepPrograms(Replicas):
 
     def result(self, state: tf.Tensor, records: tf.Tensor, begun: tf.Tensor, applied: tf.Tensor) -> CallResult:
         """A compiled loop's results on the host."""
+        # Records have the fixed length of a program; those of steps that were not begun are zeros.
         return CallResult(state.numpy(), records.numpy()[: int(begun)], int(applied))
 
 
@@ -355,14 +355,15 @@ class RowPrograms(StepPrograms):
 
 
 def _all(truths: tf.Tensor) -> tf.Tensor:
-    """Whether all of `[k]` are true; a few are combined one by one, which XLA fuses, where a reduction is a kernel."""
+    """Returns whether all of `[k]` are true."""
+    # A few one by one, which XLA fuses with what is around them; a reduction would be a kernel of its own.
     if truths.shape[0] > _MAX_RECORDED_PARAMETERS:
         return tf.reduce_all(truths)
     return functools.reduce(tf.logical_and, tf.unstack(truths))
 
 
 def _is_plain(function: Callable[..., Any]) -> bool:
-    """Whether a function depends on nothing but its arguments: a function of this package that is no closure."""
+    """Returns whether a function depends on its arguments alone: it is one of this package, and no closure."""
     return inspect.isfunction(function) and not function.__closure__ and function.__module__.startswith(_PACKAGE)
 
 

@@ -114,6 +114,8 @@ def small_gradient(gradient: Callable[[np.ndarray], np.ndarray], limit: float) -
 
     def rule(vector: np.ndarray, memory: StopMemory, *, again: bool) -> str:
         slope = gradient(vector)
+        # `folded`, because the BLAS behind `np.linalg.norm` may differ in the last bit, and with it the epoch of the
+        # stop.
         norm = float(np.sqrt(folded(slope * slope)))
         return f"the norm of the gradient is {norm:.3g}" if norm <= limit else ""
 
@@ -129,6 +131,7 @@ def stale_test_loss(evaluate: Callable[[np.ndarray], tuple[float, float]], patie
     """
 
     def rule(vector: np.ndarray, memory: StopMemory, *, again: bool) -> str:
+        # A check that was made before a resume must not count twice.
         if not again:
             loss = evaluate(vector)[0]
             better = loss < memory.best_test

@@ -23,7 +23,7 @@ from tapedist.training.state import TrainingState
 from tapedist.training.steps import CallResult
 from tapedist.training.stopping import Stopping
 
-_FACTOR = 1e6
+_FACTOR = 1e6  # Divergence, relative to the first loss: see `docs/arithmetic.md`.
 
 
 class Trainer:
@@ -131,7 +131,7 @@ class Trainer:
             self._leave(state, error.signum)
         wanted = min(decision.steps, schedule.steps_to_milestone(state.step))
         if math.isnan(state.first_loss):
-            # No call goes past the first epoch: its mean loss is the measure of divergence for all later steps. A
+            # No call goes beyond the first epoch: its mean loss is the measure of divergence for all later steps. A
             # single batch may fit by chance.
             wanted = min(wanted, self._engine.steps_per_epoch - state.step)
         return wanted

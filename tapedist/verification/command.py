@@ -1,4 +1,4 @@
-"""`tapedist verify`: a run recomputed by the reference, and whether what it stored are the same numbers."""
+"""`tapedist verify`: recomputes a run by the reference, and compares its stored numbers."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ _PROGRESS_SECONDS = 5.0
 
 
 def verify(options: VerifyOptions, *, clock: Callable[[], float] = time.monotonic) -> None:
-    """Recomputes a run and prints whether it is equal to what is stored, number by number.
+    """Recomputes a run, compares every stored number, and prints the outcome.
 
     Args:
-        options: which run.
+        options: the run.
         clock: in seconds, for the progress.
 
     Raises:
-        InputError: if there is no such run, or none that can be recomputed.
-        StateError: if something is stored that cannot be trusted, or differs; with the first that does.
+        InputError: if there is no such run, or it cannot be recomputed.
+        StateError: if a stored file is damaged, or a number differs; with the first that does.
     """
     stored = StoredRun.read(options.run_dir)
     source, progress = stored.open_rows(), _Progress(clock)
     _log(f"rows: equal, fingerprint {source.fingerprint()[:12]}...")
-    run = Recomputation(stored.config, source, tell=progress.rows)
+    run = Recomputation(stored.config, source, report=progress.rows)
     given = _start(stored, options.epochs * run.per_epoch) if options.epochs else None
     rules, begin = AskedRules(run), run.start()
     if given:
         begin = _taken(given, run)
-        rules.take_up(given.arrays["stop_memory"])
+        rules.restore(given.arrays["stop_memory"])
         _log(f"start: {given.path.name}, whose state after {given.step} updates is taken as given")
     verification = _Verification(stored, run, rules, first=begin.step)
     for moment in _recomputed(run, begin, verification.last, progress):
@@ -53,13 +53,13 @@ def _log(line: str) -> None:
 
 
 class _Verification:
-    """What is stored, by the step at which the recomputation can tell.
+    """The stored numbers, by the step at which they can be compared.
 
     Args:
         stored: the run.
         run: its recomputation.
-        rules: that may have stopped it.
-        first: the step from which on something is recomputed.
+        rules: the rules that may have stopped it.
+        first: the step at which the recomputation begins.
 
     Attributes:
         last: the step of the newest state.
@@ -81,28 +81,30 @@ class _Verification:
         self._asked = ""
 
     def look(self, moment: Moment) -> None:
-        """Compares what is stored of this step.
+        """Compares the stored numbers of this step.
 
         Raises:
             StateError: if it differs.
         """
         step = moment.step
+        # Paths overlap, because each checkpoint stores its own from the start: every copy is compared.
         for name, theta in self._paths.get(step, ()):
             check_path(name, theta, moment, self._run)
         for checkpoint in self._checkpoints.get(step, ()):
-            if step > self._first or not step:  # The one to start from was taken as given.
-                self._tell(checkpoint.path.name, check_checkpoint(checkpoint, moment, self._run))
+            if step > self._first or not step:  # The checkpoint that the recomputation began from is not compared.
+                self._add(checkpoint.path.name, check_checkpoint(checkpoint, moment, self._run))
         if self._model and step == self._model_step:
             check_model(self._model, moment, self._run)
-            self._tell("model.json", f"parameters, digest and losses after {step} updates")
-        self._ask(moment)
+            self._add("model.json", f"parameters, digest and losses after {step} updates")
+        self._check_rules(moment)
 
-    def _ask(self, moment: Moment) -> None:
-        """Asks the rules: they must stop the run where it ended, and nowhere before."""
+    def _check_rules(self, moment: Moment) -> None:
+        """Checks the stopping rules: they must stop the run at its end, and not before."""
         stopped = self._model.content["stopped"] if self._model and moment.step == self._model_step else ""
         if self._rules.obstacle:
             self._asked = f"; its stop rule was not asked again, because {self._rules.obstacle}" if stopped else ""
             return
+        # At every step, because the rules have a state, such as the best test loss so far.
         reason = self._rules.reason(moment)
         if (moment.step == self._model_step and reason != stopped) or (reason and moment.step < self.last):
             raise StateError(
@@ -112,7 +114,7 @@ class _Verification:
         if stopped:
             _log(f"stop rule after {moment.step} updates: equal ({stopped})")
 
-    def _tell(self, name: str, what: str) -> None:
+    def _add(self, name: str, what: str) -> None:
         self._compared.append(name)
         _log(f"{name}: equal, {what}")
 
@@ -126,7 +128,7 @@ class _Verification:
 
 
 def _start(stored: StoredRun, updates: int) -> Checkpoint | None:
-    """The newest checkpoint that is at least so many updates before the newest state; None if there is none."""
+    """The newest checkpoint that is at least `updates` before the newest state; None if there is none."""
     steps = [checkpoint.step for checkpoint in stored.checkpoints]
     last = max([*steps, *([int(stored.model.content["steps"])] if stored.model else [])])
     early = [checkpoint for checkpoint in stored.checkpoints if 0 < checkpoint.step <= last - updates]
@@ -137,12 +139,13 @@ def _taken(checkpoint: Checkpoint, run: Recomputation) -> Moment:
     """The state of a checkpoint."""
     state, count = TrainingState.from_arrays(checkpoint.arrays), run.objective.num_parameters
     theta, slots = state.vector[:count], state.vector[count:].reshape(-1, count)
+    # The sums of the step before are not stored; nothing that follows depends on them.
     at = reference.Step(state.step, theta, slots, float("nan"), float("nan"))
     return Moment(at, state.first_loss, state.epoch_sums)
 
 
 class _Progress:
-    """Lines on stderr, now and then, on how far a recomputation is.
+    """Prints the progress of a recomputation on stderr.
 
     Args:
         clock: in seconds.
@@ -150,17 +153,17 @@ class _Progress:
 
     def __init__(self, clock: Callable[[], float]):
         self._clock = clock
-        self._started = self._told = clock()
+        self._started = self._printed = clock()
         self._updates = ""
 
     def rows(self, place: str) -> None:
-        """Told where a pass is."""
-        if self._clock() - self._told >= _PROGRESS_SECONDS:
-            self._told = self._clock()
+        """Takes the place of a pass."""
+        if self._clock() - self._printed >= _PROGRESS_SECONDS:
+            self._printed = self._clock()
             print("verify: " + "; ".join(filter(None, [self._updates, place])), file=sys.stderr, flush=True)
 
     def updates(self, step: int, *, first: int, last: int) -> None:
-        """Told after each update."""
+        """Takes the number of the last update."""
         left = (self._clock() - self._started) / (step - first) * (last - step)
         self._updates = f"{step} of {last} updates, about {left:.0f} s left"
         self.rows("")

@@ -1,4 +1,4 @@
-"""Stored numbers against recomputed ones, bit for bit.
+"""Comparison of stored numbers with recomputed ones, bit for bit.
 
 Legend: `P` parameters, `s` slots, `c` columns of second moments (the features, the target, ones).
 """
@@ -23,11 +23,11 @@ _SLICE_BITS, _SLICES = 21, 3
 
 
 def check_same(where: str, names: Sequence[str], stored: Any, recomputed: Any) -> None:
-    """Whether numbers are the same bits.
+    """Raises unless numbers have the same bits.
 
     Args:
         where: the file and the step, for the message.
-        names: what each number is.
+        names: of the numbers, for the message.
         stored: float64 `[k]`, or `[k]` integers.
         recomputed: likewise.
 
@@ -42,6 +42,7 @@ def check_same(where: str, names: Sequence[str], stored: Any, recomputed: Any) -
 
 
 def _bits(number: Any) -> Any:
+    # By bytes, so that NaN equals NaN, and -0.0 does not equal 0.0.
     return np.float64(number).tobytes() if isinstance(number, (float, np.floating)) else number
 
 
@@ -50,7 +51,7 @@ def _text(number: Any) -> str:
 
 
 def check_checkpoint(checkpoint: Checkpoint, moment: Moment, run: Recomputation) -> str:
-    """Holds a stored state, and its sums of a pass under way, against the recomputed ones; says what was compared.
+    """Compares a stored state, and its sums of an unfinished pass, with the recomputed ones; returns a summary.
 
     Raises:
         StateError: with the first number that differs.
@@ -67,12 +68,12 @@ def check_checkpoint(checkpoint: Checkpoint, moment: Moment, run: Recomputation)
 
 
 def check_path(where: str, theta: np.ndarray, moment: Moment, run: Recomputation) -> None:
-    """Holds parameters that a checkpoint remembers of an earlier epoch against the recomputed ones."""
+    """Compares the parameters of an earlier epoch in a checkpoint with the recomputed ones."""
     check_same(f"the path in {where} after {moment.step} updates", _parameter_names(run), theta, moment.at.theta)
 
 
 def check_model(model: FittedModel, moment: Moment, run: Recomputation) -> None:
-    """Holds `model.json` against the end of the run.
+    """Compares `model.json` with the end of the run.
 
     Raises:
         StateError: with the first number that differs.
@@ -101,7 +102,7 @@ def _parameter_names(run: Recomputation) -> list[str]:
 
 
 def _check_progress(where: str, progress: dict[str, np.ndarray], moment: Moment, run: Recomputation) -> str:
-    """The exact sums of a pass that is whole, or of those rows that it has visited; says which."""
+    """Compares the exact sums of a whole pass, or of the rows that it has visited; returns a summary."""
     if "moments" in progress:
         _check_moments(where, progress["moments"], run.integers, run)
         return f", second moments of {run.train.num_rows} rows"
@@ -109,16 +110,16 @@ def _check_progress(where: str, progress: dict[str, np.ndarray], moment: Moment,
         return ""
     visited = list(_visited(progress["remaining"], run.train.num_rows))
     chunks = (chunk for part in visited for chunk in run.train.chunks(part))
-    said = f", sums of {sum(map(len, visited))} rows of the next pass"
+    summary = f", sums of {sum(map(len, visited))} rows of the next pass"
     if run.engine == "moments":
         _check_moments(where, progress["sums"], reference.moment_integers(chunks, run.columns), run)
-        return said
+        return summary
     found = reference.totals(moment.at.theta, chunks, run.train.bounds, run.problem)
     weights = [] if run.train.bounds.w is None else found.weight.ravel().tolist()
     numbers = [*found.gradient.ravel().tolist(), *weights, *found.loss.ravel().tolist(), found.rows]
     names = [f"sum {number} of the pass under way" for number in range(len(numbers))]
     check_same(where, names, _whole(progress["sums"]), numbers)
-    return said
+    return summary
 
 
 def _visited(remaining: np.ndarray, num_rows: int) -> list[range]:
@@ -144,9 +145,10 @@ def _check_moments(where: str, sums: np.ndarray, recomputed: np.ndarray, run: Re
 def _moment_integers(sums: np.ndarray, count: int, *, weighted: bool) -> np.ndarray:
     """The integers `[c, c]` of the reference from a checkpoint's `[2, M]`, `c = count + 1`; above the diagonal.
 
-    A checkpoint has the products of slices, of which without weights each serves its mirror image too; the slices'
-    sums, with weights followed by those of the weights; and the rows.
+    A checkpoint has the products of slices, each of which stands for its mirror image, too, if there are no weights;
+    the slices' sums, with weights followed by those of the weights; and the rows.
     """
+    # The format is written out again rather than imported, so that the check shares no code with the sums.
     numbers = np.array(_whole(sums), object)
     pairs = [(a, b) for a in range(_SLICES) for b in range(_SLICES - a) if weighted or a <= b]
     products, slices, rows = np.split(numbers, [len(pairs) * count**2, len(numbers) - 1])

@@ -1,4 +1,4 @@
-"""A run computed anew by the reference: from its start, or from a stored state, update after update.
+"""The recomputation of a run by the reference, from its start or from a stored state.
 
 Legend: `P` parameters, `d` features.
 """
@@ -31,7 +31,7 @@ from tapedist.verification.stored import TrainedRows
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Moment:
-    """A run between two updates.
+    """The state of a run between two updates.
 
     Attributes:
         at: its step, parameters and slots.
@@ -49,18 +49,18 @@ class Moment:
 
     @property
     def vector(self) -> np.ndarray:
-        """As checkpoints have it: parameters, then slots."""
+        """Parameters, then slots, as in a checkpoint."""
         return np.concatenate([self.at.theta, self.at.slots.ravel()])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LinearObjective:
-    """What is minimised: the attributes of `tapedist.run.objective.Objective` that need no TensorFlow.
+    """The objective: the attributes of `tapedist.run.objective.Objective` that need no TensorFlow.
 
     Attributes:
         source: the raw rows.
         units: those of training.
-        survey: what the rows say before training; None where they were not asked.
+        survey: the survey of the rows before training; None where there was none.
         num_parameters: `P`.
         penalized: factors of the penalty `[P]`.
     """
@@ -89,15 +89,15 @@ class Recomputation:
     Args:
         config: the run's settings, resolved.
         source: its rows, raw.
-        tell: takes how far a pass over rows is, after each chunk.
+        report: takes the progress of a pass over rows, after each chunk.
 
     Attributes:
-        objective: what is minimised.
+        objective: the objective.
         engine: "moments", "stream" or "mini_batch".
         per_epoch: updates in an epoch.
     """
 
-    def __init__(self, config: TrainConfig, source: Source, *, tell: Callable[[str], None]):
+    def __init__(self, config: TrainConfig, source: Source, *, report: Callable[[str], None]):
         self.config, self._source = config, source
         units, survey = linear_units(config, source, custom_loss=False, surveyed=config.from_table)
         count = source.num_features + config.fit_intercept
@@ -107,7 +107,7 @@ class Recomputation:
             source, units, survey, count, units.penalized(factors), is_squared=config.loss == "squared"
         )
         self.train, self.test = (
-            TrainedRows(source, split, units=units, dtype=config.dtype, tell=tell) for split in ("train", "test")
+            TrainedRows(source, split, units=units, dtype=config.dtype, report=report) for split in ("train", "test")
         )
         self.obstacle = why_not_moments(config, num_features=source.num_features, is_linear=True, custom_loss=False)
         on_moments = config.full_batch_engine != "stream" and not self.obstacle
@@ -126,7 +126,7 @@ class Recomputation:
         return dataclasses.replace(problem, **self._rate())
 
     def _rate(self) -> dict[str, Any]:
-        """What the learning rate is, as fields of the problem."""
+        """The learning rate, as fields of the problem."""
         config, objective = self.config, self.objective
         if not isinstance(config.learning_rate, str):
             return {"rate": config.learning_rate}
@@ -161,11 +161,11 @@ class Recomputation:
         return reference.quadratic_form(self.moments, fit_intercept=self.config.fit_intercept)
 
     def start(self) -> Moment:
-        """Before the first update.
+        """The state before the first update.
 
         Raises:
-            InputError: if the run that it started from is not there, or does not fit.
-            StateError: if that run's model cannot be trusted.
+            InputError: if the run of `--init_from` is missing, or does not fit.
+            StateError: if that run's model is damaged.
         """
         config, units = self.config, self.objective.units
         if config.init_from:
@@ -175,15 +175,16 @@ class Recomputation:
             theta = units.from_raw(theta, earlier.center, earlier.bias_at_center)
         else:
             theta = reference.initial_parameters(self.objective.num_parameters, init=config.init, seed=config.seed)
+            # Drawn and then set to 0, so that the other parameters do not depend on which are left out.
             theta[list(units.left_out)] = 0.0
         slots = reference.first_slots(len(theta), self.problem)
         return Moment(reference.Step(0, theta, slots, math.nan, math.nan), math.nan, np.zeros(3))
 
     def after(self, moment: Moment) -> Iterator[Moment]:
-        """The run after each more update, without end.
+        """The states after each further update, without end.
 
         Raises:
-            reference.Diverged: if there is none.
+            reference.Diverged: if an update diverges.
         """
         while True:
             limit = math.inf if math.isnan(moment.first_loss) else reference.loss_limit(moment.first_loss)
@@ -239,7 +240,7 @@ class Recomputation:
         return loss / weight, test
 
     def gradient(self, theta: np.ndarray) -> np.ndarray:
-        """Of the objective over all training rows, `[P]`, as stop rules ask for it."""
+        """The gradient of the objective over all training rows, `[P]`, for the stopping rules."""
         if self.engine == "moments":
             _, sums = reference.form_gradient(theta, self.form)
             weight = 1.0
@@ -253,7 +254,7 @@ class Recomputation:
 
 @dataclasses.dataclass(frozen=True)
 class _Engine:
-    """What rules ask of the run's engine."""
+    """The part of an engine that the stopping rules use."""
 
     run: Recomputation
 
@@ -266,13 +267,13 @@ class _Engine:
 
 
 class AskedRules:
-    """The rules of a run.
+    """The stopping rules of a run.
 
     Args:
-        run: what is recomputed.
+        run: the recomputation.
 
     Attributes:
-        obstacle: why they cannot be asked; empty if they can, or if there are none.
+        obstacle: why they cannot be checked; empty if they can, or if there are none.
     """
 
     def __init__(self, run: Recomputation):
@@ -313,12 +314,12 @@ class AskedRules:
             evaluate=evaluate if run.test.have_weight else None,
         )
 
-    def take_up(self, memory: np.ndarray) -> None:
-        """Remembers what a checkpoint says that was asked before it."""
+    def restore(self, memory: np.ndarray) -> None:
+        """Restores the rules' state from a checkpoint."""
         self._memory = StopMemory.from_array(memory)
 
     def reason(self, moment: Moment) -> str:
-        """Why the run stops there; empty if it does not, or if no rule is asked there."""
+        """Why the run stops there; empty if it does not, or if no rule is checked there."""
         if not self._schedule.checks(moment.step) or moment.step >= self._schedule.num_steps:
             return ""
         return self._stopping.reason(moment.vector, moment.step, self._memory)

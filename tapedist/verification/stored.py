@@ -1,4 +1,4 @@
-"""What a run folder says of its run, read and touched by nothing."""
+"""The stored state of a run, for reading only, and its rows as training takes them."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from tapedist.storage.run_folder import RunFolder
 
 _LINEAR = "LinearModel"  # As `training.model` names it.
 _CHUNK_ROWS, _CHUNK_NUMBERS = 2**17, 2**21
-_HELD_NUMBERS = 2**25  # 256 MiB; what is more is read or made anew in every epoch.
+_HELD_NUMBERS = 2**25  # 256 MiB of float64; larger splits are read or made again in every epoch.
 
 
 @dataclasses.dataclass(frozen=True)
 class StoredRun:
-    """What is stored of a run.
+    """The stored state of a run.
 
     Attributes:
         root: its folder.
         config: its settings.
         checkpoints: in the order of their steps.
-        model: what `model.json` says; None if the run has not been finished.
+        model: the content of `model.json`; None if the run is not finished.
     """
 
     root: Path
@@ -48,8 +48,8 @@ class StoredRun:
         """Reads a folder.
 
         Raises:
-            InputError: if there is no such run, or it is none that can be recomputed.
-            StateError: if a file of it cannot be trusted.
+            InputError: if there is no such run, or it cannot be recomputed.
+            StateError: if one of its files is damaged.
         """
         folder = RunFolder.find(run_dir)
         checkpoints = CheckpointStore(directory=folder.checkpoints).load_all()
@@ -85,7 +85,7 @@ class StoredRun:
 
 
 def _check_kind(root: Path, config: TrainConfig, content: Mapping[str, Any], metas: list[Mapping[str, Any]]) -> None:
-    """Refuses what the reference does not know."""
+    """Raises for runs that the reference does not cover."""
     where, model = f"--run_dir={str(root)!r}", metas[-1]["identity"]["model"] if metas else _LINEAR
     start, has_weights = model.removesuffix(_LINEAR), len(content.get("weights", [0.0])) > 0
     if config.arithmetic == "fast":
@@ -113,7 +113,7 @@ def _check_rows(config: TrainConfig, stored: str | None, current: str, *, where:
 
 
 def path_of(checkpoint: Checkpoint) -> list[tuple[int, np.ndarray]]:
-    """`(epoch, parameters [P])` over time, as a checkpoint remembers them."""
+    """`(epoch, parameters [P])` over time, from a checkpoint."""
     arrays = checkpoint.arrays
     return list(zip(arrays["path_epochs"].tolist(), arrays["path"], strict=True))
 
@@ -150,26 +150,26 @@ class SyntheticRows(Source):
 
 
 class TrainedRows:
-    """The rows of a split in the units of training, as they are computed with.
+    """The rows of a split in the units of training, rounded as in training.
 
     Args:
         source: the raw rows, which have a NumPy method `rows`.
         split: "train" or "test".
         units: of training.
         dtype: "float32" or "float64".
-        tell: takes how far a pass is, after each chunk.
+        report: takes the progress of a pass, after each chunk.
     """
 
     def __init__(
-        self, source: Source, split: str, *, units: RawUnits | StandardUnits, dtype: str, tell: Callable[[str], None]
+        self, source: Source, split: str, *, units: RawUnits | StandardUnits, dtype: str, report: Callable[[str], None]
     ):
-        self._source, self._split, self._units, self._tell = source, split, units, tell
+        self._source, self._split, self._units, self._report = source, split, units, report
         self._kind = reference.KINDS[dtype]
         self._exponent = source.weight_exponent
         self.num_rows = source.num_rows(split)
 
     def take(self, rows: RowNumbers) -> reference.Chunk:
-        """Rows as trained; quick where all of them are held."""
+        """Rows by number; fast if the split is held in memory."""
         if self._held is None:
             return self._taken(rows)
         part = slice(rows.start, rows.stop) if isinstance(rows, range) else rows
@@ -180,11 +180,11 @@ class TrainedRows:
         """The rows of `part`, by default all, in their order."""
         for rows in self._pieces(part):
             yield self.take(rows)
-            self._tell(f"row {rows.stop} of {self.num_rows}")
+            self._report(f"row {rows.stop} of {self.num_rows}")
 
     @functools.cached_property
     def ranges(self) -> reference.Ranges:
-        """By a pass over the rows, or of synthetic ones by their settings."""
+        """The ranges, by a pass over the rows, or of synthetic rows from their settings."""
         if not isinstance(self._source, SyntheticRows):
             return reference.ranges(map(self._in_units, self._pieces()), self._exponent)
         known = self._source.ranges(self._split)
@@ -198,7 +198,7 @@ class TrainedRows:
 
     @functools.cached_property
     def have_weight(self) -> bool:
-        """Whether any row counts."""
+        """Returns whether any row has a positive weight."""
         return self.num_rows > 0 and any(w is None or bool((w > 0).any()) for _, _, w in self.chunks())
 
     @functools.cached_property

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tapedist.data.layout import RowNumbers, empty, empty_rows, write_tiles
+from tapedist.data.layout import RowNumbers, as_array, empty, empty_rows, write_tiles
 from tapedist.data.orders import ElementPlan
 from tapedist.data.ranges import flushed
 from tapedist.data.source import Source
@@ -89,7 +89,7 @@ class ElementRows:
         def fill(out: Sequence[np.ndarray], positions: RowNumbers) -> None:
             for window in shuffled.windows(epoch, int(positions[0]), int(positions[-1])):
                 self._announce(epoch, window)
-            source.read_into(out, plan.split, shuffled(epoch, np.asarray(positions)))
+            source.read_into(out, plan.split, shuffled(epoch, as_array(positions)))
 
         return fill
 

@@ -35,6 +35,11 @@ class Units(NamedTuple):
     target_center: float
 
 
+def as_array(rows: RowNumbers) -> np.ndarray:
+    """Row numbers as int64 `[k]`: NumPy itself would ask a range for each of them."""
+    return np.arange(rows.start, rows.stop) if isinstance(rows, range) else rows
+
+
 def piece_rows(num_columns: int) -> int:
     """Rows of float64 columns that stay in the cache."""
     return max(64, PIECE_BYTES // (8 * num_columns))

@@ -274,8 +274,8 @@ class ShuffledRows:
     def windows(self, epoch: int, first: int, last: int) -> list[range]:
         """The windows that hold the rows at positions from `first` to `last` of an epoch, and the next one."""
         order = window_order(self.plan.num_rows, self.seed, epoch, self.window)
-        begin, end = np.searchsorted(order.starts, [first, last], side="right").tolist()
-        return [order.window_rows(number) for number in order.windows[begin - 1 : end + 1].tolist()]
+        begin, end = order.visits(first, last)
+        return [order.window_rows(number) for number in order.windows[begin : end + 2].tolist()]
 
     def __call__(self, epoch: int, positions: np.ndarray) -> np.ndarray:
         """Row numbers at positions of any shape; those beyond the split stay in range."""

@@ -153,6 +153,10 @@ class WindowOrder:
         sizes = np.where(self.windows == self._count - 1, self.num_rows - (self._count - 1) * self.window, self.window)
         return np.concatenate([[0], np.cumsum(sizes)])
 
+    def visits(self, *positions: int) -> list[int]:
+        """Which visits the rows at some positions belong to."""
+        return (np.searchsorted(self.starts, positions, side="right") - 1).tolist()
+
     def window_rows(self, number: int) -> range:
         """Row numbers of a window."""
         return range(number * self.window, min(self.num_rows, (number + 1) * self.window))
@@ -187,6 +191,11 @@ def epoch_rows(positions: np.ndarray, *, num_rows: int, seed: int, epoch: int, w
         window: rows per window.
     """
     order = window_order(num_rows, seed, epoch, window)
+    if not len(positions):
+        return np.zeros(0, np.int64)
+    first, last = order.visits(positions.min(), positions.max())
+    if first == last:  # As nearly always: neighbours are asked for.
+        return _visit_rows(order, first).take(positions - order.starts[first])
     visits = np.searchsorted(order.starts, positions, side="right") - 1
     rows = np.empty_like(positions)
     for visit in np.unique(visits).tolist():

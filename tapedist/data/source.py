@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tapedist.data.layout import RowNumbers, Units, convert
+from tapedist.data.layout import RowNumbers, Units, as_array, convert
 
 BLOCK_ROWS = 65_536
 
@@ -136,7 +136,7 @@ class Source:
         """
         import tensorflow as tf
 
-        return tuple(column.numpy() for column in self.take(split, tf.constant(np.asarray(indices), tf.int64)))
+        return tuple(column.numpy() for column in self.take(split, tf.constant(as_array(indices), tf.int64)))
 
     def read_into(self, out: Sequence[np.ndarray], split: str, rows: RowNumbers, *, units: Units | None = None) -> None:
         """Writes rows of a split as training takes them; may be called from several threads.

@@ -262,7 +262,7 @@ def test_threads_read_the_same_rows(folder: Path, rows: dict[str, np.ndarray], p
 
 def test_rows_kept_nowhere_are_decoded_once_a_pass(folder: Path, open_at, monkeypatch: pytest.MonkeyPatch):
     source = open_at(folder / "t.parquet", "nowhere", target="y", dtype="float64")
-    monkeypatch.setattr(store, "_HELD_BYTES", 2**18)
+    monkeypatch.setattr(store, "_HELD_BYTES", 2**20)
     begun: list[int] = []
     original = ParquetReader.batches
     monkeypatch.setattr(ParquetReader, "batches", lambda self, names: begun.append(0) or original(self, names))

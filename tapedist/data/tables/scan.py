@@ -14,7 +14,7 @@ import dataclasses
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -131,12 +131,14 @@ class Chunk(NamedTuple):
         columns: `c` arrays `[k]`, float64, bad cells as NaN.
         ends: minimum and maximum of each column, `[c, 2]`, or beyond them.
         dropped: the rows that are not used, boolean `[k]`, or None.
+        tests: those that test by their hash, boolean `[k]`, or None.
     """
 
     first: int
     columns: Sequence[np.ndarray]
     ends: np.ndarray
-    dropped: np.ndarray | None
+    dropped: np.ndarray | None = None
+    tests: np.ndarray | None = None
 
 
 class CellRule:
@@ -216,20 +218,26 @@ def scan(
     names, found = roles.names, Scanned()
     found.stores = {split: RowStore(len(names), folder) for split in (("train", "test") if by_hash else ("train",))}
     found.extremes = ScannedExtremes(
-        len(names), weighted=bool(roles.weight), by_hash=by_hash, test_fraction=test_fraction
+        len(names), weighted=bool(roles.weight), hashed=by_hash is not None, test_fraction=test_fraction
     )
-    digests = ColumnDigests(names)
-    for chunk in checked_chunks(reader, roles, dtype=dtype, on_bad_rows=on_bad_rows, found=found, suspect=suspect):
-        digests.update(chunk.columns)
-        values = zip(chunk.columns[:-1] if roles.weight else chunk.columns, chunk.ends, strict=False)
-        found.holds_tiny = found.holds_tiny or any(holds_tiny(column, ends) for column, ends in values)
+    digests = ColumnDigests(names, len(names) - bool(roles.weight))
+    for chunk in checked_chunks(
+        reader,
+        roles,
+        dtype=dtype,
+        on_bad_rows=on_bad_rows,
+        found=found,
+        by_hash=by_hash,
+        suspect=suspect,
+    ):
+        digests.update(chunk)
         found.extremes.add(chunk)
         if chunk.dropped is not None:
             found.dropped.append(chunk.first + np.flatnonzero(chunk.dropped))
-        for split, rows in kept_pieces(chunk, by_hash):
+        for split, rows in kept_pieces(chunk):
             found.kept[split] += len(rows)
             _keep(found, split, rows, in_memory=in_memory, in_order=in_order, num_rows=reader.num_rows)
-    found.digest = digests.hexdigest()
+    found.digest, found.holds_tiny = digests.hexdigest(), digests.holds_tiny
     for store in (found.stores or {}).values():
         store.seal()
     return found
@@ -242,9 +250,10 @@ def _keep(
     if found.stores is None:
         return
     try:
-        if found.stores["train"].in_memory and sum(found.kept.values()) * rows.shape[1] * 8 > in_memory:
-            # Where the files say how many rows there are, their room is looked for at once.
-            found.stores["train"].check_room(max(0, (num_rows or 0) - found.num_dropped))
+        # Where the files say how many rows there are, room for them is looked for at once.
+        expected = max(sum(found.kept.values()), num_rows or 0)
+        if found.stores["train"].in_memory and expected * rows.shape[1] * 8 > in_memory:
+            found.stores["train"].check_room(expected)
             for store in found.stores.values():
                 store.move_to_file()
         found.stores[split].append(rows)
@@ -255,7 +264,8 @@ def _keep(
 
 
 def checked_chunks(
-    reader: TableReader, roles: Roles, *, dtype: str, on_bad_rows: str, found: Scanned, suspect: bool = False,
+    reader: TableReader, roles: Roles, *, dtype: str, on_bad_rows: str, found: Scanned,
+    by_hash: HashSplit | None = None, suspect: bool = False,
 ) -> Iterator[Chunk]:  # fmt: skip
     """All rows of a table in order; arguments as of `scan`.
 
@@ -265,6 +275,7 @@ def checked_chunks(
         dtype: the compute type.
         on_bad_rows: "error", "drop" or "mean".
         found: counts what is bad, and the rows.
+        by_hash: which rows test; None where the last ones do.
         suspect: see `scan`.
     """
     rule, names = CellRule(roles, dtype), roles.names
@@ -275,18 +286,17 @@ def checked_chunks(
             found.suspects = tuple(_blank_so_far(chunk, roles))
             if found.suspects:
                 return
-        checked = _checked(chunk, rule, roles, on_bad_rows, found)
-        found.num_rows += len(chunk.columns[0])
-        yield checked
+        checked, count = _checked(chunk, rule, roles, on_bad_rows, found), len(chunk.columns[0])
+        yield checked._replace(tests=by_hash.tests(found.num_rows, count)) if by_hash else checked
+        found.num_rows += count
 
 
-def kept_pieces(chunk: Chunk, by_hash: HashSplit | None) -> Iterator[tuple[str, np.ndarray]]:
+def kept_pieces(chunk: Chunk) -> Iterator[tuple[str, np.ndarray]]:
     """The kept rows of a chunk: `(split, rows [k, c])` in order, in pieces; the next one takes the memory of a piece.
 
     Columns are turned into rows where they stay in the cache.
     """
     count = len(chunk.columns[0])
-    tests = by_hash.tests(chunk.first, count) if by_hash else None
     step = piece_rows(len(chunk.columns))
     buffer = np.empty((min(step, count), len(chunk.columns)))
     for first in range(0, count, step):
@@ -295,10 +305,10 @@ def kept_pieces(chunk: Chunk, by_hash: HashSplit | None) -> Iterator[tuple[str, 
         for place, column in enumerate(chunk.columns):
             rows[:, place] = column[part]
         kept = None if chunk.dropped is None else ~chunk.dropped[part]
-        if tests is None:
+        if chunk.tests is None:
             yield "train", rows if kept is None else rows[kept]
             continue
-        for split, chosen in (("train", ~tests[part]), ("test", tests[part])):
+        for split, chosen in (("train", ~chunk.tests[part]), ("test", chunk.tests[part])):
             yield split, rows[chosen if kept is None else chosen & kept]
 
 
@@ -309,7 +319,7 @@ def _checked(chunk: RowBatch, rule: CellRule, roles: Roles, on_bad_rows: str, fo
     bad = {position: mask for position, mask in masks.items() if mask is not None and mask.any()}
     if not bad:
         found.largest = np.maximum(found.largest, np.abs(ends).max(axis=1))
-        return Chunk(found.num_rows, chunk.columns, np.array(ends), None)
+        return Chunk(found.num_rows, chunk.columns, np.array(ends))
     row, position = min((int(mask.argmax()), position) for position, mask in bad.items())
     if on_bad_rows == "error":
         raise InputError(f"{_said(chunk, row, position, rule)}; {_fix(row, position, bad, roles)}")
@@ -376,18 +386,18 @@ def _fix(row: int, position: int, bad: dict[int, np.ndarray], roles: Roles) -> s
 
 
 def _chunks(batches: Iterator[RowBatch], num_columns: int) -> Iterator[RowBatch]:
-    """The same rows in chunks of one size, float64, so that nothing after depends on the format's batches."""
+    """The same rows, float64, in chunks that are neither large nor so small that their number costs time."""
     held: list[tuple[RowBatch, int, int]] = []
     rows, most = 0, max(256, min(CHUNK_ROWS, _CHUNK_BYTES // (8 * num_columns)))
     for batch in batches:
-        first, size = 0, len(batch.columns[0])
-        while size - first:
-            last = min(size, first + most - rows)
-            held.append((batch, first, last))
-            rows, first = rows + last - first, last
-            if rows == most:
+        size = len(batch.columns[0])
+        for first in range(0, size, most):
+            last = min(size, first + most)
+            if held and (rows + last - first > most or rows >= most // 4):
                 yield _joined(held, num_columns)
                 held, rows = [], 0
+            held.append((batch, first, last))
+            rows += last - first
     if held:
         yield _joined(held, num_columns)
 
@@ -421,21 +431,25 @@ class ColumnDigests:
 
     Args:
         names: of the columns.
+        num_values: how many of the first of them training computes with.
+
+    Attributes:
+        holds_tiny: whether one of those holds a number other than 0 below 2**-126; once all were added.
     """
 
-    def __init__(self, names: Sequence[str]):
-        self._names = names
+    def __init__(self, names: Sequence[str], num_values: int):
+        self.holds_tiny = False
+        self._names, self._num_values = names, num_values
         self._hashes = [hashlib.sha256() for _ in names]
         self._pool = concurrent.futures.ThreadPoolExecutor(
             len(os.sched_getaffinity(0)), thread_name_prefix="tapedist-hash"
         )
         self._under_way: list[concurrent.futures.Future[None]] = []
 
-    def update(self, columns: Sequence[np.ndarray]) -> None:
-        """Adds rows; `columns` must not be changed afterwards."""
+    def update(self, chunk: Chunk) -> None:
+        """Adds rows, whose arrays must not be changed afterwards."""
         self._settle()
-        pairs = zip(self._hashes, columns, strict=True)
-        self._under_way = [self._pool.submit(_add, digest, column) for digest, column in pairs]
+        self._under_way = [self._pool.submit(self._add, chunk, position) for position in range(len(self._names))]
 
     def hexdigest(self) -> str:
         """The digest of all; nothing may be added any more."""
@@ -451,9 +465,11 @@ class ColumnDigests:
         for future in self._under_way:
             future.result()
 
-
-def _add(digest: Any, column: np.ndarray) -> None:
-    digest.update(np.ascontiguousarray(column, "<f8").data)
+    def _add(self, chunk: Chunk, position: int) -> None:
+        column = chunk.columns[position]
+        self._hashes[position].update(np.ascontiguousarray(column, "<f8").data)
+        if position < self._num_values and not self.holds_tiny and holds_tiny(column, chunk.ends[position]):
+            self.holds_tiny = True
 
 
 class ScannedExtremes:
@@ -462,14 +478,14 @@ class ScannedExtremes:
     Args:
         num_columns: `c`.
         weighted: whether the last column is a weight.
-        by_hash: which rows test; None where the last ones do.
+        hashed: whether rows test by their hash; otherwise the last ones do.
         test_fraction: of the rows.
     """
 
-    def __init__(self, num_columns: int, *, weighted: bool, by_hash: HashSplit | None, test_fraction: float):
-        self._weighted, self._by_hash = weighted, by_hash
-        self._per_chunk = by_hash is None and test_fraction > 0
-        splits = 2 if by_hash else 1
+    def __init__(self, num_columns: int, *, weighted: bool, hashed: bool, test_fraction: float):
+        self._weighted = weighted
+        self._per_chunk = not hashed and test_fraction > 0
+        splits = 2 if hashed else 1
         self._low, self._high = np.full((splits, num_columns), np.inf), np.full((splits, num_columns), -np.inf)
         self._kept_ends = [0]
         self._chunks: list[Extremes] = []
@@ -488,10 +504,9 @@ class ScannedExtremes:
         if not new.any():
             return
         counts = self._counts(columns, chunk.dropped)
-        tests = self._by_hash.tests(chunk.first, len(columns[0])) if self._by_hash else None
         chosen = [columns[position] for position in np.flatnonzero(new).tolist()]
         for split in range(len(self._low)):
-            of_split = None if tests is None else tests == bool(split)
+            of_split = None if chunk.tests is None else chunk.tests == bool(split)
             picked = of_split if counts is None else counts if of_split is None else counts & of_split
             low, high = _extremes(chosen, picked)
             self._low[split, new] = np.minimum(self._low[split, new], low)

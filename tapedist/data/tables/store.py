@@ -19,9 +19,9 @@ from typing import IO
 
 import numpy as np
 
-from tapedist.data.layout import RowNumbers, piece_rows
+from tapedist.data.layout import RowNumbers, as_array, piece_rows
+from tapedist.data.tables.files import display
 from tapedist.errors import StateError, StorageError
-from tapedist.text import display
 
 _GROWTH_BYTES = 2**22
 _SPARE_BYTES = 2**26  # What is left on the disk for others; also what is written between two looks at its room.
@@ -220,7 +220,7 @@ class DecodedRows:
             InputError: if a file cannot be decoded any more.
             StateError: if a file changed since it was opened.
         """
-        numbers = np.asarray(rows, np.int64)
+        numbers = as_array(rows)
         order = np.argsort(numbers, kind="stable")
         ascending, found, done = numbers[order], [], 0
         with self._lock:

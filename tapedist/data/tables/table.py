@@ -182,9 +182,11 @@ def _decoded(
 ) -> Iterator[np.ndarray]:
     """All kept rows of a split, decoded anew."""
     header.reader.check_unchanged()
-    chunks = checked_chunks(header.reader, header.roles, dtype=dtype, on_bad_rows=on_bad_rows, found=Scanned())
+    chunks = checked_chunks(
+        header.reader, header.roles, dtype=dtype, on_bad_rows=on_bad_rows, found=Scanned(), by_hash=by_hash
+    )
     for chunk in chunks:
-        for of_split, rows in kept_pieces(chunk, by_hash):
+        for of_split, rows in kept_pieces(chunk):
             if of_split == split and len(rows):
                 yield rows.copy()
 

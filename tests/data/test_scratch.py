@@ -123,7 +123,7 @@ def test_too_small_a_disk_through_the_command(tables: dict[str, Path], tmp_path:
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="looks at a process by /proc")
 def test_nothing_is_left_behind_after_a_kill(tables: dict[str, Path], tmp_path: Path):
     command = [sys.executable, "-c", _COMMAND, "1000", *_flags(tables["csv"], tmp_path), "--num_epochs=1e9"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1
     )

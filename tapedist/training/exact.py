@@ -64,7 +64,7 @@ _FLOAT64 = Kind(tf.float64, 2, 0, 0, 2.0**-250, 2.0**-160, 2.0**250)
 # Steps of the grids of a sum, powers of two: `l` tensors, each with a step for each term.
 Steps = Sequence[tf.Tensor]
 
-# A stack, because programs are traced inside of others; tracing happens on one thread.
+# A stack, because programs are traced inside of others.
 _zeros: list[tf.Tensor | None] = []
 
 

@@ -356,7 +356,7 @@ class _Tiles:
     def features(self, first: tf.Tensor | int, count: int) -> list[tf.Tensor]:
         """Some of the features, each of `shape`."""
         shape = self.rows[0].shape
-        # One operation instead of `count` of them where it can be: traced and compiled faster.
+        # One split instead of `count` slices, where all features are taken.
         if isinstance(self.first, int) and shape[:2] == [self.number, count]:
             columns = tf.split(self.rows[0], count, axis=1)
         else:  # One by one: XLA would copy a slice that several loops read.

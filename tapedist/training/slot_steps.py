@@ -57,8 +57,8 @@ class SlotSteps(RowPrograms):
                     at = step + tf.cast(i, tf.int64)
                     state, record, ok = self.apply_sums(self.row_sums, state, sums, at, settings)
                     records = step_records.with_row(records, i, record)
-                    # The sign holds whether the step was applied: a step that was not ends the loop as `-(steps
-                    # begun)`, which is below 0 even for the first step.
+                    # The sign holds whether the step was applied: a step that was not ends the loop as
+                    # `-(steps begun)`, which is below 0 even for the first step.
                     begun = tf.where(ok, carried[0] + 1, -1 - carried[0])
                     return tf.concat([[begun], tf.gather(plan, i + 1), state], 0), records
 

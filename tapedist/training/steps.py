@@ -39,7 +39,7 @@ from tapedist.training.row_sums import RowSums, Totals
 from tapedist.training.tape_sums import ModuleSums, PlainSums
 
 _PACKAGE = __name__.partition(".")[0] + "."
-_MAX_RECORDED_PARAMETERS = 16  # More would make records of 4,096 steps large, for a path that no figure can show.
+_MAX_RECORDED_PARAMETERS = 16  # More would make the records of a call large.
 _RECORD_HEAD = 4
 
 

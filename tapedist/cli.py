@@ -122,8 +122,9 @@ def _verify(options: VerifyOptions) -> None:
 
 def _launch(options: LaunchConfig) -> int:
     # The workers' flags are checked here first, for one error message rather than one of each worker.
-    launch.check_training(options, flags.CommandLine(TrainConfig, options.worker_argv[1:]).options())
-    return launch.main(options)
+    training = flags.CommandLine(TrainConfig, options.worker_argv[1:]).options()
+    launch.check_training(options, training)
+    return launch.main(options, on_cpus=training.num_virtual_devices > 0)
 
 
 COMMANDS: dict[str, Command] = {

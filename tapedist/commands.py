@@ -106,12 +106,20 @@ def report(options: RunOptions) -> None:
     page = report_page(
         config=config,
         model=content,
-        environment=json.loads(folder.environment.read_text()),
+        environment=_read_environment(folder),
         history=read_rows(folder.metrics),
         source=source,
     )
     write_atomic(folder.report, page)
     print(f"Report: {folder.report}")
+
+
+def _read_environment(folder: RunFolder) -> Any:
+    """The content of `env.json`."""
+    try:
+        return json.loads(folder.environment.read_text())
+    except (OSError, ValueError) as error:
+        raise StateError(f"{folder.environment}: cannot be read ({error}); restore it, or train again") from None
 
 
 def export(options: RunOptions) -> None:

@@ -158,6 +158,7 @@ def check_training(options: LaunchConfig, config: TrainConfig) -> None:
 def main(
     config: LaunchConfig,
     *,
+    on_cpus: bool = False,
     program: Sequence[str] = _PROGRAM,
     environ: Mapping[str, str] = os.environ,
 ) -> int:
@@ -167,6 +168,7 @@ def main(
 
     Args:
         config: the launcher's settings.
+        on_cpus: whether the workers' own settings give them logical CPUs, so that none needs a GPU.
         program: the program that gets `config.worker_argv`.
         environ: the environment that the workers inherit.
 
@@ -183,7 +185,7 @@ def main(
             f"TF_CONFIG: names a cluster, but --num_workers={config.num_workers} starts a cluster of its own; "
             "unset TF_CONFIG, or use --num_workers=1"
         )
-    own_gpus = _shares_of_gpus(config, environ)
+    own_gpus = _shares_of_gpus(config, environ, on_cpus)
     log_dir = _make_log_dir(config.log_dir)
     console = Console(sys.stdout, sys.stderr)
     restarts = 0
@@ -211,9 +213,8 @@ def main(
             console.log(f"restarting all workers from the last checkpoint ({restarts} of {config.max_restarts})")
 
 
-def _shares_of_gpus(config: LaunchConfig, environ: Mapping[str, str]) -> list[dict[str, str]]:
+def _shares_of_gpus(config: LaunchConfig, environ: Mapping[str, str], on_cpus: bool) -> list[dict[str, str]]:
     """The additions to each worker's environment, so that no two of them use the same GPU."""
-    on_cpus = any(word.lstrip("-").startswith("num_virtual_devices=") for word in config.worker_argv)
     if config.virtual_devices_per_worker or (on_cpus and not config.gpus_per_worker):
         return [{}] * config.num_workers
     if config.num_workers == 1 and not config.gpus_per_worker:

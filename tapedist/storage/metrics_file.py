@@ -14,7 +14,9 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from tapedist.errors import StateError
 from tapedist.storage.files import storage_error
 from tapedist.training.interfaces import Row
 
@@ -46,29 +48,37 @@ def read_rows(path: Path) -> list[Row]:
     """Reads the rows of a metrics file; a null loss or penalty becomes NaN.
 
     A last line without its newline is that of a crash, and is skipped.
+
+    Raises:
+        StateError: if the file is not there, or a line is not what training writes.
     """
-
-    def number(value: float | None) -> float:
-        return math.nan if value is None else value
-
     rows = []
-    with open(path, encoding="utf-8") as file:
-        for line in file:
-            if not line.endswith("\n"):
-                break
-            entry = json.loads(line)
-            rows.append(
-                Row(
-                    step=entry["step"],
-                    epoch=entry["epoch"],
-                    split=entry["split"],
-                    loss=number(entry["loss"]),
-                    penalty=number(entry["penalty"]),
-                    examples_per_sec=entry["examples_per_sec"],
-                    seconds=number(entry["time"]),
-                )
-            )
+    try:
+        with open(path, encoding="utf-8") as file:
+            for line in file:
+                if not line.endswith("\n"):
+                    break
+                rows.append(_row(json.loads(line)))
+    except OSError as error:
+        raise StateError(f"{path}: cannot be read ({error.strerror}); restore it, or train again") from None
+    except (ValueError, KeyError, TypeError):
+        raise StateError(f"{path}: line {len(rows) + 1} is damaged; restore it, or train again") from None
     return rows
+
+
+def _row(entry: dict[str, Any]) -> Row:
+    def number(value: float | None) -> float:
+        return math.nan if value is None else float(value)
+
+    return Row(
+        step=entry["step"],
+        epoch=entry["epoch"],
+        split=entry["split"],
+        loss=number(entry["loss"]),
+        penalty=number(entry["penalty"]),
+        examples_per_sec=entry["examples_per_sec"],
+        seconds=number(entry["time"]),
+    )
 
 
 class MetricsFile:

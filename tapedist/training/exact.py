@@ -11,6 +11,7 @@ Legend: `T` rows of a tile, `d` features, `P` parameters, `l` grids of a sum, `K
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -64,8 +65,8 @@ _FLOAT64 = Kind(tf.float64, 2, 0, 0, 2.0**-250, 2.0**-160, 2.0**250)
 # Steps of the grids of a sum, powers of two: `l` tensors, each with a step for each term.
 Steps = Sequence[tf.Tensor]
 
-# A stack, because programs are traced inside of others.
-_zeros: list[tf.Tensor | None] = []
+# Of the context, because programs are traced inside of others, and in several threads of a process at once.
+_ZERO: contextvars.ContextVar[tf.Tensor | None] = contextvars.ContextVar("zero", default=None)
 
 
 @contextlib.contextmanager
@@ -75,16 +76,16 @@ def pinning(zero: tf.Tensor | None) -> Iterator[None]:
     It must be an argument of the compiled program, or made from one: a constant would be folded away, and the pins
     with it. None pins nothing, where all products are exact.
     """
-    _zeros.append(zero)
+    token = _ZERO.set(zero)
     try:
         yield
     finally:
-        _zeros.pop()
+        _ZERO.reset(token)
 
 
 def pinning_unless(exact: bool) -> contextlib.AbstractContextManager[None]:
     """The current `pinning`, or none where products are `exact`."""
-    return pinning(None if exact or not _zeros else _zeros[-1])
+    return pinning(None if exact else _ZERO.get())
 
 
 def pin(value: tf.Tensor) -> tf.Tensor:
@@ -93,10 +94,11 @@ def pin(value: tf.Tensor) -> tf.Tensor:
     Without a pin, whether a product that feeds an addition is rounded depends on the machine's fused multiply-add.
     Outside of `pinning` this is the identity.
     """
-    if not _zeros or _zeros[-1] is None:
+    zero = _ZERO.get()
+    if zero is None:
         return value
     # XLA and LLVM do not see through the change of type and the XOR with a number that they do not know.
-    return tf.bitcast(tf.bitwise.bitwise_xor(tf.bitcast(value, tf.int64), _zeros[-1]), tf.float64)
+    return tf.bitcast(tf.bitwise.bitwise_xor(tf.bitcast(value, tf.int64), zero), tf.float64)
 
 
 def times(a: Any, b: Any) -> tf.Tensor:

@@ -8,6 +8,7 @@ Legend: `n` tiles, `d` features, `T` rows of a tile, `R` replicas.
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from collections.abc import Callable
@@ -54,10 +55,21 @@ def check_row_steps(
     Raises:
         WrongAnswerError: if it does not compute as specified.
     """
-    problem = programs.problem
-    if not is_specified(problem) or not _first_time(programs, (tiles, tile_rows, slots)):
-        return
-    strategy, bounds = programs.strategy, programs.bounds
+    if is_specified(programs.problem):
+        find_fault = functools.partial(_fault_of_row_steps, programs, tiles, tile_rows, slots, run, moves)
+        _refuse_fault(programs, (tiles, tile_rows, slots), find_fault)
+
+
+def _fault_of_row_steps(
+    programs: RowPrograms,
+    tiles: int,
+    tile_rows: int,
+    slots: int,
+    run: Callable[[np.ndarray, Any, Any], tuple[CallResult, ...]],
+    moves: bool,
+) -> str:
+    """What came out different, empty if nothing did; arguments as of `check_row_steps`."""
+    problem, strategy, bounds = programs.problem, programs.strategy, programs.bounds
     replicas, weighted = strategy.num_replicas_in_sync, programs.weighted
     # Ragged, where the program is made for it, so that the mask of the last rows is tested, too.
     count = tiles * tile_rows - (0 if programs.even else min(_RAGGED, tiles * tile_rows - 1))
@@ -76,7 +88,7 @@ def check_row_steps(
     wanted = _updated(state, sums, weight, problem) if moves else state
     same = all(np.array_equal(one.state, wanted) and one.records[0, 1] == weight for one in found)
     same &= found[0].records[0, 0] == loss
-    _refuse_unless(bool(same), "a step over rows")
+    return "" if same else "a step over rows"
 
 
 def check_moment_steps(
@@ -96,12 +108,16 @@ def check_moment_steps(
         WrongAnswerError: if they do not compute as specified.
     """
     problem = steps.problem
-    if (
-        problem.arithmetic != "exact"
-        or not is_specified(problem)
-        or not _first_time(sums, (tiles, tile_rows, problem.dtype.name))
-    ):
-        return
+    if problem.arithmetic == "exact" and is_specified(problem):
+        find_fault = functools.partial(_fault_of_moment_steps, sums, steps, bounds, tiles, tile_rows, weighted)
+        _refuse_fault(sums, (tiles, tile_rows, problem.dtype.name), find_fault)
+
+
+def _fault_of_moment_steps(
+    sums: MomentSteps, steps: QuadraticSteps, bounds: Bounds, tiles: int, tile_rows: int, weighted: bool
+) -> str:
+    """What came out different, empty if nothing did; arguments as of `check_moment_steps`."""
+    problem = steps.problem
     largest, count = bounds.largest(), tiles * tile_rows - min(_RAGGED, tiles * tile_rows - 1)
     replicas = sums.strategy.num_replicas_in_sync
     each = [_fixed_rows(largest, problem.dtype.name, weighted, count, replica) for replica in range(replicas)]
@@ -116,7 +132,8 @@ def check_moment_steps(
     wanted = reference.moments(reference.moment_integers(chunks, columns_of), columns_of)
     same = found.sum_weights == wanted.sum_weights
     same &= np.array_equal(found.means, wanted.means) and np.array_equal(found.centred, wanted.centred)
-    _refuse_unless(bool(same), "the second moments of rows")
+    if not same:
+        return "the second moments of rows"
     model = problem.model
     assert isinstance(model, LinearModel)
     state = _fixed_state(problem, largest)
@@ -125,7 +142,7 @@ def check_moment_steps(
     step = steps.run(state, form, step=0, num_steps=1, limit=math.inf)
     loss, gradient = reference.form_gradient(theta, reference.quadratic_form(wanted, fit_intercept=model.fit_intercept))
     same = np.array_equal(step.state, _updated(state, gradient, 1.0, problem)) and step.records[0, 0] == loss
-    _refuse_unless(bool(same), "a step on second moments")
+    return "" if same else "a step on second moments"
 
 
 def is_specified(problem: Problem) -> bool:
@@ -157,12 +174,16 @@ def _updated(state: np.ndarray, sums: np.ndarray, weight: float, problem: Proble
     return np.concatenate([new_theta, np.ravel(new_slots)])
 
 
-def _first_time(programs: Replicas, shape: tuple[Any, ...]) -> bool:
-    """Returns whether a program of these shapes has not been tested in this process, and marks it as tested."""
-    shown = vars(programs.traced).setdefault("_known_answers", set())
-    first = shape not in shown
-    shown.add(shape)
-    return first
+def _refuse_fault(programs: Replicas, shape: tuple[Any, ...], find_fault: Callable[[], str]) -> None:
+    """Raises WrongAnswerError if a program of these shapes computes otherwise; it is tested once in a process.
+
+    The fault is remembered, too: the next run with the same program must be refused like the first.
+    """
+    faults = vars(programs.traced).setdefault("_known_answers", {})
+    if shape not in faults:
+        faults[shape] = find_fault()
+    if faults[shape]:
+        raise _wrong_answer(faults[shape])
 
 
 def _fixed_state(problem: Problem, bounds: np.ndarray) -> np.ndarray:
@@ -229,15 +250,13 @@ def _on_replicas(strategy: tf.distribute.Strategy, values: list[np.ndarray], dty
     return local[0] if len(local) == 1 else found
 
 
-def _refuse_unless(same: bool, what: str) -> None:
-    if same:
-        return
+def _wrong_answer(what: str) -> WrongAnswerError:
     flags = os.environ.get("XLA_FLAGS", "")
     culprit = next((flag for flag in flags.split() if "fast_math" in flag), "")
     cause = f"this processor, TensorFlow {tf.__version__} or XLA_FLAGS={flags!r} compute otherwise; try without flags"
     if culprit:
         cause = f"XLA_FLAGS={culprit} lets sums be reordered; remove it"
-    raise WrongAnswerError(
+    return WrongAnswerError(
         f"--arithmetic=exact: {what} with a known answer came out different: {cause}, or use --arithmetic=fast, which "
         "promises no bits"
     )

@@ -216,7 +216,8 @@ class LinearSums:
         # Products of float32 rows with trimmed factors are exact; those of a custom loss need not be.
         with exact.pinning_unless(bool(kind.long) and not self._custom):
             with tf.GradientTape(watch_accessed_variables=False) as tape:
-                tape.watch(copies)
+                # The last group of features may be empty, and then only predictions made before lead to the loss.
+                tape.watch(copies if y_hat is None else [*copies, y_hat])
                 y_hat = exact.exact_dot(
                     features, copies, kind, y_hat=y_hat, real=real if self._custom else None,
                     short=not self._custom and not self.weighted,

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from conftest import Finished
 
+from tapedist import cli
 from tapedist.cluster.launch import LaunchConfig, found_gpus, shares, visible_gpus
 from tapedist.cluster.resolve import ONE_PROCESS, ClusterSpec
 from tapedist.config import TrainConfig
@@ -228,6 +229,28 @@ def test_a_cpu_in_the_place_of_gpus_is_refused(hosts: int, gpus: int, monkeypatc
 def test_logical_cpus_are_taken_where_they_are_asked_for(monkeypatch: pytest.MonkeyPatch):
     strategies = _see(4, monkeypatch)
     assert strategies.worker_devices(TrainConfig(num_virtual_devices=2)) == strategies.Devices("CPU", 2)
+
+
+@pytest.mark.parametrize(
+    ("words", "on_cpus"),
+    [
+        (["--num_virtual_devices=2"], True),
+        (["--num_virtual_devices", "2"], True),
+        (["--flagfile=FILE"], True),
+        (["--num_virtual_devices=0"], False),
+        ([], False),
+    ],
+)
+def test_launch_reads_the_workers_settings(
+    words: list[str], on_cpus: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Workers on logical CPUs share no GPUs, wherever the setting stands."""
+    (tmp_path / "file").write_text("--num_virtual_devices=2\n")
+    given: list[dict[str, Any]] = []
+    monkeypatch.setattr("tapedist.cluster.launch.main", lambda options, **more: given.append(more) or 0)
+    words = [word.replace("FILE", str(tmp_path / "file")) for word in words]
+    assert cli.main(["launch", "--num_workers=2", "--", "train", *words]) == 0
+    assert given == [{"on_cpus": on_cpus}]
 
 
 @pytest.mark.parametrize(

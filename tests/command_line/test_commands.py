@@ -237,6 +237,25 @@ def test_report_is_made_by_training_and_made_again(run: Path, capsys: pytest.Cap
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "says"),
+    [
+        ("env.json", None, "env.json: cannot be read"),
+        ("env.json", "{", "env.json: cannot be read"),
+        ("metrics.jsonl", None, "metrics.jsonl: cannot be read"),
+        ("metrics.jsonl", '{"step": 1}\n', "metrics.jsonl: line 1 is damaged; restore it, or train again"),
+        ("metrics.jsonl", "what is this\n", "metrics.jsonl: line 1 is damaged"),
+    ],
+)
+def test_report_refuses_files_that_are_damaged(
+    file: str, content: str | None, says: str, run: Path, capsys: pytest.CaptureFixture[str]
+):
+    (run / file).unlink()
+    if content is not None:
+        (run / file).write_text(content)
+    assert says in refused(capsys, "report", f"--run_dir={run}", code=3)
+
+
 def test_report_and_evaluate_when_the_rows_are_others(
     folder: Path, run: Path, table: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -47,6 +48,20 @@ def _train(seed: int = 0, **settings: Any) -> str:
 
 def _forget() -> None:
     vars(tf.distribute.get_strategy()).pop("_tapedist_programs", None)
+
+
+def test_trainings_in_threads_give_the_bits_of_each_alone():
+    """Programs of float64 and float32 rows are traced side by side; only the former pin their products."""
+    settings: list[dict[str, Any]] = [
+        {**form, "dtype": dtype, "optimizer": optimizer}
+        for form in FORMS.values()
+        for dtype, optimizer in (("float64", "adam"), ("float32", "sgd"))
+    ]
+    alone = [_train(**each) for each in settings]
+    _forget()
+    with concurrent.futures.ThreadPoolExecutor(len(settings)) as pool:
+        together = list(pool.map(lambda each: _train(**each), settings))
+    assert together == alone
 
 
 @pytest.mark.parametrize("form", FORMS)

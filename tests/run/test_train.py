@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import dataclasses
 import functools
 import signal
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import tensorflow as tf
 from sample_sources import Logarithm, TwoLayers, curve, quartic
 
+from tapedist import times
 from tapedist.config import TrainConfig
 from tapedist.data.array_source import ArraySource
 from tapedist.errors import DivergedError, InputError, StateError
@@ -79,6 +81,26 @@ def test_a_batch_larger_than_the_rows_is_noticed(capsys: pytest.CaptureFixture[s
     result = train(TrainConfig(**SMALL, mode="mini_batch", batch_size=5000), quiet=False)
     assert result.steps == 5
     assert "Notice: --batch_size=5000 is above the 400 training rows" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("d", [64, 65, 128])
+@pytest.mark.parametrize("fit_intercept", [True, False])
+def test_a_custom_loss_on_many_features(d: int, fit_intercept: bool):
+    """Features are summed in groups of 64; the last group may be empty."""
+    x = np.random.default_rng(d).normal(size=(200, d))
+    source = ArraySource(x, x.sum(axis=1))
+    config = TrainConfig(
+        num_epochs=3,
+        learning_rate=1e-3,
+        standardize="false",
+        fit_intercept=fit_intercept,
+        init="zeros",
+        dtype="float64",
+    )
+    found = train(config, loss=lambda y_hat, y: times(y_hat - y, y_hat - y), source=source)
+    squared = dataclasses.replace(config, loss="squared", full_batch_engine="stream")
+    wanted = train(squared, source=source)
+    np.testing.assert_allclose(found.parameters, wanted.parameters, rtol=1e-12, atol=1e-15)
 
 
 @pytest.mark.parametrize(

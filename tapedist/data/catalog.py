@@ -80,11 +80,14 @@ def check_target(config: TrainConfig, source: Source, columns: ColumnMoments) ->
     )
 
 
-def open_source(config: TrainConfig, *, check_stop: Callable[[], object] = lambda: None) -> Source:
+def open_source(
+    config: TrainConfig, *, in_order: bool = False, check_stop: Callable[[], object] = lambda: None
+) -> Source:
     """The source that `--data` names.
 
     Args:
         config: the run's settings.
+        in_order: whether rows are asked for in their order only, whatever the settings say.
         check_stop: called now and then while rows are read; may raise to break it off.
 
     Raises:
@@ -104,7 +107,7 @@ def open_source(config: TrainConfig, *, check_stop: Callable[[], object] = lambd
             seed=config.seed,
             dtype=config.dtype,
             scratch_dir=config.scratch_dir,
-            in_order=config.mode == "full_batch" or config.shuffle == "none",
+            in_order=in_order or config.mode == "full_batch" or config.shuffle == "none",
             check_stop=check_stop,
         )
     from tapedist.data.synthetic import SyntheticSource  # Imports TensorFlow.

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tapedist.data.layout import RowNumbers
+from tapedist.data.layout import RowNumbers, Units, convert_matrix
 from tapedist.data.orders import split_sizes
 from tapedist.data.ranges import LEAST, Ranges, ranges_of_rows
 from tapedist.data.source import Source
@@ -111,7 +111,7 @@ def open_table(
     of_run: bool = False,
     check_stop: Callable[[], object] = lambda: None,
 ) -> TableSource:
-    """Opens a table and reads it once: checks every cell, hashes, splits, and keeps what cannot be read again cheaply.
+    """Opens a table and reads it once: checks every cell, hashes, splits, and keeps its rows.
 
     Args:
         data: see `check_table`, as for `target`, `features`, `weight`, `need_target` and `of_run`.
@@ -288,6 +288,11 @@ class TableSource(Source):
         except TapedistError as error:
             self.failure = error
             raise
+
+    def read_into(self, out: Sequence[np.ndarray], split: str, rows: RowNumbers, *, units: Units | None = None) -> None:
+        assert self.target_name
+        take = functools.partial(self._taken, split)
+        convert_matrix(out, take, rows, units=units, weight_exponent=self.weight_exponent)
 
     def read_ahead(self, split: str, rows: range) -> None:
         store, own = self._parts[split]

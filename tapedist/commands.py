@@ -5,6 +5,7 @@ TensorFlow is imported only for synthetic rows and SavedModels.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -52,7 +53,8 @@ def evaluate(options: EvaluateOptions) -> None:
         names = {"train": "data"}
     else:
         try:
-            own = _own_source(read_config(folder), model.content)
+            config = read_config(folder)
+            own = _own_source(dataclasses.replace(config, scratch_dir=options.scratch_dir), model.content)
         except _OtherRowsError as error:
             raise StateError(f"{folder.root}: {error}; evaluate by --data=PATH") from None
         names = {"train": "train", "test": "test"}
@@ -158,7 +160,7 @@ def _own_source(config: TrainConfig, content: Mapping[str, Any]) -> Source:
         raise _OtherRowsError("it was trained from Python on a source of its own, which no command can open")
     if not config.from_table:
         _start_tensorflow()
-    source = catalog.open_source(config)
+    source = catalog.open_source(config, in_order=True)
     if source.fingerprint() != content.get("rows"):
         raise _OtherRowsError("its rows have changed since it was trained")
     return source

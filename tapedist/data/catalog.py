@@ -78,11 +78,12 @@ def check_target(config: TrainConfig, source: Source, columns: ColumnMoments) ->
     )
 
 
-def open_source(config: TrainConfig) -> Source:
+def open_source(config: TrainConfig, *, in_order: bool = False) -> Source:
     """The source that `--data` names.
 
     Args:
         config: the run's settings.
+        in_order: whether rows are asked for in their order only, whatever the settings say.
 
     Raises:
         InputError: if it cannot be read.
@@ -101,7 +102,7 @@ def open_source(config: TrainConfig) -> Source:
             seed=config.seed,
             dtype=config.dtype,
             scratch_dir=config.scratch_dir,
-            in_order=config.mode == "full_batch" or config.shuffle == "none",
+            in_order=in_order or config.mode == "full_batch" or config.shuffle == "none",
         )
     from tapedist.data.synthetic import SyntheticSource  # Imports TensorFlow.
 

@@ -1,6 +1,6 @@
 """The rows of an element read by NumPy, of tables and arrays: long ranges at a time, without a list of their numbers.
 
-Legend: as in `elements.py`; `d` features, `N` rows that the slots of an element have room for.
+Legend: as in `orders.py`; `d` features, `N` rows that the slots of an element have room for.
 """
 
 from __future__ import annotations

@@ -78,6 +78,37 @@ def convert(
                 column[part] = values
 
 
+def convert_matrix(
+    out: Sequence[np.ndarray], take: Callable[[RowNumbers], np.ndarray], rows: RowNumbers, *, units: Units | None,
+    weight_exponent: int,
+) -> None:  # fmt: skip
+    """`convert` where a row's numbers lie side by side: `take` gives `[k, c]`, features, target and any weight.
+
+    Shifted and scaled as one long row: loops over the few features of each would be short.
+    """
+    (x, *rest), num_features = out, out[0].shape[-1 if out[0].ndim == 2 else 1]
+    shape = (min(len(rows), piece_rows(2 * (num_features + len(rest)))), num_features + len(rest))
+    if units:
+        weight = [0.0] * (len(rest) - 1)
+        center = np.tile(np.concatenate([units.center, [units.target_center], weight]), (shape[0], 1))
+        factor = np.tile(np.append(units.factor, [1.0] * len(rest)), (shape[0], 1))
+        buffer = np.empty(shape)
+    with np.errstate(over="ignore"):  # A loss that is not finite is told by name.
+        for first in range(0, len(rows), shape[0] or 1):
+            part = slice(first, min(first + shape[0], len(rows)))
+            found = take(rows[part])
+            if units:
+                found = np.subtract(found, center[: len(found)], out=buffer[: len(found)])
+                found *= factor[: len(found)]
+            if x.ndim == 3:
+                write_tiles(x, first, found[:, :num_features].T)
+            else:
+                x[part] = found[:, :num_features]
+            rest[0][part] = found[:, num_features]
+            if len(rest) > 1:
+                rest[1][part] = np.ldexp(found[:, -1], -weight_exponent)
+
+
 def _in_units(x: np.ndarray, units: Units) -> np.ndarray:
     """Features `[k, d]` in other units, float64; column by column where the features of a row make short loops."""
     if x.shape[1] >= _FEW_FEATURES:

@@ -150,7 +150,7 @@ def test_rows_that_cannot_be_read_are_asked_for_again(table: TableSource, monkey
     )
     read = ElementRows(table, made, np.float32)
     with monkeypatch.context() as patch:
-        patch.setattr(TableSource, "rows", lambda *_, **__: (_ for _ in ()).throw(OSError("gone")))
+        patch.setattr(TableSource, "_taken", lambda *_, **__: (_ for _ in ()).throw(OSError("gone")))
         with pytest.raises(OSError, match="gone"):
             read(0, 0)
     assert read(0, 0)[0].any()

@@ -217,6 +217,26 @@ def test_an_own_source_may_know_its_ranges():
     assert _ranges(source, "train", log=pytest.fail) is wanted
 
 
+def test_an_own_source_is_made_one_of_the_package_once():
+    own = _own(w=np.arange(100.0))
+    source = as_source(own)
+    assert as_source(source) is source
+    assert (source.weighted, source.num_rows("train"), source.fingerprint()) == (True, 100, "own")
+    assert (source.truth, source.notices, source.weight_exponent, source.dtype) == (None, (), 0, None)
+    for found, wanted in zip(source.rows("train", range(5, 9)), (own.x, own.y, own.w), strict=True):
+        np.testing.assert_array_equal(found, wanted[5:9])
+    x, *_ = source.take_runs("train", tf.constant([90, 97], tf.int64), length=4)
+    rows = [90, 91, 92, 93, 97, 98, 99, 99]
+    np.testing.assert_array_equal(x, own.x[rows])
+    out = np.zeros((3, 2), np.float32), np.zeros(3, np.float32), np.zeros(3, np.float32)
+    source.read_into(out, "train", range(3))
+    np.testing.assert_array_equal(out[0], own.x[:3].astype(np.float32))
+    own.take_runs = lambda split, first, *, length: "runs"
+    own.truth = ((1.0, 2.0), 3.0)
+    assert as_source(own).take_runs("train", None, length=1) == "runs"
+    assert as_source(own).truth == own.truth
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_numbers_that_are_not_finite_are_named(value: float):
     source = _own(w=np.ones(100))

@@ -69,7 +69,6 @@ def _digest(data: Path, place: str, **settings: Any) -> str:
             "full_batch_engine": "stream",
             "split": "index",
             "on_bad_rows": "mean",
-            "num_virtual_devices": 2,
         },
         {**_MINI_BATCH, "shuffle": "none", "weight": "times", "cache": "none"},
     ],

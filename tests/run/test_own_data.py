@@ -124,7 +124,7 @@ def test_a_table_that_changes_while_in_use(
         assert train(job(path, standardize=False, **settings)).digest == unchanged
         return
     with pytest.raises(StateError, match="changed while in use"):
-        train(job(path, standardize=False, **settings))
+        train(job(path, standardize=False, **settings), quiet=False)
 
 
 @pytest.mark.parametrize(

@@ -184,59 +184,49 @@ class CellRule:
 
 
 def scan(
-    reader: TableReader,
+    chunks: Callable[..., Iterator[Chunk]],
     roles: Roles,
     *,
-    dtype: str,
-    on_bad_rows: str,
     in_memory: int,
     folder: ScratchFolder,
+    num_rows: int | None = None,
     in_order: bool = True,
-    by_hash: HashSplit | None = None,
+    hashed: bool = False,
     test_fraction: float = 0.0,
     suspect: bool = False,
 ) -> Scanned:
     """Reads the whole table once.
 
     Args:
-        reader: the table.
+        chunks: `checked_chunks` of it, but for the arguments that are here too.
         roles: its columns.
-        dtype: the compute type.
-        on_bad_rows: "error", "drop" or "mean".
         in_memory: bytes up to which rows are kept in memory.
         folder: where more of them go.
+        num_rows: how many the files say there are.
         in_order: whether rows may be decoded anew for want of room.
-        by_hash: which rows test; None where the last ones do.
+        hashed: whether rows test by their hash; otherwise the last ones do.
         test_fraction: of the rows.
         suspect: whether to stop at the first rows if they leave it open whether a feature holds any number.
 
     Raises:
-        InputError: at the first bad cell if `on_bad_rows` is "error".
+        InputError: at the first bad cell, if it is to be one.
         StateError: if a file changes meanwhile.
         StorageError: if rows cannot be written, and must be or there is room.
     """
     names, found = roles.names, Scanned()
-    found.stores = {split: RowStore(len(names), folder) for split in (("train", "test") if by_hash else ("train",))}
+    found.stores = {split: RowStore(len(names), folder) for split in (("train", "test") if hashed else ("train",))}
     found.extremes = ScannedExtremes(
-        len(names), weighted=bool(roles.weight), hashed=by_hash is not None, test_fraction=test_fraction
+        len(names), weighted=bool(roles.weight), hashed=hashed, test_fraction=test_fraction
     )
     digests = ColumnDigests(names, len(names) - bool(roles.weight))
-    for chunk in checked_chunks(
-        reader,
-        roles,
-        dtype=dtype,
-        on_bad_rows=on_bad_rows,
-        found=found,
-        by_hash=by_hash,
-        suspect=suspect,
-    ):
+    for chunk in chunks(found=found, suspect=suspect):
         digests.update(chunk)
         found.extremes.add(chunk)
         if chunk.dropped is not None:
             found.dropped.append(chunk.first + np.flatnonzero(chunk.dropped))
         for split, rows in kept_pieces(chunk):
             found.kept[split] += len(rows)
-            _keep(found, split, rows, in_memory=in_memory, in_order=in_order, num_rows=reader.num_rows)
+            _keep(found, split, rows, in_memory=in_memory, in_order=in_order, num_rows=num_rows)
     found.digest, found.holds_tiny = digests.hexdigest(), digests.holds_tiny
     for store in (found.stores or {}).values():
         store.seal()
@@ -267,7 +257,7 @@ def checked_chunks(
     reader: TableReader, roles: Roles, *, dtype: str, on_bad_rows: str, found: Scanned,
     by_hash: HashSplit | None = None, suspect: bool = False,
 ) -> Iterator[Chunk]:  # fmt: skip
-    """All rows of a table in order; arguments as of `scan`.
+    """All rows of a table in order.
 
     Args:
         reader: the table.

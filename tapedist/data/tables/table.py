@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tapedist.data.layout import RowNumbers
+from tapedist.data.layout import RowNumbers, Units, convert_matrix
 from tapedist.data.orders import split_sizes
 from tapedist.data.ranges import LEAST, ranges_of_rows
 from tapedist.data.source import Ranges, Source, check_stop
@@ -25,7 +25,16 @@ from tapedist.data.tables.columns import Column, Roles, choose, listed
 from tapedist.data.tables.files import display
 from tapedist.data.tables.listing import FoundFiles, find_files
 from tapedist.data.tables.reader import TableReader
-from tapedist.data.tables.scan import CHUNK_ROWS, HashSplit, Scanned, checked_chunks, holds_numbers, kept_pieces, scan
+from tapedist.data.tables.scan import (
+    CHUNK_ROWS,
+    Chunk,
+    HashSplit,
+    Scanned,
+    checked_chunks,
+    holds_numbers,
+    kept_pieces,
+    scan,
+)
 from tapedist.data.tables.store import DecodedRows, RowStore, ScratchFolder
 from tapedist.errors import InputError, TapedistError
 
@@ -110,7 +119,7 @@ def open_table(
     need_target: bool = True,
     of_run: bool = False,
 ) -> TableSource:
-    """Opens a table and reads it once: checks every cell, hashes, splits, and keeps what cannot be read again cheaply.
+    """Opens a table and reads it once: checks every cell, hashes, splits, and keeps its rows.
 
     Args:
         data: see `check_table`, as for `target`, `features`, `weight`, `need_target` and `of_run`.
@@ -132,26 +141,37 @@ def open_table(
     """
     header = check_table(data, target=target, features=features, weight=weight, need_target=need_target, of_run=of_run)
     by_hash = HashSplit(test_fraction, seed) if split == "hash" and test_fraction else None
-    read = functools.partial(
-        scan, dtype=dtype, on_bad_rows=on_bad_rows, test_fraction=test_fraction, in_memory=memory_budget,
-        folder=ScratchFolder(scratch_dir), by_hash=by_hash, in_order=in_order,
+    header, chunks, found = _scanned(
+        header, suspect=not header.roles.chosen, dtype=dtype, on_bad_rows=on_bad_rows, by_hash=by_hash,
+        test_fraction=test_fraction, in_memory=memory_budget, folder=ScratchFolder(scratch_dir),
+        in_order=in_order,
     )  # fmt: skip
-    scanned = read(header.reader, header.roles, suspect=not header.roles.chosen)
-    if scanned.suspects:
-        header = _without_blank(header, scanned.suspects)
-        scanned = read(header.reader, header.roles)
-    if scanned.num_rows == scanned.num_dropped:
-        raise InputError(no_rows(display(data), header.roles, scanned))
-    settings = [split, test_fraction, seed if split == "hash" else 0] if test_fraction else []
-    settings += [on_bad_rows] if scanned.num_dropped or scanned.num_imputed else []
-    decode = functools.partial(_decoded, header, dtype=dtype, on_bad_rows=on_bad_rows, by_hash=by_hash)
-    stores: Mapping[str, RowStore | DecodedRows] = scanned.stores or {
-        name: DecodedRows(functools.partial(decode, name), n) for name, n in scanned.kept.items()
-    }
-    parts = _parts(stores, scanned.kept, 0.0 if by_hash else test_fraction)
+    if found.num_rows == found.num_dropped:
+        raise InputError(no_rows(display(data), header.roles, found))
+    parts = _parts(found, functools.partial(_decoded, header.reader, chunks), 0.0 if by_hash else test_fraction)
     if not len(parts["train"].rows):
         raise InputError(f"--test_fraction={test_fraction}: leaves no row of {display(data)} to train on; lower it")
-    return TableSource(header, scanned, parts, settings)
+    settings = [split, test_fraction, seed if split == "hash" else 0] if test_fraction else []
+    settings += [on_bad_rows] if found.num_dropped or found.num_imputed else []
+    return TableSource(header, found, parts, settings)
+
+
+def _scanned(
+    header: TableHeader, *, suspect: bool, dtype: str, on_bad_rows: str, by_hash: HashSplit | None,
+    **keeping: Any,
+) -> tuple[TableHeader, Callable[..., Iterator[Chunk]], Scanned]:  # fmt: skip
+    """The header without features that hold no number, what decodes the table anew, and what its scan found."""
+    chunks = functools.partial(
+        checked_chunks, header.reader, header.roles, dtype=dtype, on_bad_rows=on_bad_rows, by_hash=by_hash
+    )
+    found = scan(
+        chunks, header.roles, num_rows=header.reader.num_rows, hashed=by_hash is not None, suspect=suspect,
+        **keeping,
+    )  # fmt: skip
+    if not found.suspects:
+        return header, chunks, found
+    header = _without_blank(header, found.suspects)
+    return _scanned(header, suspect=False, dtype=dtype, on_bad_rows=on_bad_rows, by_hash=by_hash, **keeping)
 
 
 class Part(NamedTuple):
@@ -166,26 +186,23 @@ class Part(NamedTuple):
     rows: range
 
 
-def _parts(
-    stores: Mapping[str, RowStore | DecodedRows], kept: Mapping[str, int], test_fraction: float
-) -> dict[str, Part]:
-    """The splits; without a hash both are of one store, and the last rows test."""
-    if kept["test"] or not test_fraction:
-        return {split: Part(stores.get(split, stores["train"]), range(n)) for split, n in kept.items()}
+def _parts(scanned: Scanned, decode: Callable[[str], Iterator[np.ndarray]], test_fraction: float) -> dict[str, Part]:
+    """The splits; the last rows test where none do by their hash, and then both splits are of one store."""
+    kept = scanned.kept
+    stores: Mapping[str, RowStore | DecodedRows] = scanned.stores or {
+        split: DecodedRows(functools.partial(decode, split), count) for split, count in kept.items()
+    }
+    if not test_fraction:
+        return {split: Part(stores.get(split, stores["train"]), range(count)) for split, count in kept.items()}
     num_train, num_test = split_sizes(kept["train"], test_fraction)
     store = stores["train"]
     return {"train": Part(store, range(num_train)), "test": Part(store, range(num_train, num_train + num_test))}
 
 
-def _decoded(
-    header: TableHeader, split: str, *, dtype: str, on_bad_rows: str, by_hash: HashSplit | None
-) -> Iterator[np.ndarray]:
+def _decoded(reader: TableReader, chunks: Callable[..., Iterator[Chunk]], split: str) -> Iterator[np.ndarray]:
     """All kept rows of a split, decoded anew."""
-    header.reader.check_unchanged()
-    chunks = checked_chunks(
-        header.reader, header.roles, dtype=dtype, on_bad_rows=on_bad_rows, found=Scanned(), by_hash=by_hash
-    )
-    for chunk in chunks:
+    reader.check_unchanged()
+    for chunk in chunks(found=Scanned()):
         for of_split, rows in kept_pieces(chunk):
             if of_split == split and len(rows):
                 yield rows.copy()
@@ -285,6 +302,11 @@ class TableSource(Source):
         except TapedistError as error:
             self.failure = error
             raise
+
+    def read_into(self, out: Sequence[np.ndarray], split: str, rows: RowNumbers, *, units: Units | None = None) -> None:
+        assert self.target_name
+        take = functools.partial(self._taken, split)
+        convert_matrix(out, take, rows, units=units, weight_exponent=self.weight_exponent)
 
     def read_ahead(self, split: str, rows: range) -> None:
         store, own = self._parts[split]

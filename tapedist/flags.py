@@ -141,7 +141,8 @@ class CommandLine(Generic[Options]):
                 self.help_wanted = True
             elif name.startswith("no") and name[2:] in self._flags and self._flags[name[2:]].boolean:
                 if equals:
-                    self._refuse(name[2:], f"--{name}={display(value)}: takes no value; use --{name[2:]}=false", place)
+                    fix = f"takes no value; write --{name[2:]}=false"
+                    self._refuse(name[2:], f"--{name}={display(value)}: {fix}", place)
                 else:
                     self._set(name[2:], "false", place)
             elif name in _GONE and name not in self._flags:

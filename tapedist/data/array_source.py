@@ -205,7 +205,8 @@ def _target_name(y: Any, feature_names: Sequence[str]) -> str:
     name = frames.series_name(y)
     if name in feature_names:
         raise InputError(
-            f"x: holds the target {display(name)} too, which would predict itself; drop its column from x, or rename y"
+            f"x: holds the target {display(name)} too, which would predict itself; take its column out of x, or "
+            "rename y"
         )
     free = itertools.chain(("y", "target"), (f"y{j}" for j in itertools.count(2)))
     return name or next(other for other in free if other not in feature_names)

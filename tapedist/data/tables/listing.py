@@ -116,7 +116,9 @@ class _Walk:
         # Links are followed, because the rows behind them are the table's as well.
         real = os.path.realpath(folder)
         if real in above:
-            raise InputError(f"--data={display(folder)}: leads back to a folder above it by a link; remove the link")
+            raise InputError(
+                f"--data={display(folder)}: comes back to a folder above it through a link; remove the link"
+            )
         try:
             names = sorted(os.listdir(folder))
         except OSError as error:

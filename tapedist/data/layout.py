@@ -42,7 +42,7 @@ def as_array(rows: RowNumbers) -> np.ndarray:
 
 def piece_rows(num_columns: int) -> int:
     """Rows of float64 columns that stay in the cache."""
-    return max(64, PIECE_BYTES // (8 * num_columns))
+    return max(64, PIECE_BYTES // (8 * max(1, num_columns)))
 
 
 def convert(

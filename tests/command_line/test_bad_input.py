@@ -216,12 +216,12 @@ def _first_to_leave(starts: list[subprocess.Popen[str]], count: int) -> list[sub
 def _train_on(x: Any, y: Any, *, train: int, **settings: Any) -> Any:
     from sample_sources import ArraySource
 
-    from tapedist.run import train
+    from tapedist.run.train import train as fit
 
     defaults: dict[str, Any] = {"num_epochs": 20, "learning_rate": 0.01, "plots": False}
     x = np.asarray(x, np.float64)
     source = ArraySource(x.reshape(len(x), -1), np.asarray(y, np.float64), train=train)
-    return train.train(TrainConfig(**(defaults | settings)), source=source)
+    return fit(TrainConfig(**(defaults | settings)), source=source)
 
 
 @pytest.mark.parametrize("engine", ["stream", "moments"])

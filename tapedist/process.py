@@ -193,7 +193,11 @@ class Terminated(BaseException):
         self.signum = signum
 
 
+_raised: list[int] = []  # Signals of which `_raise_terminated` has raised.
+
+
 def _raise_terminated(signum: int, frame: FrameType | None) -> None:
+    _raised.append(signum)
     raise Terminated(signum)
 
 
@@ -212,10 +216,16 @@ def signals_raise() -> Iterator[None]:
     if threading.current_thread() is threading.main_thread():
         numbers = (signal.SIGTERM, *UNLESS_HANDLED)
         own = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
+    _raised.clear()
     for number in own:
         signal.signal(number, _raise_terminated)
     try:
         yield
+    except Exception as error:
+        # A module of C that is being imported turns what is raised in it into an ImportError.
+        if _raised and not isinstance(error, TapedistError):
+            raise Terminated(_raised[0]) from error
+        raise
     finally:
         for number in own:
             signal.signal(number, signal.SIG_DFL)

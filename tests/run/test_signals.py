@@ -19,7 +19,7 @@ from preforked import preforked_python
 from scripts.fault_injection.outcome import outcome
 from tapedist.config import TrainConfig
 from tapedist.errors import Interrupted
-from tapedist.process import StopSignals
+from tapedist.process import StopSignals, Terminated, signals_raise
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 SETTINGS: dict[str, Any] = {
@@ -53,6 +53,22 @@ def test_a_library_that_takes_it_for_its_own_error(number: signal.Signals) -> No
         library()
     assert caught.value.signum == number
     assert isinstance(caught.value.__cause__, TypeError)
+
+
+def test_an_import_that_takes_it_for_its_own_error() -> None:
+    """Modules of C turn what is raised while they are made into an ImportError."""
+
+    def importing() -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except Terminated:
+            raise ImportError("initialization failed") from None
+
+    with pytest.raises(Terminated) as caught, signals_raise():
+        importing()
+    assert caught.value.signum == signal.SIGTERM
+    with pytest.raises(ImportError), signals_raise():  # One that nobody caused by a signal is what it is.
+        raise ImportError("initialization failed")
 
 
 def test_a_noted_signal_waits_for_the_end() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import concurrent.futures
-import dataclasses
 import functools
 import signal
 from pathlib import Path
@@ -83,24 +82,17 @@ def test_a_batch_larger_than_the_rows_is_noticed(capsys: pytest.CaptureFixture[s
     assert "Notice: --batch_size=5000 is above the 400 training rows" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("d", [64, 65, 128])
-@pytest.mark.parametrize("fit_intercept", [True, False])
+@pytest.mark.parametrize(("d", "fit_intercept"), [(128, False), (65, True)])
 def test_a_custom_loss_on_many_features(d: int, fit_intercept: bool):
-    """Features are summed in groups of 64; the last group may be empty."""
-    x = np.random.default_rng(d).normal(size=(200, d))
-    source = ArraySource(x, x.sum(axis=1))
+    """Features are summed in groups of 64; without an intercept the last group may be empty."""
+    x = np.random.default_rng(d).integers(-8, 9, size=(200, d)).astype(float)
+    y = x.sum(axis=1)
     config = TrainConfig(
-        num_epochs=3,
-        learning_rate=1e-3,
-        standardize="false",
-        fit_intercept=fit_intercept,
-        init="zeros",
-        dtype="float64",
+        num_epochs=1, learning_rate=2.0**-10, standardize="false", fit_intercept=fit_intercept, init="zeros"
     )
-    found = train(config, loss=lambda y_hat, y: times(y_hat - y, y_hat - y), source=source)
-    squared = dataclasses.replace(config, loss="squared", full_batch_engine="stream")
-    wanted = train(squared, source=source)
-    np.testing.assert_allclose(found.parameters, wanted.parameters, rtol=1e-12, atol=1e-15)
+    found = train(config, loss=lambda y_hat, y: times(y_hat - y, y_hat - y), source=ArraySource(x, y))
+    gradient = -2 * (np.append(x, np.ones([200, fit_intercept * 1]), axis=1) * y[:, np.newaxis]).mean(axis=0)
+    np.testing.assert_allclose(found.parameters, -(2.0**-10) * gradient, rtol=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -173,8 +173,7 @@ def main(
         environ: the environment that the workers inherit.
 
     Returns:
-        The exit code: 0, the code of a worker with a real error, 75 if a worker was lost once too often, or 128 and the
-        number of the signal that stopped the cluster.
+        0, the code of a worker with a real error, 75 if one was lost too often, or 128 + the signal that stopped them.
 
     Raises:
         InputError: if the environment names another cluster, there are too few GPUs, or the logs cannot be written;

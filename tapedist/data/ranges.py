@@ -28,7 +28,6 @@ ROUNDS_UP = 2.0**-126 - 2.0**-150
 
 _PIECE = 16_384  # Temporaries that stay in the cache.
 _FEW_COLUMNS = 16  # Up to here columns are faster one by one.
-_LEAST = {"float32": 2.0**-126, "float64": 2.0**-250}
 
 
 def flushed(values: np.ndarray, dtype: Any) -> np.ndarray:
@@ -168,7 +167,7 @@ class Bounds:
     @classmethod
     def of(cls, ranges: Ranges, *, dtype: str) -> Bounds:
         """Bounds of rows that are rounded to `dtype`, "float32" or "float64"."""
-        least = _LEAST[dtype]
+        least = LEAST[dtype]
 
         def as_trained(values: np.ndarray) -> np.ndarray:
             with np.errstate(over="ignore"):  # What overflows is refused where it is read.

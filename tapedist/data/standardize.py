@@ -29,7 +29,7 @@ from tapedist.errors import InputError
 from tapedist.text import display
 
 _LEAST_SCALE = 2.0**-1021  # Of which the reciprocal and some multiples of it are finite.
-_ROUNDINGS = 4.0  # A column that varies by no more than so many roundings is constant, as in `results.factor`.
+_ROUNDINGS = 4.0  # A column that varies by no more than so many roundings is constant, as in `regression.factor`.
 
 
 class RawUnits:

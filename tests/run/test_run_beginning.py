@@ -15,6 +15,7 @@ import pytest
 
 from scripts.fault_injection.outcome import outcome
 from tapedist.config import TrainConfig
+from tapedist.data import source
 from tapedist.errors import InputError, StorageError
 from tapedist.flags import CommandLine
 from tapedist.run import saved_run
@@ -137,3 +138,31 @@ def test_a_crash_while_the_earlier_run_goes_refuses_nothing(
     assert not list(finished.glob(".tapedist-*"))
     _train(tmp_path / "undisturbed", seed=3)
     assert outcome(finished) == outcome(tmp_path / "undisturbed")
+
+
+def test_no_worker_is_asked_for_a_stop_while_the_chief_writes_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The chief alone reads rows for report and figures; a question to all workers would wait for the others."""
+    from tapedist.run import train
+
+    asked, write, writing = [0, 0], saved_run.SavedRun._write_results, [False]
+
+    def ask(*_: Any) -> bool:
+        asked[writing[0]] += 1
+        return False
+
+    def write_results(*arguments: Any) -> None:
+        writing[0] = True
+        assert not source.check_stop()  # As a pass over rows would ask.
+        write(*arguments)
+        writing[0] = False
+
+    monkeypatch.setattr(train, "check_stop", ask)
+    monkeypatch.setattr(saved_run.SavedRun, "_write_results", write_results)
+    table = tmp_path / "table.csv"
+    table.write_text("x,y\n" + "".join(f"{i},{3 * i + i % 2}\n" for i in range(200)))
+    config = TrainConfig(data=str(table), target="y", run_dir=str(tmp_path / "run"), plots=True)
+    assert train.train(config).digest
+    assert asked[False] > 0
+    assert asked[True] == 0
